@@ -1,0 +1,109 @@
+"""The worst tokens and sequences of a window, each with its address."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from pplmon import cells
+
+Decode = Callable[[list[int]], str]
+Row = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WorstToken:
+    """One token, what was expected there, what the model said, and where to find it."""
+
+    loss: float  # nats; NaN or inf where the token is sick
+    step: int = 0  # optimizer step, 0-based
+    micro_batch: int = 0  # within the step
+    rank: int = 0
+    sequence: int = 0  # row of the batch
+    position: int = 0  # column of the target as the caller gave it; the flat index for [N, V] logits
+    target: int = 0
+    predicted: int | None = None  # the argmax; None where it is not known
+    predicted_probability: float | None = None
+    sample_id: int | None = None  # the dataset's row, where sample_ids were given
+    context_ids: tuple[int | None, ...] = ()  # 2·context+1 ids, the token in the middle; None outside the sequence
+    context_losses: tuple[float | None, ...] = ()  # None outside, and where a neighbour is not scored
+    context_text: str | None = None  # None without decode
+    target_text: str | None = None
+    predicted_text: str | None = None
+
+    def decoded(self, decode: Decode) -> WorstToken:
+        """Return this token with its texts. ``decode`` is given known, non-negative ids only."""
+        return replace(
+            self,
+            context_text=decode([i for i in self.context_ids if i is not None]),
+            target_text=decode([self.target]),
+            predicted_text=None if self.predicted is None else decode([self.predicted]),
+        )
+
+
+@dataclass(frozen=True)
+class WorstSequence:
+    """One sequence (a row of the batch, or a packed document) with its mean loss over valid tokens."""
+
+    loss: float  # nats per token
+    tokens: int = 0  # valid ones
+    step: int = 0
+    micro_batch: int = 0
+    rank: int = 0
+    sequence: int = 0  # row of the batch
+    position: int = 0  # its first column
+    document_id: int | None = None
+    sample_id: int | None = None
+
+
+def worst_token(row: Row) -> WorstToken:
+    """Read one row of integers (see ``cells``)."""
+    neighbours = row[cells.TOKEN_COLUMNS :]
+    top_bits = row[cells.TOP_PROBABILITY]
+    return WorstToken(
+        loss=cells.float_from_bits(row[cells.TOKEN_LOSS]),
+        **_address(row),
+        target=row[cells.TARGET],
+        predicted=None if row[cells.PREDICTED] < 0 else row[cells.PREDICTED],
+        predicted_probability=None if top_bits < 0 else cells.float_from_bits(top_bits),
+        sample_id=_optional(row[cells.SAMPLE]),
+        context_ids=tuple(None if cell < 0 else cell >> 32 for cell in neighbours),
+        context_losses=tuple(_neighbour_loss(cell) for cell in neighbours),
+    )
+
+
+def worst_sequence(row: Row) -> WorstSequence:
+    """Read one row of integers (see ``cells``)."""
+    return WorstSequence(
+        loss=cells.nats(row[cells.SEQUENCE_LOSS]),
+        tokens=row[cells.SEQUENCE_TOKENS],
+        **_address(row),
+        document_id=_optional(row[cells.SEQUENCE_DOCUMENT]),
+        sample_id=_optional(row[cells.SEQUENCE_SAMPLE]),
+    )
+
+
+def merge_rows(rows: Sequence[Row], keep: int) -> tuple[Row, ...]:
+    """Return the ``keep`` worst rows: the largest loss first, then the earliest address. Empty rows are left out."""
+    filled = [row for row in rows if row[0] >= 0]
+    return tuple(sorted(filled, key=lambda row: (-row[0], row[cells.WHEN], row[cells.WHERE]))[:keep])
+
+
+def _address(row: Row) -> dict[str, int]:
+    when, where = row[cells.WHEN], row[cells.WHERE]
+    return {
+        "step": when >> cells.MICRO_BITS,
+        "micro_batch": when & (2**cells.MICRO_BITS - 1),
+        "rank": where >> (cells.SEQUENCE_BITS + cells.POSITION_BITS),
+        "sequence": where >> cells.POSITION_BITS & (2**cells.SEQUENCE_BITS - 1),
+        "position": where & (2**cells.POSITION_BITS - 1),
+    }
+
+
+def _optional(value: int) -> int | None:
+    return None if value == cells.NONE else value
+
+
+def _neighbour_loss(cell: int) -> float | None:
+    bits = cell & cells.NO_LOSS
+    return None if cell < 0 or bits == cells.NO_LOSS else cells.float_from_bits(bits)

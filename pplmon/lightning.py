@@ -1,0 +1,306 @@
+"""WIRE: ``PerplexityMonitor``, the callback for ``pytorch_lightning`` and ``lightning.pytorch``. No arithmetic."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from pytorch_lightning import Callback
+except ImportError:  # the same classes under the other name
+    from lightning.pytorch import Callback  # type: ignore[assignment,no-redef,import-not-found,unused-ignore]
+
+from pplmon import trainer as facts
+from pplmon.alerts import Rule, watched
+from pplmon.capture import Capture, Logits, Targets
+from pplmon.delivery import Handler
+from pplmon.evidence import Decode
+from pplmon.guard import LossGuard
+from pplmon.monitor import Monitor, Pass, check_cadence, check_rules
+from pplmon.numbers import select
+from pplmon.report import Report
+from pplmon.sinks.journal import SERIES
+from pplmon.tally import TokenTally
+
+EPOCH_NUMBERS = ("cross_entropy", "perplexity", "token_accuracy", "max_token_loss")
+ON_PROGRESS_BAR = ("train/perplexity", "val/perplexity")
+
+
+class PerplexityMonitor(Callback):
+    """Add it to a ``Trainer``: exact perplexity, accuracy and worst tokens in the trainer's loggers, and alerts.
+
+    Args:
+        logits: where logits are: a submodule's path, a key of the step's output, or a callable(outputs, batch).
+        targets: where targets are: a key, attribute or index of the batch, or a callable(batch).
+        shift: logits at t predict the target at t+1. ``None``: true for a Hugging Face causal model, else the tally's.
+        every_n_steps: optimizer steps in a logged window; ``None`` is the trainer's ``log_every_n_steps``.
+        judge_every_n_steps: optimizer steps between two read-outs, at which the rules judge.
+        numbers: "core", "all" or a list of names.
+        prefix: put before every log key.
+        tally: the pattern that is cloned for each stage.
+        alerts: rules; ``None`` takes ``default_alerts()``, ``[]`` is off.
+        on_alert: callables that are given each alert, on the first rank.
+        decode: ids -> str, to show text.
+
+    How logits and targets are found when neither is named is told in ``pplmon.capture``.
+    """
+
+    def __init__(
+        self,
+        logits: Logits | None = None,
+        targets: Targets | None = None,
+        shift: bool | None = None,
+        every_n_steps: int | None = None,
+        judge_every_n_steps: int = 1,
+        numbers: str | Sequence[str] = "core",
+        prefix: str = "",
+        tally: TokenTally | None = None,
+        alerts: Sequence[Rule] | None = None,
+        on_alert: Handler | Sequence[Handler] = (),
+        decode: Decode | None = None,
+    ) -> None:
+        super().__init__()
+        if every_n_steps is not None:
+            check_cadence("every_n_steps", every_n_steps)
+        check_cadence("judge_every_n_steps", judge_every_n_steps)
+        select(numbers)
+        if alerts is not None:
+            check_rules(alerts)
+        self._capture_settings = (logits, targets, shift)
+        self._every_n_steps = every_n_steps
+        self._alerts = alerts
+        self._settings: dict[str, Any] = {
+            "judge_every_n_steps": judge_every_n_steps,
+            "numbers": numbers,
+            "prefix": prefix,
+            "tally": tally if tally is not None else TokenTally(),
+            "on_alert": on_alert,
+            "decode": decode,
+        }
+        self._capture = Capture(*self._capture_settings)
+        self._monitor: _TrainerMonitor | None = None
+        self._guard = LossGuard()
+        self._pass: Pass | None = None
+        self._micro_batch = 0
+
+    @property
+    def state_key(self) -> str:
+        """Tell two monitors in one trainer apart by their prefix and cadence."""
+        return f"PerplexityMonitor{self._settings['prefix']!r}{self._capture_settings[0]!r}"
+
+    def observe_tokens(self, logits: Tensor, targets: Tensor, **data: Any) -> None:
+        """Count a batch from inside the module's step; see ``pplmon.observe``."""
+        self._capture.observe(logits, targets, **data)
+
+    # A run begins.
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Start anew: a run that ended in an exception may have left hooks."""
+        self._capture.detach()
+        self._pass = None
+        if stage == "fit":
+            self._monitor = None
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Set hooks and make the monitor of this run."""
+        self._capture = Capture(*self._capture_settings)
+        self._capture.attach(pl_module)
+        self._guard = LossGuard()
+        self._monitor = self._make_monitor(trainer, pl_module)
+
+    def _make_monitor(self, trainer: Any, pl_module: Any) -> _TrainerMonitor:
+        every = self._every_n_steps if self._every_n_steps is not None else trainer.log_every_n_steps
+        rules = check_rules(self._alerts) if self._alerts is not None else None
+        series = tuple(dict.fromkeys((*SERIES, *watched(rules or ()))))
+        settings = {**self._settings, "tally": self._settings["tally"].clone().to(pl_module.device)}
+        return _TrainerMonitor(
+            trainer, sinks=facts.sinks_of(trainer, series), every_n_steps=every or None, alerts=rules, **settings
+        )
+
+    # Training.
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Learn who needs our numbers at their own step."""
+        monitor = self._running()
+        head = f"{monitor.prefix}train/"
+        monitor.wait_for_window = any(key.startswith(head) for key in facts.watched_keys(trainer))
+        self._micro_batch = 0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Listen for this micro-batch."""
+        monitor = self._running()
+        self._capture.open("train", monitor.tally)
+        self._capture.batch(batch, facts.step_of(trainer), self._micro_batch)
+        self._guard.before(monitor.tally)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count this micro-batch, and close the optimizer step if it was its last."""
+        monitor = self._running()
+        self._capture.end_batch(outputs)
+        self._capture.close()
+        self._guard.after(monitor.tally, _loss(outputs, trainer.accumulate_grad_batches))
+        self._micro_batch += 1
+        if facts.optimizer_stepped(trainer):
+            self._micro_batch = 0
+            if monitor.step_to(facts.step_of(trainer)) is not None:
+                self._guard.check()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log the epoch's own numbers."""
+        monitor = self._running()
+        step = facts.step_of(trainer) - 1
+        report = monitor.end_epoch().report(max(step, 0), "train")
+        kept = {name: report.numbers[name] for name in EPOCH_NUMBERS}
+        monitor.publish(Report(report.step, "train_epoch", kept), f"{monitor.prefix}train/", "_epoch")
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log the last, shorter window and let go of files."""
+        self._running().close()
+        self._guard.check()
+
+    # Validation and test.
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin a pass, but for the sanity check."""
+        if not trainer.sanity_checking:
+            self._begin_pass(trainer, pl_module, "val", trainer.val_dataloaders)
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin a pass."""
+        self._begin_pass(trainer, pl_module, "test", trainer.test_dataloaders)
+
+    def _begin_pass(self, trainer: Any, pl_module: Any, stage: str, loaders: Any) -> None:
+        if self._monitor is None or self._monitor.trainer is not trainer:
+            self._monitor = self._make_monitor(trainer, pl_module)
+        if not self._capture.attached:
+            self._capture = Capture(*self._capture_settings)
+            self._capture.attach(pl_module)
+        self._monitor.collect()  # an alert must not wait for the pass to end
+        repeated = facts.repeated_sequences(trainer, loaders)
+        self._pass = Pass(stage, self._monitor.tally, len(repeated))
+        for tally, count in zip(self._pass.tallies, repeated):
+            tally.reset()
+            if count is not None and trainer.is_global_zero:
+                tally.add_duplicates(count)
+
+    def on_validation_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Listen for this batch."""
+        if self._pass is not None:
+            self._capture.open(self._pass.stage, self._pass.tallies[dataloader_idx])
+            self._capture.batch(batch, facts.step_of(trainer), batch_idx)
+
+    on_test_batch_start = on_validation_batch_start
+
+    def on_validation_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Count this batch."""
+        if self._pass is not None:
+            self._capture.end_batch(outputs)
+            self._capture.close()
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Publish the pass: in time for every callback that monitors it, whatever their order."""
+        if self._pass is not None:
+            self._running().finish(self._pass, facts.step_of(trainer))
+            self._pass = None
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Send the pass to the loggers, now that it is known which keys the module logs itself."""
+        if not trainer.sanity_checking:
+            self._running().send_held()
+
+    on_test_end = on_validation_end
+
+    # A run ends.
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        """Take in what is under way, so that no alert is behind the checkpoint."""
+        if self._monitor is not None:
+            self._monitor.collect()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Let go of the module and write what is held back; nothing is sent to other ranks."""
+        self._capture.detach()
+        if self._monitor is not None:
+            self._monitor.abandon()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let go of the module and of files."""
+        self._capture.detach()
+        if self._monitor is not None:
+            self._monitor.abandon()
+
+    def _running(self) -> _TrainerMonitor:
+        if self._monitor is None:
+            raise RuntimeError("PerplexityMonitor was called outside a run of a Trainer")
+        return self._monitor
+
+
+class _TrainerMonitor(Monitor):
+    """A monitor that also tells the trainer: its callbacks, its progress bar."""
+
+    def __init__(self, trainer: Any, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.trainer = trainer
+        self._held: list[tuple[Report, str, str]] = []
+        self._renamed: set[str] = set()
+
+    def publish(self, report: Report, head: str, tail: str = "") -> None:
+        """Give the numbers to callbacks at once, and to the loggers when no key of the module's can be missed."""
+        self._tell_callbacks(report, head, tail)
+        self._held.append((report, head, tail))
+        if not self.trainer.validating and not self.trainer.testing:
+            self.send_held()
+
+    def send_held(self) -> None:
+        """Send the reports that were held back to the sinks."""
+        held, self._held = self._held, []
+        for report, head, tail in held:
+            self._tell_callbacks(report, head, tail)
+            if self.writes:
+                scalars = self.keys(report, head, tail)
+                self._delivery.report(report, {self._key(key): value for key, value in scalars.items()})
+
+    def abandon(self) -> None:
+        """Close the sinks without a collective."""
+        self._delivery.close()
+
+    def _tell_callbacks(self, report: Report, head: str, tail: str) -> None:
+        metrics, bar = self.trainer.callback_metrics, self.trainer.progress_bar_metrics
+        own = facts.module_keys(self.trainer)
+        for name, value in report.as_dict().items():
+            key = f"{head}{name}{tail}"
+            if key in own:
+                self._rename(key)
+            metrics[self._key(key)] = torch.tensor(float(value), dtype=torch.float64)
+            if key in ON_PROGRESS_BAR:
+                bar[self._key(key)] = float(value)
+
+    def _key(self, key: str) -> str:
+        return f"pplmon/{key}" if key in self._renamed else key
+
+    def _rename(self, key: str) -> None:
+        if not self._renamed:
+            warnings.warn(
+                f"pplmon: the module logs {key!r} itself. pplmon's own is logged as 'pplmon/{key}' (the same for any other "
+                'such key); set PerplexityMonitor(prefix="...") to choose another name.',
+                stacklevel=2,
+            )
+        self._renamed.add(key)
+
+
+def _loss(outputs: Any, accumulation: int) -> Tensor | None:
+    """The loss that ``training_step`` returned: Lightning hands it on divided by the accumulation."""
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    return loss * accumulation if isinstance(loss, Tensor) else None

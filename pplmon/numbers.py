@@ -1,0 +1,222 @@
+"""The numbers: their names, units and ranges, and every formula, once.
+
+A formula reads integer totals (see ``cells``) and returns a Python float, so nothing overflows and nothing is rounded
+before the last operation. ``None`` means that a number cannot be had; NaN that there was no valid token.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fractions import Fraction
+from functools import lru_cache
+from itertools import accumulate
+
+from pplmon import cells
+
+NAN = math.nan
+INF = math.inf
+
+
+@dataclass(frozen=True)
+class Number:
+    """What one number is: for the docs, for checks of thresholds, and for what is logged by default."""
+
+    name: str
+    unit: str
+    meaning: str
+    core: bool = False  # logged by default
+    low: float = 0.0  # the least value it can take
+    high: float = INF
+    best: str | None = None  # "min" or "max": which extreme over the run is worth a summary of its own
+
+
+CATALOGUE: dict[str, Number] = {
+    n.name: n
+    for n in (
+        Number("cross_entropy", "nats per token", "Σ nll / tokens", True, best="min"),
+        Number("perplexity", "", "exp(cross_entropy); inf where it overflows", True, low=1.0, best="min"),
+        Number("bits_per_token", "bits", "cross_entropy / ln 2", best="min"),
+        Number("bits_per_byte", "bits", "Σ nll / (ln 2 · Σ bytes); needs token_bytes", best="min"),
+        Number("relative_cross_entropy", "", "cross_entropy / ln V: 1 is a uniform guess", best="min"),
+        Number("token_accuracy", "", "tokens whose argmax is the target / tokens", True, high=1.0, best="max"),
+        Number("mean_target_probability", "", "mean of p(target)", high=1.0, best="max"),
+        Number("inverse_perplexity", "", "1 / perplexity: the geometric mean of p(target)", True, high=1.0, best="max"),
+        Number("max_token_loss", "nats", "max nll over tokens", True, best="max"),
+        Number(
+            "max_sequence_loss",
+            "nats per token",
+            "max over sequences of ≥ min_sequence_tokens valid tokens of their mean nll",
+            True,
+            best="max",
+        ),
+        Number("token_loss_p50", "nats", "the ⌈0.5·n⌉-th smallest nll"),
+        Number("token_loss_p90", "nats", "the ⌈0.9·n⌉-th smallest nll"),
+        Number("token_loss_p99", "nats", "the ⌈0.99·n⌉-th smallest nll", True),
+        Number("token_loss_p999", "nats", "the ⌈0.999·n⌉-th smallest nll"),
+        Number("worst_1pct_loss", "nats", "mean nll of the ⌈tokens/100⌉ worst tokens", True),
+        Number("worst_1pct_share", "", "the share of Σ nll that these hold", high=1.0),
+        Number("perplexity_without_worst_1pct", "", "the perplexity of the others", low=1.0),
+        Number("above_uniform_rate", "", "tokens with nll > ln V / tokens", high=1.0),
+        Number("max_token_excess", "nats", "max_token_loss − ln V − ln tokens", low=-INF),
+        Number("overconfident_error_rate", "", "wrong tokens whose argmax has p ≥ 0.9 / tokens", high=1.0),
+        Number("nonfinite_tokens", "count", "scored tokens whose nll is NaN or ±inf", True),
+        Number("capped_tokens", "count", "tokens with nll ≥ 2^10 nats, which count as 2^10"),
+        Number("invalid_targets", "count", "targets outside the vocabulary: not scored"),
+        Number("duplicate_sequences", "count", "sequences that a sampler repeated, where known"),
+        Number("tokens", "count", "valid tokens in the window"),
+        Number("sequences", "count", "sequences with at least one valid token"),
+        Number("tokens_seen", "count", "valid tokens in the run (train)", True),
+    )
+}
+CORE = tuple(n.name for n in CATALOGUE.values() if n.core)
+
+
+def check_name(name: str) -> None:
+    """Raise ``ValueError`` for a name that no measurement has. A name with "/" may come from an extra."""
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a number is a str, got {type(name).__name__}")
+    if name not in CATALOGUE and "/" not in name:
+        near = get_close_matches(name, CATALOGUE, n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"unknown number {name!r}: {hint}known are {', '.join(CATALOGUE)}")
+
+
+def select(numbers: str | Sequence[str]) -> tuple[str, ...] | None:
+    """Resolve ``numbers="core" | "all" | [names]`` to names; ``None`` stands for all."""
+    if numbers == "all":
+        return None
+    if numbers == "core":
+        return CORE
+    if isinstance(numbers, str):
+        raise ValueError(f'numbers must be "core", "all" or a list of names, got {numbers!r}; write [{numbers!r}]')
+    for name in numbers:
+        check_name(name)
+    return tuple(numbers)
+
+
+def derive(
+    sums: Mapping[str, int], maxima: Mapping[str, int], histogram: Sequence[int]
+) -> dict[str, float | int | None]:
+    """Return every number of the catalogue but ``tokens_seen``, from totals."""
+    n = sums["tokens"]
+    nll = _fixed(sums, "nll")
+    vocab = _vocab(sums, maxima)
+    loss_bits = maxima["token_loss_bits"]
+    max_loss = cells.float_from_bits(loss_bits) if loss_bits >= 0 else NAN
+    cross_entropy = _ratio(nll, n)
+    worst_count = -(-n // 100)
+    losses = Losses(histogram, max_loss)
+    worst_sum = losses.tail(worst_count)
+    sequence_units = maxima["sequence_loss_units"]
+    sequences_known = not sums["sequences_unknown"]
+
+    def count(cell: str, unknown: str) -> float | None:
+        return None if sums[unknown] else _ratio(sums[cell], n)
+
+    return {
+        "cross_entropy": cross_entropy,
+        "perplexity": exp(cross_entropy),
+        "bits_per_token": cross_entropy / math.log(2),
+        "bits_per_byte": None if sums["bytes_unknown"] else _ratio(nll / math.log(2), sums["bytes"]),
+        "relative_cross_entropy": cross_entropy / math.log(vocab) if vocab and vocab > 1 else (None if n else NAN),
+        "token_accuracy": count("correct", "correct_unknown"),
+        "mean_target_probability": _ratio(_fixed(sums, "probability"), n),
+        "inverse_perplexity": math.exp(-cross_entropy),
+        "max_token_loss": max_loss,
+        "max_sequence_loss": _max_sequence(n, sequence_units) if sequences_known else None,
+        "token_loss_p50": losses.quantile(0.5),
+        "token_loss_p90": losses.quantile(0.9),
+        "token_loss_p99": losses.quantile(0.99),
+        "token_loss_p999": losses.quantile(0.999),
+        "worst_1pct_loss": _ratio(worst_sum, worst_count),
+        "worst_1pct_share": _share(worst_sum, nll, n),
+        "perplexity_without_worst_1pct": exp(_ratio(max(nll - worst_sum, 0.0), n - worst_count)),
+        "above_uniform_rate": count("above_uniform", "vocab_unknown"),
+        "max_token_excess": max_loss - math.log(vocab) - math.log(n) if vocab and n else (None if n else NAN),
+        "overconfident_error_rate": None if sums["correct_unknown"] else count("overconfident_errors", "top_probability_unknown"),
+        "nonfinite_tokens": sums["nonfinite_tokens"],
+        "capped_tokens": sums["capped_tokens"],
+        "invalid_targets": sums["invalid_targets"],
+        "duplicate_sequences": sums["duplicate_sequences"] if sums["duplicates_known"] else None,
+        "tokens": n,
+        "sequences": sums["sequences"] if sequences_known else None,
+    }
+
+
+def exp(x: float) -> float:
+    """e**x, ``inf`` where it overflows."""
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return INF
+
+
+class Losses:
+    """The histogram of losses, summed up once, to be asked for quantiles and tails.
+
+    Each loss reads as the midpoint of its bucket, never beyond the exact ``largest`` (nats).
+    """
+
+    def __init__(self, histogram: Sequence[int], largest: float) -> None:
+        self._counts, self._largest = histogram, largest
+        self._up_to = list(accumulate(histogram))  # tokens in this bucket and below
+
+    def quantile(self, q: float) -> float:
+        """The ⌈q·n⌉-th smallest loss: numpy's ``inverted_cdf``."""
+        n = self._up_to[-1]
+        if not n:
+            return NAN
+        share = _as_meant(q)
+        rank = max(1, -(-share.numerator * n // share.denominator))
+        return self._value(bisect_left(self._up_to, rank))
+
+    def tail(self, count: int) -> float:
+        """Σ of the ``count`` largest losses."""
+        rest = self._up_to[-1] - count
+        first = bisect_right(self._up_to, rest) if count else len(self._up_to)
+        if first == len(self._up_to):
+            return 0.0
+        partial = (self._up_to[first] - rest) * self._value(first)
+        full = zip(self._counts[first + 1 :], range(first + 1, len(self._counts)))
+        return partial + sum(n * self._value(bucket) for n, bucket in full if n)
+
+    def _value(self, bucket: int) -> float:
+        return min(cells.BUCKET_VALUES[bucket], self._largest)
+
+
+@lru_cache
+def _as_meant(q: float) -> Fraction:
+    return Fraction(q).limit_denominator(10**9)  # 0.99 is meant as 99/100, not as the float beside it
+
+
+def _fixed(sums: Mapping[str, int], name: str) -> float:
+    return cells.nats((sums[f"{name}_whole"] << cells.FRACTION_BITS) + sums[f"{name}_fraction"])
+
+
+def _ratio(part: float, whole: int) -> float:
+    return part / whole if whole else NAN
+
+
+def _share(part: float, whole: float, n: int) -> float:
+    if not n:
+        return NAN
+    # When every loss is 0 the worst hold what any equal part holds.
+    return min(1.0, part / whole) if whole else -(-n // 100) / n
+
+
+def _max_sequence(n: int, units: int) -> float | None:
+    if units >= 0:
+        return cells.nats(units)
+    return None if n else NAN  # tokens, but no sequence long enough
+
+
+def _vocab(sums: Mapping[str, int], maxima: Mapping[str, int]) -> int | None:
+    """V, where it is known for every token and is one and the same."""
+    largest, complement = maxima["vocab_size"], maxima["vocab_complement"]
+    if sums["vocab_unknown"] or largest < 0 or cells.VOCAB_LIMIT - complement != largest:
+        return None
+    return largest

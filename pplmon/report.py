@@ -1,0 +1,161 @@
+"""The waist: ``Totals`` (host integers that add) and ``Report`` (one window's numbers and evidence).
+
+To the left of this page stand tensors, to its right plain numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import add
+from typing import Protocol
+
+from pplmon import cells
+from pplmon.evidence import Decode, Row, WorstSequence, WorstToken, merge_rows, worst_sequence, worst_token
+from pplmon.numbers import CATALOGUE, derive
+
+Value = float | int | None
+
+
+class Derives(Protocol):
+    """What a report needs of an extra measurement: how many integers it summed, and the numbers that they give."""
+
+    size: int
+
+    def numbers(self, sums: Sequence[int]) -> Mapping[str, Value]:
+        """Return the extra's numbers from its summed integers."""
+        ...
+
+
+class Numbers(Mapping[str, Value]):
+    """The numbers of a report. A known name that was not given reads ``None``."""
+
+    def __init__(self, given: Mapping[str, Value]) -> None:
+        self._given = dict(given)
+
+    def __getitem__(self, name: str) -> Value:
+        return self._given[name] if name in self._given else _none_if_known(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def __repr__(self) -> str:
+        return repr(self._given)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The numbers of one window or pass, as attributes and as the mapping ``numbers``, and its worst tokens."""
+
+    step: int  # 0-based optimizer step: the window's last
+    stage: str = "train"
+    numbers: Mapping[str, Value] = field(default_factory=dict)
+    worst: tuple[WorstToken, ...] = ()
+    worst_sequences: tuple[WorstSequence, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numbers", Numbers(self.numbers))
+
+    def __getattr__(self, name: str) -> Value:
+        numbers = self.__dict__.get("numbers")  # absent while a copy or a pickle is being rebuilt
+        if numbers is not None and not name.startswith("__"):
+            try:
+                return numbers[name]  # type: ignore[no-any-return]
+            except KeyError:
+                pass
+        raise AttributeError(f"a Report has no {name!r}; its numbers are {', '.join(CATALOGUE)}")
+
+    def as_dict(self) -> dict[str, float | int]:
+        """Return every number that could be had, by name."""
+        return {name: value for name, value in self.numbers.items() if value is not None}
+
+    def finite(self) -> dict[str, float | int]:
+        """Return what may be sent to a logger: NaN and ±inf poison its summaries for good."""
+        return {name: value for name, value in self.as_dict().items() if math.isfinite(value)}
+
+    def decoded(self, decode: Decode) -> Report:
+        """Return this report with the text of its worst tokens."""
+        return replace(self, worst=tuple(token.decoded(decode) for token in self.worst))
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Integers that add: ``a + b`` are the totals of both, in any order and grouping. ``Totals()`` is the empty one."""
+
+    sums: tuple[int, ...] = (0,) * len(cells.SUMS)
+    maxima: tuple[int, ...] = (-1,) * len(cells.MAXIMA)
+    histogram: tuple[int, ...] = (0,) * cells.BUCKETS
+    token_rows: tuple[Row, ...] = ()
+    sequence_rows: tuple[Row, ...] = ()
+    keep: int = 0  # rows of each kind
+    extra_sums: tuple[int, ...] = ()
+    extras: tuple[Derives, ...] = field(default=(), compare=False)
+
+    def __add__(self, other: Totals) -> Totals:
+        if self == Totals():
+            return other
+        if other == Totals():
+            return self
+        keep = max(self.keep, other.keep)
+        if len(self.extra_sums) != len(other.extra_sums):
+            raise ValueError(
+                f"totals of unlike extras do not add: {len(self.extra_sums)} integers and {len(other.extra_sums)}; "
+                "give both tallies the same extras"
+            )
+        return Totals(
+            sums=tuple(map(add, self.sums, other.sums)),
+            maxima=tuple(map(max, self.maxima, other.maxima)),
+            histogram=tuple(map(add, self.histogram, other.histogram)),
+            token_rows=merge_rows(self.token_rows + other.token_rows, keep),
+            sequence_rows=merge_rows(self.sequence_rows + other.sequence_rows, keep),
+            keep=keep,
+            extra_sums=tuple(map(add, self.extra_sums, other.extra_sums)),
+            extras=self.extras or other.extras,
+        )
+
+    def __getitem__(self, cell: str) -> int:
+        """Return one sum or maximum by its name in ``cells``."""
+        if cell in cells.SUMS:
+            return self.sums[cells.SUMS.index(cell)]
+        return self.maxima[cells.MAXIMA.index(cell)]
+
+    @property
+    def empty(self) -> bool:
+        """True where nothing was scored: there is nothing to judge or to show."""
+        return not (self["tokens"] or self["nonfinite_tokens"] or self["invalid_targets"])
+
+    def numbers(self) -> dict[str, Value]:
+        """Return every number that the totals give."""
+        given: dict[str, Value] = dict(
+            derive(
+                dict(zip(cells.SUMS, self.sums)),
+                dict(zip(cells.MAXIMA, self.maxima)),
+                self.histogram,
+            )
+        )
+        start = 0
+        for extra in self.extras:
+            given.update(extra.numbers(self.extra_sums[start : start + extra.size]))
+            start += extra.size
+        return given
+
+    def report(
+        self, step: int = 0, stage: str = "train", tokens_seen: int | None = None, evidence: bool = True
+    ) -> Report:
+        """Return the report of these totals. ``tokens_seen`` is the run's count, which no window knows."""
+        return Report(
+            step=step,
+            stage=stage,
+            numbers={**self.numbers(), "tokens_seen": tokens_seen},
+            worst=tuple(map(worst_token, self.token_rows)) if evidence else (),
+            worst_sequences=tuple(map(worst_sequence, self.sequence_rows)) if evidence else (),
+        )
+
+
+def _none_if_known(name: str) -> None:
+    if name not in CATALOGUE:
+        raise KeyError(name)

@@ -1,0 +1,31 @@
+"""What a place that shows things is: four verbs, each of which may be left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pplmon.alerts import Alert
+from pplmon.report import Report
+
+
+class Sink:
+    """One place where numbers and alerts are shown. It is called on one thread, on the writing rank only.
+
+    A sink may raise: the monitor reports the failure once, says what is lost, and training goes on.
+    """
+
+    def start(self, run: Mapping[str, Any]) -> None:
+        """Begin a run. ``run`` holds plain values: versions, settings, the rules' texts."""
+
+    def judged(self, report: Report) -> None:
+        """Take one read-out as the rules saw it (every ``judge_every_n_steps``)."""
+
+    def report(self, report: Report, scalars: Mapping[str, float]) -> None:
+        """Take one logged window or pass: ``scalars`` are the log keys with finite values, at ``report.step``."""
+
+    def alert(self, alert: Alert) -> None:
+        """Take one alert, with its evidence."""
+
+    def close(self) -> None:
+        """Write what is held back and let go of files. A sink that was given its backend does not close it."""

@@ -1,0 +1,119 @@
+"""The terminal: one line per logged window, and a panel per alert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pplmon.alerts import Alert
+from pplmon.evidence import WorstToken
+from pplmon.report import Report
+from pplmon.sinks.base import Sink
+from pplmon.sinks.keys import split_key
+from pplmon.sinks.text import blame, brief, visible
+
+TOKENS = 5  # at most, in a panel
+COLOURS = {"info": "blue", "warning": "yellow", "critical": "red"}
+LABELS = {
+    "cross_entropy": "cross-entropy",
+    "perplexity": "perplexity",
+    "token_accuracy": "accuracy",
+    "max_token_loss": "max token",
+    "max_sequence_loss": "max sequence",
+}
+
+
+class Console(Sink):
+    """Print to a ``rich.console.Console``, by default one on standard output.
+
+    ``print`` takes what was rendered as one string, so that a progress bar can make room for it. ``reports=False``
+    shows alerts only, for where the bar shows the numbers already.
+    """
+
+    def __init__(self, console: Any = None, print: Callable[[str], Any] | None = None, reports: bool = True) -> None:
+        self._console = console
+        self._print = print
+        self._reports = reports
+
+    def report(self, report: Report, scalars: Mapping[str, float]) -> None:
+        """Print one line: where we are, and the main numbers."""
+        if self._reports:
+            from rich.text import Text
+
+            self._show(Text(report_line(report, scalars)), soft_wrap=True)
+
+    def alert(self, alert: Alert) -> None:
+        """Print a panel: what happened, and the worst tokens in their context."""
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.text import Text
+
+        parts: list[Any] = [Text(visible("\n".join([alert.text, *blame(alert)])))]
+        if alert.worst:
+            parts += [Text(), _token_table(alert.worst[:TOKENS])]
+        heading = Text(visible(f"pplmon {alert.severity}: {alert.rule}"))
+        self._show(Panel(Group(*parts), title=heading, title_align="left", border_style=COLOURS[alert.severity]))
+
+    def _show(self, thing: Any, soft_wrap: bool = False) -> None:
+        if self._console is None:
+            from rich.console import Console as RichConsole
+
+            self._console = RichConsole()
+        if self._print is None:
+            self._console.print(thing, soft_wrap=soft_wrap)
+            return
+        with self._console.capture() as captured:
+            self._console.print(thing, soft_wrap=soft_wrap)
+        self._print(captured.get().rstrip("\n"))
+
+
+def report_line(report: Report, scalars: Mapping[str, float]) -> str:
+    """Return a window as one line. Losses are in nats; sick tokens are named only where there are any."""
+    numbers = [f"{label} {brief(v)}" for name, label in LABELS.items() if (v := report.numbers.get(name)) is not None]
+    if report.numbers.get("nonfinite_tokens"):
+        numbers.append(f"sick tokens {report.numbers['nonfinite_tokens']}")
+    return "  ".join([f"step {report.step}", report.stage + _loader(scalars), *numbers])
+
+
+def _loader(scalars: Mapping[str, float]) -> str:
+    """Say which dataloader a report is of, where all of its keys are one loader's."""
+    loaders = {key.loader for key in map(split_key, scalars) if key is not None}
+    return f" (dataloader {loaders.pop()})" if len(loaders) == 1 and None not in loaders else ""
+
+
+def _token_table(tokens: Sequence[WorstToken]) -> Any:
+    """Few columns, because a terminal is narrow; texts as ``Text``, so that no markup in them is obeyed."""
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = {
+        "loss (nats)": [brief(token.loss) for token in tokens],
+        "where": [_where(token) for token in tokens],
+        "target": [_named(token.target, token.target_text) for token in tokens],
+        "predicted": [_predicted(token) for token in tokens],
+        "context": ["" if token.context_text is None else repr(token.context_text) for token in tokens],
+    }
+    shown = {header: cells for header, cells in columns.items() if any(cells)}
+    table = Table(box=None, pad_edge=False)
+    for header in shown:
+        table.add_column(header, overflow="fold")
+    for row in zip(*shown.values()):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _where(token: WorstToken) -> str:
+    sample = "" if token.sample_id is None else f", sample {token.sample_id}"
+    address = f"step {token.step}, micro-batch {token.micro_batch}, rank {token.rank}"
+    return f"{address}, sequence {token.sequence}, position {token.position}{sample}"
+
+
+def _predicted(token: WorstToken) -> str:
+    if token.predicted is None:
+        return ""
+    name = _named(token.predicted, token.predicted_text)
+    return name if token.predicted_probability is None else f"{name} p={brief(token.predicted_probability)}"
+
+
+def _named(token_id: int, text: str | None) -> str:
+    return str(token_id) if text is None else f"{token_id} {text!r}"

@@ -1,0 +1,171 @@
+"""The journal: everything that was seen, as one JSON object per line in ``<directory>/pplmon.jsonl``.
+
+It needs no service and survives a kill: alerts are on the disk before anything else hears of them. Lines are strict
+JSON, so NaN and ±inf stand there as the strings "NaN", "Infinity" and "-Infinity".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pplmon.alerts import Alert
+from pplmon.numbers import CORE
+from pplmon.report import Report
+from pplmon.sinks.base import Sink
+from pplmon.sinks.text import finite_or_text
+
+FILE_NAME = "pplmon.jsonl"
+SERIES = tuple(dict.fromkeys((*CORE, "worst_1pct_loss", "max_token_excess", "relative_cross_entropy", "tokens")))
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_LOSSES = ("loss", "context_losses", "predicted_probability")  # of a worst token or sequence: what may be non-finite
+
+
+class Journal(Sink):
+    """Append to ``<directory>/pplmon.jsonl``; the directory is made on first use.
+
+    ``series`` names the numbers of a ``judged`` row, one of which is written per read-out: keep it compact.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], series: Sequence[str] | None = None) -> None:
+        self._path = Path(directory) / FILE_NAME
+        self._series = SERIES if series is None else tuple(series)
+        self._file: BinaryIO | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    def start(self, run: Mapping[str, Any]) -> None:
+        """Write what is known of the run."""
+        self._write({"kind": "run"} | {name: value for name, value in run.items() if name != "kind"}).flush()
+
+    def judged(self, report: Report) -> None:
+        """Write the series that rules watch. It is not flushed: that comes with the next report or alert."""
+        numbers = {name: report.numbers[name] for name in self._series if name in report.numbers}
+        self._write({"kind": "judged", "step": report.step, "stage": report.stage, "numbers": _known(numbers)})
+
+    def report(self, report: Report, scalars: Mapping[str, float]) -> None:
+        """Write every number and the evidence, whatever is logged elsewhere."""
+        self._write(
+            {
+                "kind": "report",
+                "step": report.step,
+                "stage": report.stage,
+                "numbers": report.as_dict(),
+                "worst": [_known(asdict(token)) for token in report.worst],
+                "worst_sequences": [_known(asdict(sequence)) for sequence in report.worst_sequences],
+            }
+        ).flush()
+
+    def alert(self, alert: Alert) -> None:
+        """Write an alert through to the disk: what comes next may be the crash that it announces."""
+        fields = _known(asdict(alert))
+        for name in ("worst", "worst_sequences"):
+            fields[name] = [_known(row) for row in fields[name]]
+        file = self._write({"kind": "alert"} | fields)
+        file.flush()
+        os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Close the file. A later write opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, row: Mapping[str, Any]) -> BinaryIO:
+        if self._file is None:
+            self._file = _open_to_append(self._path)
+        self._file.write(json.dumps(plain(row), allow_nan=False).encode() + b"\n")
+        return self._file
+
+
+def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the rows of a journal (the file, or its directory), with non-finite numbers as floats again.
+
+    A resumed run repeats steps: of the rows for the same step and stage (alerts: and the same rule) the last is kept,
+    where it stands. A line that a kill tore is passed over.
+    """
+    path = Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    kept: dict[tuple[Any, ...], dict[str, Any]] = {}
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file):
+            row = _parse(line)
+            if row is not None:
+                key = _identity(row, number)
+                kept.pop(key, None)  # so that the new one comes at its own place
+                kept[key] = row
+    return [_revived(row) for row in kept.values()]
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as strict JSON can hold it: non-finite floats as strings, an unknown thing as its text."""
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        return finite_or_text(value)
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    # A rule of the user's own may put a tensor of one element into its alert.
+    return plain(value.item()) if hasattr(value, "item") else str(value)
+
+
+def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _open_to_append(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+b")  # noqa: SIM115 - open for as long as the run
+    if file.seek(0, os.SEEK_END):
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":  # a kill tore the last line: end it, or ours would be lost with it
+            file.write(b"\n")
+    return file
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "kind" in row else None
+
+
+def _identity(row: Mapping[str, Any], number: int) -> tuple[Any, ...]:
+    """What makes a row a repetition of another."""
+    address = (row["kind"], row.get("stage"), row.get("step"))
+    if row["kind"] in ("judged", "report"):
+        return address
+    if row["kind"] == "alert":
+        # Two rules of one kind may fire at one step: on two metrics, or at two thresholds.
+        return (*address, row.get("rule"), row.get("metric"), row.get("threshold"))
+    return (row["kind"], number)
+
+
+def _revived(row: dict[str, Any]) -> dict[str, Any]:
+    _revive(row, "value", "threshold")
+    _revive(row.get("numbers", {}), *row.get("numbers", ()))
+    for evidence in (*row.get("worst", ()), *row.get("worst_sequences", ())):
+        _revive(evidence, *_LOSSES)  # by name: "NaN" may well be the text of a token
+    return row
+
+
+def _revive(fields: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if name in fields:
+            value = fields[name]
+            fields[name] = [_number(v) for v in value] if isinstance(value, list) else _number(value)
+
+
+def _number(value: Any) -> Any:
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -1,0 +1,49 @@
+"""A Lightning logger as a sink: scalars go through the logger, the rest straight to its backend where it has more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pplmon.alerts import Alert
+from pplmon.report import Report
+from pplmon.sinks.base import Sink
+from pplmon.sinks.tensorboard import TensorBoard
+from pplmon.sinks.wandb import WandB
+
+
+class LightningLogger(Sink):
+    """One of the trainer's loggers. Never opens a run of its own."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self._board, self._run = _backend(logger)
+
+    def report(self, report: Report, scalars: Mapping[str, float]) -> None:
+        """Log the scalars at the report's step."""
+        self._logger.log_metrics(metrics=dict(scalars), step=report.step)
+        if self._board is not None:
+            self._board.layout(scalars)
+        if self._run is not None:
+            self._run.best(scalars)
+
+    def alert(self, alert: Alert) -> None:
+        """Show the alert where the backend can show one."""
+        if self._board is not None:
+            self._board.alert(alert)
+        if self._run is not None:
+            self._run.alert(alert)
+
+    def close(self) -> None:
+        """Write what the logger holds back; the trainer owns it and closes it."""
+        self._logger.save()
+
+
+def _backend(logger: Any) -> tuple[TensorBoard | None, WandB | None]:
+    """Tell what stands behind a logger by what it can do, so that any version of the class will do."""
+    name = type(logger).__name__
+    if "TensorBoard" in name:
+        return TensorBoard(writer=logger.experiment), None
+    if "Wandb" in name:
+        return None, WandB(run=logger.experiment)
+    return None, None

@@ -1,0 +1,104 @@
+"""Weights & Biases: history rows, the best values of the run, and alerts with a table of their worst tokens."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from pplmon.alerts import Alert
+from pplmon.numbers import CATALOGUE
+from pplmon.report import Report
+from pplmon.sinks.base import Sink
+from pplmon.sinks.keys import split_key
+from pplmon.sinks.text import alert_markdown, token_table, visible
+
+STEP = "trainer/global_step"  # Lightning's x axis: wandb's own step drops rows that go backwards, as a resumed run's do
+TITLE_LENGTH = 64  # characters: W&B takes no longer title
+# Seconds for which W&B would swallow alerts of the same title. 0 means a minute to it, and our rules are quiet already.
+WAIT = 0.001
+LEVELS = {"info": "INFO", "warning": "WARN", "critical": "ERROR"}
+_BETTER = {"min": operator.lt, "max": operator.gt}
+
+
+class WandB(Sink):
+    """Log to ``run``, or to one that ``wandb.init(**init)`` makes on first use and ``close`` finishes.
+
+    ``best`` and ``alert`` stand alone, for a caller whose scalars reach the run by another way.
+    """
+
+    def __init__(self, run: Any = None, **init: Any) -> None:
+        if run is not None and init:
+            raise ValueError(f"WandB takes a run or arguments of wandb.init, not both; got also {', '.join(init)}")
+        self._run = run
+        self._ours = run is None
+        self._init = init
+        self._best: dict[str, float] = {}
+
+    @property
+    def run(self) -> Any:
+        """The run; ours is made on first use."""
+        if self._run is None:
+            import wandb
+
+            self._run = wandb.init(**self._init)
+            self._run.define_metric(STEP)
+            self._run.define_metric("*", step_metric=STEP)
+        return self._run
+
+    def report(self, report: Report, scalars: Mapping[str, float]) -> None:
+        """Log one window as one history row, and the values that are the best so far."""
+        self.run.log({**scalars, STEP: report.step})
+        self.best(scalars)
+
+    def best(self, scalars: Mapping[str, float]) -> None:
+        """Keep the run's extremes in its summary as plain numbers, ``val/perplexity_min``, written when they improve.
+
+        W&B's own ``summary="min"`` would replace the last value by a mapping, and one NaN would spoil it for good.
+        """
+        improved: dict[str, float] = {}
+        for key, value in scalars.items():
+            extreme = _extreme(key)
+            if extreme is not None and self._improves(f"{key}_{extreme}", value, extreme):
+                improved[f"{key}_{extreme}"] = value
+        if improved:
+            self._best.update(improved)
+            self.run.summary.update(improved)
+
+    def alert(self, alert: Alert) -> None:
+        """Send an alert, then log its worst tokens as a table (13 ms: never with ordinary rows)."""
+        self.run.alert(title=title(alert), text=alert_markdown(alert), level=LEVELS[alert.severity], wait_duration=WAIT)
+        table = token_table(alert.worst)
+        if table.rows:
+            import wandb
+
+            at = {} if alert.step is None else {STEP: alert.step}
+            self.run.log({"pplmon/worst_tokens": wandb.Table(columns=[*table.columns], data=table.rows), **at})
+
+    def close(self) -> None:
+        """Finish a run of ours; one that was given is its owner's to finish."""
+        if self._ours and self._run is not None:
+            self._run.finish()
+            self._run = None
+
+    def _improves(self, name: str, value: float, extreme: str) -> bool:
+        if name not in self._best and getattr(self.run, "resumed", False):
+            before = self.run.summary.get(name)  # what the run had reached before it was resumed
+            if isinstance(before, (int, float)) and math.isfinite(before):
+                self._best[name] = before
+        return name not in self._best or bool(_BETTER[extreme](value, self._best[name]))
+
+
+def title(alert: Alert) -> str:
+    """Return a title for an alert, of at most 64 characters on one line."""
+    what = alert.rule if alert.metric is None else f"{alert.rule}: {alert.stage}/{alert.metric}"
+    line = visible(what).replace("\n", " ")
+    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
+
+
+def _extreme(key: str) -> str | None:
+    """Which extreme of a log key is worth keeping: "min", "max" or neither."""
+    parts = split_key(key)
+    number = None if parts is None else CATALOGUE.get(parts.name)
+    return None if number is None else number.best

@@ -1,0 +1,6 @@
+"""ACCUMULATE: tokens become integers, which are merged over micro-batches, steps and ranks."""
+
+from pplmon.tally.metric import Extra, TokenTally
+from pplmon.tally.readout import ReadOut
+
+__all__ = ["Extra", "ReadOut", "TokenTally"]

@@ -1,0 +1,286 @@
+"""ACCUMULATE: ``TokenTally``, a ``torchmetrics.Metric`` whose states are integers on the device.
+
+Shapes: B sequences, T positions, N = B·T tokens, V vocabulary, K worst rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from pplmon import cells
+from pplmon.report import Derives, Report, Totals
+from pplmon.tally import count, worst
+from pplmon.tally.layout import merge_counts, merge_maxima, merge_rows, merge_sums
+from pplmon.tally.readout import Group, ReadOut, State, gather_rows
+from pplmon.tally.sequences import Sequences, documents_as_sequences, rows_as_sequences
+from pplmon.tokens import TokenStats, token_stats
+
+
+class Extra(Derives, Protocol):
+    """An optional measurement: ``size`` integers that are summed, and the numbers that they give."""
+
+    def update(self, stats: TokenStats, valid: Tensor, logits: Tensor | None, **batch_data: Tensor) -> Tensor:
+        """Return this batch's non-negative integers [size], int64, on the device of the stats, without a host sync."""
+        ...
+
+
+class TokenTally(Metric):
+    """Exact, mergeable totals of every token: the same numbers however the tokens are cut and in whatever order.
+
+    Args:
+        ignore_index: targets of this value are not scored; ``None`` ignores nothing.
+        shift: logits at t predict the target at t+1 (see ``token_stats``).
+        top_k: how many worst tokens, and worst sequences, are kept with their address.
+        context: neighbours kept on each side of a worst token.
+        min_sequence_tokens: shorter sequences do not enter ``max_sequence_loss``.
+        token_bytes: [V] ints, the bytes that each id stands for (0 for special ones); gives ``bits_per_byte``.
+        process_group: the ranks whose tokens are counted together; ``None`` is all of them.
+        extras: optional measurements (see ``Extra``).
+        kwargs: what ``torchmetrics.Metric`` takes.
+
+    Memory: about 17 KiB of int64 states, whatever the number of tokens.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    sums: Tensor
+    maxima: Tensor
+    histogram: Tensor
+    token_rows: Tensor
+    sequence_rows: Tensor
+    extra_sums: Tensor
+    token_bytes: Tensor | None
+
+    def __init__(
+        self,
+        ignore_index: int | None = -100,
+        shift: bool = False,
+        top_k: int = 8,
+        context: int = 8,
+        min_sequence_tokens: int = 16,
+        token_bytes: Sequence[int] | Tensor | None = None,
+        process_group: Any = None,
+        extras: Sequence[Extra] = (),
+        **kwargs: Any,
+    ) -> None:
+        # A cached result would let a rank without news return early while the others wait for it.
+        kwargs.setdefault("compute_with_cache", False)
+        super().__init__(process_group=process_group, **kwargs)
+        for name, value in (("top_k", top_k), ("min_sequence_tokens", min_sequence_tokens)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+        if not isinstance(context, int) or context < 0:
+            raise ValueError(f"context must be an integer of at least 0 (neighbours on each side), got {context!r}")
+        self.ignore_index, self.shift = ignore_index, shift
+        self.top_k, self.context, self.min_sequence_tokens = top_k, context, min_sequence_tokens
+        self.extras = tuple(extras)
+        self.register_buffer("token_bytes", _byte_table(token_bytes), persistent=False)
+        self._columns = cells.TOKEN_COLUMNS + 2 * context + 1
+        self._add("sums", (len(cells.SUMS),), 0, merge_sums)
+        self._add("maxima", (len(cells.MAXIMA),), -1, merge_maxima)
+        self._add("histogram", (cells.BUCKETS,), 0, merge_counts)
+        self._add("token_rows", (top_k, self._columns), -1, merge_rows)
+        self._add("sequence_rows", (top_k, cells.SEQUENCE_COLUMNS), -1, merge_rows)
+        self._add("extra_sums", (sum(extra.size for extra in self.extras),), 0, merge_counts)
+        # A MetricCollection shares one update among metrics whose states look alike after the first batch. This empty
+        # state is named after the settings, so that only metrics that measure the same are ever grouped.
+        self.add_state(self._settings(), torch.zeros(0, dtype=torch.int64), dist_reduce_fx="sum")
+
+    @torch.no_grad()
+    def update(
+        self,
+        logits: Tensor | TokenStats,
+        targets: Tensor | None = None,
+        mask: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        step: int = 0,
+        micro_batch: int = 0,
+        **batch_data: Tensor,
+    ) -> None:
+        """Count one batch. Never waits for the device.
+
+        Args:
+            logits: [B, T, V] or [N, V], or ``TokenStats``, which need no targets.
+            targets: [B, T] or [N] int ids.
+            mask: bool like targets, True = scored.
+            document_ids: int like targets: runs of equal ids are sequences (packing).
+            sample_ids: [B] int64, the dataset's row of each sequence.
+            step: optimizer step, for the addresses of the worst tokens.
+            micro_batch: within the step.
+            batch_data: what extras read.
+
+        Raises:
+            ValueError: shapes that do not fit each other. TypeError: a dtype that cannot be right.
+        """
+        stats, raw = self._measure(logits, targets, mask)
+        if stats.nll.device != self.sums.device:
+            self.to(stats.nll.device)
+        if not stats.nll.numel():
+            return
+        sequences = _sequences(stats, document_ids)
+        sample_ids = _check_samples(sample_ids, stats)
+        batch = count.prepare(stats, sequences)
+        per_sequence = count.count_sequences(batch, self.min_sequence_tokens)
+        address = worst.Address(_natural("step", step), _natural("micro_batch", micro_batch), self.group.global_rank, sample_ids)
+        self._merge("sums", count.sums(batch, per_sequence, self.token_bytes))
+        self._merge("maxima", count.maxima(batch, per_sequence))
+        self._merge("histogram", count.histogram(batch))
+        self._merge("token_rows", worst.token_rows(batch, address, self.top_k, self.context))
+        self._merge("sequence_rows", worst.sequence_rows(batch, per_sequence, address, self.top_k))
+        if self.extras:
+            parts = [extra.update(stats, batch.valid, raw, **batch_data) for extra in self.extras]
+            self._merge("extra_sums", torch.cat(parts))
+
+    def compute(self) -> Any:
+        """Return the numbers of §2 of the contract, as 0-dim tensors by name, over all ranks (every rank calls it).
+
+        Counts are int64, the others float64 (float32 on devices without it). Numbers that cannot be had are left out.
+        """
+        report = self._local_totals().report()
+        return {name: self._tensor(value) for name, value in report.as_dict().items()}
+
+    def totals(self) -> Totals:
+        """Return host integers, merged over ranks (every rank calls it), that add to those of other windows."""
+        if self._is_synced:
+            return self._local_totals()
+        return self.gather(self.read_out().totals())
+
+    def report(self, step: int = 0, stage: str = "train") -> Report:
+        """Return the report of what was accumulated, merged over ranks (every rank calls it)."""
+        return self.totals().report(step, stage)
+
+    def read_out(self) -> ReadOut:
+        """Start the reduction over ranks without waiting (every rank calls it at the same step)."""
+        return ReadOut(self._state(), self.group, self.extras)
+
+    def gather(self, totals: Totals) -> Totals:
+        """Return totals of a read-out with the worst rows of all ranks (every rank calls it)."""
+        return gather_rows(totals, self.group, self.sums.device, self._columns)
+
+    @property
+    def group(self) -> Group:
+        """The ranks whose tokens are counted together."""
+        return Group(self.process_group)
+
+    def add_duplicates(self, sequences: int) -> None:
+        """Count sequences that a sampler repeated to fill the last batch, on one rank only."""
+        known, cell = cells.SUMS.index("duplicates_known"), cells.SUMS.index("duplicate_sequences")
+        self.sums = self.sums.clone()
+        self.sums[known] += 1
+        self.sums[cell] += sequences
+
+    def clone(self) -> TokenTally:
+        """Return a copy that counts over the same group."""
+        copy: TokenTally = super().clone()  # type: ignore[assignment]
+        copy.process_group = self.process_group
+        return copy
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> TokenTally:
+        """Do nothing: the states are integers, and stay so."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "process_group": None}  # a ProcessGroup cannot be pickled
+
+    def _measure(
+        self, logits: Tensor | TokenStats, targets: Tensor | None, mask: Tensor | None
+    ) -> tuple[TokenStats, Tensor | None]:
+        if not isinstance(logits, TokenStats):
+            if targets is None:
+                raise TypeError("update needs targets beside logits; only TokenStats come without")
+            return token_stats(logits, targets, self.ignore_index, mask, self.shift), logits
+        if targets is not None or mask is not None:
+            raise TypeError("TokenStats already hold targets and mask: give those to token_stats or from_losses")
+        return logits, None
+
+    def _merge(self, name: str, part: Tensor) -> None:
+        # A new tensor, not an in-place sum: states that were made under inference_mode stay usable outside it.
+        setattr(self, name, self._reductions[name](torch.stack([getattr(self, name), part])))  # type: ignore[operator,misc]
+
+    def _state(self) -> State:
+        return State(*(getattr(self, name) for name in State._fields))
+
+    def _local_totals(self) -> Totals:
+        return ReadOut(self._state(), _ALONE, self.extras).totals()
+
+    def _tensor(self, value: float) -> Tensor:
+        wide = torch.float32 if self.sums.device.type == "mps" else torch.float64
+        return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else wide, device=self.sums.device)
+
+    def _sync_dist(self, dist_sync_fn: Callable[..., Any] | None = None, process_group: Any = None) -> None:
+        """Put the group's numbers in place of this rank's: two collectives instead of two for each state.
+
+        The worst rows stay this rank's own; ``report`` and ``totals`` gather them.
+        """
+        group = Group(process_group or self.process_group)
+        totals = ReadOut(self._state(), group, self.extras).totals()
+        for name in ("sums", "maxima", "histogram", "extra_sums"):
+            values: tuple[int, ...] = getattr(totals, name)
+            capped = [min(value, cells.CEILING) for value in values]
+            setattr(self, name, torch.tensor(capped, dtype=torch.int64, device=self.sums.device))
+
+    def _add(self, name: str, shape: tuple[int, ...], fill: int, merge: Callable[[Tensor], Tensor]) -> None:
+        default = torch.full(shape, fill, dtype=torch.int64)
+        self.add_state(name, default, dist_reduce_fx=merge, persistent=True)
+
+    def _settings(self) -> str:
+        table = None if self.token_bytes is None else self.token_bytes.tolist()
+        extras = [repr(extra) for extra in self.extras]
+        settings = (self.ignore_index, self.shift, self.top_k, self.context, self.min_sequence_tokens, table, extras)
+        return "settings_" + hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+
+
+class _Alone(Group):
+    """This rank by itself."""
+
+    @property
+    def size(self) -> int:
+        return 1
+
+
+_ALONE = _Alone()
+
+
+def _sequences(stats: TokenStats, document_ids: Tensor | None) -> Sequences | None:
+    if document_ids is None:
+        return rows_as_sequences(stats)
+    if tuple(document_ids.shape) != stats.batch_shape:
+        raise ValueError(
+            f"document_ids must have the shape of targets {stats.batch_shape}, got {tuple(document_ids.shape)}"
+        )
+    if document_ids.is_floating_point():
+        raise TypeError(f"document_ids must be integers, got {document_ids.dtype}")
+    return documents_as_sequences(stats, document_ids)
+
+
+def _check_samples(sample_ids: Tensor | None, stats: TokenStats) -> Tensor | None:
+    if sample_ids is None:
+        return None
+    if len(stats.batch_shape) != 2 or tuple(sample_ids.shape) != stats.batch_shape[:1]:
+        wanted = stats.batch_shape[:1] if len(stats.batch_shape) == 2 else "none, since [N, V] logits have no rows"
+        raise ValueError(f"sample_ids must be [B], one id for each row: {wanted}; got shape {tuple(sample_ids.shape)}")
+    if sample_ids.is_floating_point():
+        raise TypeError(f"sample_ids must be integers, got {sample_ids.dtype}")
+    return sample_ids.to(stats.nll.device, torch.int64)
+
+
+def _byte_table(token_bytes: Sequence[int] | Tensor | None) -> Tensor | None:
+    if token_bytes is None:
+        return None
+    table = torch.as_tensor(token_bytes)
+    if table.dim() != 1 or table.is_floating_point() or bool((table < 0).any()):
+        raise ValueError("token_bytes must be [V] non-negative integers: the number of bytes that each id stands for")
+    return table.to(torch.int64)
+
+
+def _natural(name: str, value: int) -> int:
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, got {value}")
+    return value

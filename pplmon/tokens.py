@@ -1,0 +1,222 @@
+"""MEASURE: logits and targets become one ``TokenStats`` row per token.
+
+Shapes: B sequences, T positions, N = B·T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pplmon.kernels import eager
+
+NEGATIVE_LIMIT = -1e-3  # rounding may bring a loss a little below 0; a log-probability passed for a loss is far below
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStats:
+    """What was measured of each token, on the logits' device. Made by ``token_stats`` or ``from_losses``.
+
+    With ``shift`` row t holds the target of column t+1; the last row of a sequence holds column 0, which is never scored.
+    """
+
+    nll: Tensor  # [N] float32 nats: >= 0; 0 where not scored; NaN or inf where sick
+    correct: Tensor | None  # [N] bool: the argmax is the target
+    top_probability: Tensor | None  # [N] float32: probability of the argmax
+    predicted: Tensor | None  # [N] int64
+    targets: Tensor  # [N] int64, as given (shifted)
+    scored: Tensor  # [N] bool: not ignored, not masked, inside the vocabulary
+    invalid: Tensor  # [N] bool: to be scored, but outside the vocabulary
+    batch_shape: tuple[int, ...]  # (B, T) or (N,)
+    vocab_size: int | None = None
+    entropy: Tensor | None = None  # [N] float32 nats, when asked
+    shift: bool = False
+
+    @classmethod
+    @torch.no_grad()
+    def from_losses(
+        cls,
+        nll: Tensor,
+        targets: Tensor,
+        correct: Tensor | None = None,
+        top_probability: Tensor | None = None,
+        predicted: Tensor | None = None,
+        vocab_size: int | None = None,
+        ignore_index: int | None = -100,
+        mask: Tensor | None = None,
+    ) -> TokenStats:
+        """Take losses that were computed elsewhere (a fused loss that never holds logits). All [B,T] or [N].
+
+        Args:
+            nll: −ln p(target) in nats, float. A value below −0.001 cannot be one and counts as NaN.
+            targets: int ids. With ``vocab_size=None`` only negative ones are outside the vocabulary.
+            correct: bool, whether the argmax is the target. Derived from ``predicted`` where that is given.
+            top_probability: probability of the argmax.
+            predicted: id of the argmax.
+            vocab_size: V.
+            ignore_index: targets of this value are not scored; ``None`` ignores nothing.
+            mask: bool, True = scored.
+
+        Raises:
+            ValueError: shapes differ. TypeError: a dtype cannot hold what its argument means.
+        """
+        _need_float("nll", nll)
+        _check_targets(targets, tuple(nll.shape), "nll")
+        if nll.dim() not in (1, 2):
+            raise ValueError(f"nll must be [B, T] or [N], got shape {tuple(nll.shape)}")
+        for name, value in (("correct", correct), ("top_probability", top_probability), ("predicted", predicted)):
+            if value is not None and value.shape != nll.shape:
+                raise ValueError(f"{name} must have the shape of nll {tuple(nll.shape)}, got {tuple(value.shape)}")
+        if correct is not None and correct.dtype != torch.bool:
+            correct = correct != 0
+        if correct is None and predicted is not None:
+            correct = predicted == targets
+        flat = targets.detach().reshape(-1).to(nll.device, torch.int64)
+        scored, invalid = _scored(flat, _check_mask(mask, targets), ignore_index, vocab_size)
+        loss = nll.detach().reshape(-1).to(torch.float32)
+        loss = torch.where(loss < NEGATIVE_LIMIT, torch.nan, loss.clamp_min(0.0))
+        return cls(
+            nll=torch.where(scored, loss, 0.0) + 0.0,  # + 0.0 makes −0.0, whose bits sort wrongly, 0.0
+            correct=None if correct is None else correct.detach().reshape(-1),
+            top_probability=None if top_probability is None else top_probability.detach().reshape(-1).float(),
+            predicted=None if predicted is None else predicted.detach().reshape(-1).to(torch.int64),
+            targets=flat,
+            scored=scored,
+            invalid=invalid,
+            batch_shape=tuple(targets.shape),
+            vocab_size=vocab_size,
+        )
+
+    @classmethod
+    def join(cls, pieces: Sequence[TokenStats], shift: bool = False) -> TokenStats:
+        """Put pieces [B, t] of one batch side by side along T (a head that is applied to chunks of positions)."""
+        shapes = [p.batch_shape for p in pieces]
+        length = sum(shape[-1] for shape in shapes)
+
+        def cat(name: str) -> Tensor | None:
+            parts = [getattr(p, name) for p in pieces]
+            if any(part is None for part in parts):
+                return None
+            return torch.cat([part.view(shape) for part, shape in zip(parts, shapes)], dim=-1).reshape(-1)
+
+        names = ("nll", "correct", "top_probability", "predicted", "targets", "scored", "invalid", "entropy")
+        return cls(
+            **{name: cat(name) for name in names},  # type: ignore[arg-type]
+            batch_shape=(*shapes[0][:-1], length),
+            vocab_size=pieces[0].vocab_size,
+            shift=shift,
+        )
+
+
+@torch.no_grad()
+def token_stats(
+    logits: Tensor,
+    targets: Tensor,
+    ignore_index: int | None = -100,
+    mask: Tensor | None = None,
+    shift: bool = False,
+    entropy: bool = False,
+) -> TokenStats:
+    """Measure every token once: no graph, no host sync, no copy of the logits.
+
+    Args:
+        logits: [B, T, V] or [N, V], fp32, bf16, fp16 or fp64; −inf marks masked vocabulary.
+        targets: [B, T] or [N] int ids.
+        ignore_index: targets of this value are not scored; ``None`` ignores nothing.
+        mask: [B, T] or [N] bool, True = scored. It belongs to the target.
+        shift: logits at t predict the target at t+1. Moves the targets, never the logits; needs [B, T, V].
+        entropy: also give the entropy of each prediction, in nats.
+
+    Raises:
+        ValueError: shapes that do not fit each other. TypeError: integer logits, non-integer targets, a mask not bool.
+    """
+    _check_logits(logits, targets)
+    mask = _check_mask(mask, targets)
+    if shift:
+        if logits.dim() == 2:
+            raise ValueError(
+                f"shift=True needs logits [B, T, V], got [N, V] {tuple(logits.shape)}: a flat batch has no next column; "
+                "shift the targets yourself and pass shift=False"
+            )
+        targets, mask = shifted(targets, mask)
+    flat = targets.detach().reshape(-1).to(logits.device, torch.int64)
+    scored, invalid = _scored(flat, mask, ignore_index, logits.shape[-1])
+    # Unscored rows are measured at index 0: a gather needs an index, and selecting rows would wait for the device.
+    measured = eager.measure(logits.detach(), torch.where(scored, flat, 0), entropy)
+    return TokenStats(
+        nll=torch.where(scored, measured.nll, 0.0),
+        correct=scored & (measured.predicted == flat),
+        top_probability=measured.top_probability,
+        predicted=measured.predicted,
+        targets=flat,
+        scored=scored,
+        invalid=invalid,
+        batch_shape=tuple(targets.shape),
+        vocab_size=logits.shape[-1],
+        entropy=measured.entropy,
+        shift=shift,
+    )
+
+
+def shifted(targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Move targets and mask [B, T] one column to the left; what wraps around into the last column is not scored."""
+    last = torch.arange(targets.shape[1], device=targets.device) == targets.shape[1] - 1
+    kept = (~last).expand(targets.shape)
+    return targets.roll(-1, dims=1), kept if mask is None else mask.to(targets.device).roll(-1, dims=1) & kept
+
+
+def _scored(
+    targets: Tensor, mask: Tensor | None, ignore_index: int | None, vocab_size: int | None
+) -> tuple[Tensor, Tensor]:
+    wanted = torch.ones_like(targets, dtype=torch.bool)
+    if ignore_index is not None:
+        wanted = targets != ignore_index
+    if mask is not None:
+        wanted = wanted & mask.reshape(-1).to(targets.device)
+    inside = targets >= 0
+    if vocab_size is not None:
+        inside = inside & (targets < vocab_size)
+    return wanted & inside, wanted & ~inside
+
+
+def _check_logits(logits: Tensor, targets: Tensor) -> None:
+    _need_float("logits", logits)
+    if logits.dim() not in (2, 3):
+        raise ValueError(f"logits must be [B, T, V] or [N, V], got shape {tuple(logits.shape)}")
+    if logits.shape[-1] == 0:
+        raise ValueError(f"logits have an empty vocabulary: shape {tuple(logits.shape)}; the last dimension is V")
+    _check_targets(targets, tuple(logits.shape[:-1]), f"logits {tuple(logits.shape)} without V")
+
+
+def _check_targets(targets: Tensor, shape: tuple[int, ...], of: str) -> None:
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"targets must be an integer tensor, got {type(targets).__name__}")
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise TypeError(
+            f"targets must be integer token ids, got {targets.dtype}; were logits and targets passed in the wrong order?"
+        )
+    if tuple(targets.shape) != shape:
+        raise ValueError(
+            f"targets must have the shape of {of}, {shape}, got {tuple(targets.shape)}; "
+            "pass logits [B, T, V] with targets [B, T], or [N, V] with [N]"
+        )
+
+
+def _need_float(name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a floating-point tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {value.dtype}; are these token ids?")
+
+
+def _check_mask(mask: Tensor | None, targets: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool (True = scored), got {mask.dtype}; write mask.bool()")
+    if mask.shape != targets.shape:
+        raise ValueError(f"mask must have the shape of targets {tuple(targets.shape)}, got {tuple(mask.shape)}")
+    return mask

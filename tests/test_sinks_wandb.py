@@ -1,0 +1,175 @@
+"""Weights & Biases: one real offline run, read back from its file; the rest against a stand-in for the run."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pplmon.alerts import Alert
+from pplmon.evidence import WorstToken
+from pplmon.report import Report
+from pplmon.sinks.wandb import WandB, title
+from tests.wandb_file import OfflineRun, read_run
+
+STEP = "trainer/global_step"
+WORST = (WorstToken(loss=math.nan, position=99, target_text="a\x1b"), WorstToken(loss=41.25, position=3))
+
+
+@dataclass
+class Offline:
+    """A finished offline run: its records and its files."""
+
+    run: OfflineRun
+    files: Path
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offline]:
+    """One run of ours, from first use to close."""
+    directory = tmp_path_factory.mktemp("wandb")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DIR", str(directory))):
+            patch.setenv(f"WANDB_{name}", value)
+        sink = WandB(project="p", config={"mine": 1})
+        for step, perplexity, accuracy in ((3, 9.0, 0.25), (6, 7.5, 0.5), (4, 8.0, 0.375)):
+            numbers = {"val/perplexity": perplexity, "val/token_accuracy": accuracy, "val/tokens": 12}
+            sink.report(Report(step, "val"), numbers)
+        text = "step 7: train/cross_entropy jumped"
+        sink.alert(Alert("Spike", text, "cross_entropy", 7, severity="critical", worst=WORST))
+        sink.alert(Alert("a rule with a long name " * 5, "without evidence or step", severity="info"))
+        sink.close()
+        (path,) = directory.glob("wandb/offline-run-*/*.wandb")
+        yield Offline(_finished(path), path.parent / "files")
+
+
+def _finished(path: Path) -> OfflineRun:
+    """Read until the exit record is there: ``finish`` may return a moment before it is."""
+    for _ in range(100):
+        run = read_run(path)
+        if run.exits:
+            return run
+        time.sleep(0.05)
+    raise AssertionError("the run was not finished by close()")
+
+
+class FakeRun:
+    """Records what a run is asked to do."""
+
+    def __init__(self, resumed: bool = False, summary: dict[str, Any] | None = None) -> None:
+        self.resumed = resumed
+        self.summary: dict[str, Any] = summary or {}
+        self.calls: list[tuple[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: self.calls.append((name, args or kwargs))
+
+
+def test_rows_carry_their_own_step(offline: Offline) -> None:
+    """Rows stand in the order they came, with Lightning's step key: wandb's step would drop the one that goes back."""
+    rows = [row for row in offline.run.history if "val/perplexity" in row]
+    assert [(row[STEP], row["val/perplexity"]) for row in rows] == [(3, 9.0), (6, 7.5), (4, 8.0)]
+    assert [row["_step"] for row in rows] == [0, 1, 2]
+
+
+def test_a_run_of_ours_is_charted_over_that_step(offline: Offline) -> None:
+    """Every key's x axis is trainer/global_step, as WandbLogger has it."""
+    assert [(m.name, m.step_metric) for m in offline.run.metrics if m.name] == [(STEP, "")]
+    assert [m.step_metric for m in offline.run.metrics if m.glob_name == "*"] == [STEP]
+
+
+def test_best_values_are_plain_numbers_beside_the_last(offline: Offline) -> None:
+    """The extremes have names of their own; the last value stays; a count has no best."""
+    summary = offline.run.summary
+    assert (summary["val/perplexity_min"], summary["val/token_accuracy_max"]) == (7.5, 0.5)
+    assert not [key for key in summary if key.startswith("val/tokens_")]
+
+
+def test_alerts_are_recorded_with_level_and_short_title(offline: Offline) -> None:
+    """Both alerts are there, their titles fit, and the text holds the evidence."""
+    first, second = offline.run.alerts
+    assert (first.title, first.level) == ("Spike: train/cross_entropy", "ERROR")
+    assert "jumped" in first.text and "41.25" in first.text
+    assert second.level == "INFO" and len(second.title) == 64
+    assert first.wait_duration < 1000  # ms: 60,000 would swallow the next alert of that title
+
+
+def test_worst_tokens_are_a_table(offline: Offline) -> None:
+    """One table, for the one alert with evidence, at its step; NaN and control characters as text."""
+    (row,) = [row for row in offline.run.history if "pplmon/worst_tokens" in row]
+    assert row[STEP] == 7
+    table = json.loads((offline.files / row["pplmon/worst_tokens"]["path"]).read_text())
+    cells = [dict(zip(table["columns"], line)) for line in table["data"]]
+    assert [(c["loss"], c["position"], c["target_text"]) for c in cells] == [
+        ("NaN", 99, r"'a\x1b'"),
+        ("41.25", 3, None),
+    ]
+
+
+def test_a_given_run_is_neither_defined_nor_finished() -> None:
+    """It is its owner's: WandbLogger has defined its axes, and finishes it after us."""
+    run = FakeRun()
+    sink = WandB(run)
+    sink.report(Report(3), {"train/tokens_seen": 5})
+    sink.close()
+    assert run.calls == [("log", ({"train/tokens_seen": 5, STEP: 3},))]
+
+
+def test_a_run_and_init_arguments_do_not_go_together() -> None:
+    """Arguments that would be ignored are an error."""
+    with pytest.raises(ValueError, match="project"):
+        WandB(FakeRun(), project="p")
+
+
+def test_best_stands_without_scalars_and_writes_only_what_improves() -> None:
+    """Under Lightning rows go through its logger; the summary is ours. Each loader has a best of its own."""
+    run = FakeRun()
+    written: list[dict[str, float]] = []
+    run.summary = SimpleNamespace(update=written.append)  # type: ignore[assignment]
+    sink = WandB(run)
+    sink.best({"p/val/perplexity": 9.0, "val/perplexity/dataloader_idx_0": 8.0, "val/tokens": 3.0, "lr": 1.0})
+    sink.best({"p/val/perplexity": 9.0, "val/perplexity/dataloader_idx_0": 7.0})
+    sink.best({"p/val/perplexity": 10.0})
+    assert written == [
+        {"p/val/perplexity_min": 9.0, "val/perplexity/dataloader_idx_0_min": 8.0},
+        {"val/perplexity/dataloader_idx_0_min": 7.0},
+    ]
+    assert run.calls == []
+
+
+def test_a_resumed_run_keeps_its_best() -> None:
+    """A worse value after a resume does not take the place of the run's best; a spoilt one is replaced."""
+    run = FakeRun(resumed=True, summary={"val/perplexity_min": 5.0, "val/cross_entropy_min": "NaN"})
+    sink = WandB(run)
+    sink.best({"val/perplexity": 6.0, "val/cross_entropy": 2.0})
+    assert run.summary == {"val/perplexity_min": 5.0, "val/cross_entropy_min": 2.0}
+    sink.best({"val/perplexity": 4.0})
+    assert run.summary["val/perplexity_min"] == 4.0
+
+
+def test_a_new_run_does_not_read_its_summary() -> None:
+    """Only a resumed run has a past: what stands there otherwise is not ours."""
+    run = FakeRun(summary={"val/perplexity_min": 5.0})
+    WandB(run).best({"val/perplexity": 6.0})
+    assert run.summary["val/perplexity_min"] == 6.0
+
+
+def test_an_alert_without_tokens_logs_no_table() -> None:
+    """An empty table would be an artifact version for nothing."""
+    run = FakeRun()
+    WandB(run).alert(Alert("mine", "look", step=3))
+    assert [name for name, _ in run.calls] == ["alert"]
+
+
+def test_titles_fit() -> None:
+    """At most 64 characters, one line, nothing that does not print."""
+    assert title(Alert("r" * 64, "t")) == "r" * 64
+    assert title(Alert("r" * 65, "t")) == "r" * 63 + "…"
+    assert title(Alert("a\nb\x1b", "t")) == r"a b\x1b"
