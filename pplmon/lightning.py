@@ -130,6 +130,10 @@ class PerplexityMonitor(Callback):
         monitor.wait_for_window = any(key.startswith(head) for key in facts.watched_keys(trainer))
         self._micro_batch = 0
 
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Send the epoch before to the loggers, now that it is known which keys the module logs itself."""
+        self._running().send_held()
+
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Listen for this micro-batch."""
         monitor = self._running()
@@ -216,7 +220,7 @@ class PerplexityMonitor(Callback):
     on_test_epoch_end = on_validation_epoch_end
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Send the pass to the loggers, now that it is known which keys the module logs itself."""
+        """Send the pass to the loggers, likewise."""
         if not trainer.sanity_checking:
             self._running().send_held()
 
@@ -260,7 +264,7 @@ class _TrainerMonitor(Monitor):
         """Give the numbers to callbacks at once, and to the loggers when no key of the module's can be missed."""
         self._tell_callbacks(report, head, tail)
         self._held.append((report, head, tail))
-        if not self.trainer.validating and not self.trainer.testing:
+        if report.stage == "train":
             self.send_held()
 
     def send_held(self) -> None:
@@ -272,8 +276,14 @@ class _TrainerMonitor(Monitor):
                 scalars = self.keys(report, head, tail)
                 self._delivery.report(report, {self._key(key): value for key, value in scalars.items()})
 
+    def close(self) -> Report | None:
+        """Send what was held back, too."""
+        self.send_held()
+        return super().close()
+
     def abandon(self) -> None:
         """Close the sinks without a collective."""
+        self.send_held()
         self._delivery.close()
 
     def _tell_callbacks(self, report: Report, head: str, tail: str) -> None:

@@ -39,16 +39,8 @@ def test_a_report_is_one_line_however_narrow() -> None:
 
 def test_sick_tokens_are_named_only_where_there_are_any() -> None:
     """A healthy line is short."""
-    assert "sick" not in report_line(Report(1, numbers={"nonfinite_tokens": 0}), {})
-    assert report_line(Report(1, numbers={"nonfinite_tokens": 3}), {}).endswith("sick tokens 3")
-
-
-def test_a_loader_is_named_where_a_report_is_one_loaders() -> None:
-    """Two loaders' lines differ; the line over all of them names none."""
-    one = {"val/perplexity/dataloader_idx_1": 2.0}
-    assert "val (dataloader 1)" in report_line(Report(1, "val"), one)
-    assert "dataloader" not in report_line(Report(1, "val"), {**one, "val/perplexity": 2.0})
-    assert "dataloader" not in report_line(Report(1, "val"), {})
+    assert "sick" not in report_line(Report(1, numbers={"nonfinite_tokens": 0}))
+    assert report_line(Report(1, numbers={"nonfinite_tokens": 3})).endswith("sick tokens 3")
 
 
 def test_an_alert_shows_five_worst_tokens_in_context() -> None:

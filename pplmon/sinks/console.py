@@ -9,7 +9,6 @@ from pplmon.alerts import Alert
 from pplmon.evidence import WorstToken
 from pplmon.report import Report
 from pplmon.sinks.base import Sink
-from pplmon.sinks.keys import split_key
 from pplmon.sinks.text import blame, brief, visible
 
 TOKENS = 5  # at most, in a panel
@@ -40,7 +39,7 @@ class Console(Sink):
         if self._reports:
             from rich.text import Text
 
-            self._show(Text(report_line(report, scalars)), soft_wrap=True)
+            self._show(Text(report_line(report)), soft_wrap=True)
 
     def alert(self, alert: Alert) -> None:
         """Print a panel: what happened, and the worst tokens in their context."""
@@ -67,18 +66,12 @@ class Console(Sink):
         self._print(captured.get().rstrip("\n"))
 
 
-def report_line(report: Report, scalars: Mapping[str, float]) -> str:
+def report_line(report: Report) -> str:
     """Return a window as one line. Losses are in nats; sick tokens are named only where there are any."""
     numbers = [f"{label} {brief(v)}" for name, label in LABELS.items() if (v := report.numbers.get(name)) is not None]
     if report.numbers.get("nonfinite_tokens"):
         numbers.append(f"sick tokens {report.numbers['nonfinite_tokens']}")
-    return "  ".join([f"step {report.step}", report.stage + _loader(scalars), *numbers])
-
-
-def _loader(scalars: Mapping[str, float]) -> str:
-    """Say which dataloader a report is of, where all of its keys are one loader's."""
-    loaders = {key.loader for key in map(split_key, scalars) if key is not None}
-    return f" (dataloader {loaders.pop()})" if len(loaders) == 1 and None not in loaders else ""
+    return "  ".join([f"step {report.step}", report.stage, *numbers])
 
 
 def _token_table(tokens: Sequence[WorstToken]) -> Any:

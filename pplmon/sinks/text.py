@@ -128,5 +128,5 @@ def _cell(value: Cell) -> str:
 
 def _escape(text: str) -> str:
     """Escape what markdown or HTML would take for markup ("<|endoftext|>" is a token)."""
-    entities = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    entities = text.replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", entities)
