@@ -88,4 +88,4 @@ BUCKET_VALUES = _bucket_values()
 
 def nats(units: int) -> float:
     """Return fixed-point ``units`` of 2**-32 in nats."""
-    return units / 2**FRACTION_BITS
+    return units / (1 << FRACTION_BITS)

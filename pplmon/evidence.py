@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pplmon import cells
 
@@ -89,7 +90,7 @@ def merge_rows(rows: Sequence[Row], keep: int) -> tuple[Row, ...]:
     return tuple(sorted(filled, key=lambda row: (-row[0], row[cells.WHEN], row[cells.WHERE]))[:keep])
 
 
-def _address(row: Row) -> dict[str, int]:
+def _address(row: Row) -> dict[str, Any]:
     when, where = row[cells.WHEN], row[cells.WHERE]
     return {
         "step": when >> cells.MICRO_BITS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -37,15 +38,16 @@ class LossGuard:
         part = torch.stack([loss.detach().double().reshape(()).to(tokens.device) * tokens, nll, tokens])
         self._sums = part if self._sums is None else self._sums + part
 
-    def check(self) -> None:
-        """Warn once if the two are more than 5 % apart. Called when the first window is logged."""
+    def check(self, warn: bool = True) -> None:
+        """Warn once if the two are more than 5 % apart. Called when the first window is logged, on every rank."""
         if self.done:
             return
         self.done = True
-        if self._sums is None:
+        if self._sums is None or not warn:
             return
         loss, nll, tokens = self._sums.tolist()
-        if not tokens or abs(loss - nll) <= TOLERANCE * abs(nll):
+        # A loss of NaN is what NonFinite alerts on; the measured number leaves sick tokens out.
+        if not tokens or not math.isfinite(loss) or abs(loss - nll) <= TOLERANCE * abs(nll):
             return
         warnings.warn(
             f"pplmon: over the first logged window the measured cross-entropy is {nll / tokens:.4f} nats per token, but "

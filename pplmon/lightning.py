@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 try:
@@ -20,14 +18,15 @@ from pplmon.capture import Capture, Logits, Targets
 from pplmon.delivery import Handler
 from pplmon.evidence import Decode
 from pplmon.guard import LossGuard
-from pplmon.monitor import Monitor, Pass, check_cadence, check_rules
-from pplmon.numbers import select
+from pplmon.judge import check_rules
+from pplmon.monitor import Pass, check_cadence
+from pplmon.numbers import CATALOGUE, select
 from pplmon.report import Report
 from pplmon.sinks.journal import SERIES
 from pplmon.tally import TokenTally
+from pplmon.trainer_monitor import TrainerMonitor
 
 EPOCH_NUMBERS = ("cross_entropy", "perplexity", "token_accuracy", "max_token_loss")
-ON_PROGRESS_BAR = ("train/perplexity", "val/perplexity")
 
 
 class PerplexityMonitor(Callback):
@@ -82,7 +81,7 @@ class PerplexityMonitor(Callback):
             "decode": decode,
         }
         self._capture = Capture(*self._capture_settings)
-        self._monitor: _TrainerMonitor | None = None
+        self._monitor: TrainerMonitor | None = None
         self._guard = LossGuard()
         self._pass: Pass | None = None
         self._micro_batch = 0
@@ -112,12 +111,12 @@ class PerplexityMonitor(Callback):
         self._guard = LossGuard()
         self._monitor = self._make_monitor(trainer, pl_module)
 
-    def _make_monitor(self, trainer: Any, pl_module: Any) -> _TrainerMonitor:
+    def _make_monitor(self, trainer: Any, pl_module: Any) -> TrainerMonitor:
         every = self._every_n_steps if self._every_n_steps is not None else trainer.log_every_n_steps
         rules = check_rules(self._alerts) if self._alerts is not None else None
         series = tuple(dict.fromkeys((*SERIES, *watched(rules or ()))))
         settings = {**self._settings, "tally": self._settings["tally"].clone().to(pl_module.device)}
-        return _TrainerMonitor(
+        return TrainerMonitor(
             trainer, sinks=facts.sinks_of(trainer, series), every_n_steps=every or None, alerts=rules, **settings
         )
 
@@ -127,7 +126,7 @@ class PerplexityMonitor(Callback):
         """Learn who needs our numbers at their own step."""
         monitor = self._running()
         head = f"{monitor.prefix}train/"
-        monitor.wait_for_window = any(key.startswith(head) for key in facts.watched_keys(trainer))
+        monitor.wait_for_window = any(f"{head}{name}" in facts.watched_keys(trainer) for name in CATALOGUE)
         self._micro_batch = 0
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -151,7 +150,7 @@ class PerplexityMonitor(Callback):
         if facts.optimizer_stepped(trainer):
             self._micro_batch = 0
             if monitor.step_to(facts.step_of(trainer)) is not None:
-                self._guard.check()
+                self._guard.check(warn=monitor.writes)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the epoch's own numbers."""
@@ -164,7 +163,7 @@ class PerplexityMonitor(Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the last, shorter window and let go of files."""
         self._running().close()
-        self._guard.check()
+        self._guard.check(warn=self._running().writes)
 
     # Validation and test.
 
@@ -245,69 +244,10 @@ class PerplexityMonitor(Callback):
         if self._monitor is not None:
             self._monitor.abandon()
 
-    def _running(self) -> _TrainerMonitor:
+    def _running(self) -> TrainerMonitor:
         if self._monitor is None:
             raise RuntimeError("PerplexityMonitor was called outside a run of a Trainer")
         return self._monitor
-
-
-class _TrainerMonitor(Monitor):
-    """A monitor that also tells the trainer: its callbacks, its progress bar."""
-
-    def __init__(self, trainer: Any, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.trainer = trainer
-        self._held: list[tuple[Report, str, str]] = []
-        self._renamed: set[str] = set()
-
-    def publish(self, report: Report, head: str, tail: str = "") -> None:
-        """Give the numbers to callbacks at once, and to the loggers when no key of the module's can be missed."""
-        self._tell_callbacks(report, head, tail)
-        self._held.append((report, head, tail))
-        if report.stage == "train":
-            self.send_held()
-
-    def send_held(self) -> None:
-        """Send the reports that were held back to the sinks."""
-        held, self._held = self._held, []
-        for report, head, tail in held:
-            self._tell_callbacks(report, head, tail)
-            if self.writes:
-                scalars = self.keys(report, head, tail)
-                self._delivery.report(report, {self._key(key): value for key, value in scalars.items()})
-
-    def close(self) -> Report | None:
-        """Send what was held back, too."""
-        self.send_held()
-        return super().close()
-
-    def abandon(self) -> None:
-        """Close the sinks without a collective."""
-        self.send_held()
-        self._delivery.close()
-
-    def _tell_callbacks(self, report: Report, head: str, tail: str) -> None:
-        metrics, bar = self.trainer.callback_metrics, self.trainer.progress_bar_metrics
-        own = facts.module_keys(self.trainer)
-        for name, value in report.as_dict().items():
-            key = f"{head}{name}{tail}"
-            if key in own:
-                self._rename(key)
-            metrics[self._key(key)] = torch.tensor(float(value), dtype=torch.float64)
-            if key in ON_PROGRESS_BAR:
-                bar[self._key(key)] = float(value)
-
-    def _key(self, key: str) -> str:
-        return f"pplmon/{key}" if key in self._renamed else key
-
-    def _rename(self, key: str) -> None:
-        if not self._renamed:
-            warnings.warn(
-                f"pplmon: the module logs {key!r} itself. pplmon's own is logged as 'pplmon/{key}' (the same for any other "
-                'such key); set PerplexityMonitor(prefix="...") to choose another name.',
-                stacklevel=2,
-            )
-        self._renamed.add(key)
 
 
 def _loss(outputs: Any, accumulation: int) -> Tensor | None:

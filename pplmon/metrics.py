@@ -17,7 +17,9 @@ class View(TokenTally):
 
     number = ""
 
-    def update(self, preds: Tensor | TokenStats, target: Tensor | None = None, **kwargs: Any) -> None:
+    def update(  # type: ignore[override]  # torchmetrics' names, which a MetricCollection passes keywords by
+        self, preds: Tensor | TokenStats, target: Tensor | None = None, **kwargs: Any
+    ) -> None:
         """Count one batch: preds [B, T, V] or [N, V] logits, target [B, T] or [N]; see ``TokenTally.update``."""
         super().update(preds, target, **kwargs)
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pplmon import cells
-from pplmon.alerts import Alert, Rule, default_alerts
+from pplmon.alerts import Rule, default_alerts
 from pplmon.delivery import Delivery, Handler
 from pplmon.evidence import Decode
+from pplmon.judge import Judge
 from pplmon.numbers import CATALOGUE, select
 from pplmon.report import Report, Totals
 from pplmon.sinks.base import Sink
@@ -82,9 +82,8 @@ class Monitor:
         self.wait_for_window = False  # read a logged window at its own step (someone needs its numbers there)
         self._names = select(numbers)
         self._pattern = tally if tally is not None else TokenTally()
-        self._rules = check_rules(default_alerts() if alerts is None else alerts)
-        self._reads_rows = not all(getattr(rule, "numbers_only", False) for rule in self._rules)
         self._delivery = Delivery(sinks, on_alert)
+        self._judge = Judge(default_alerts() if alerts is None else alerts, self._delivery, self._pattern)
         self._tally = self._pattern.clone()
         self._pass: Pass | None = None
         self._pending: Pending | None = None
@@ -93,8 +92,6 @@ class Monitor:
         self._step = 0
         self._micro_batch = 0
         self._tokens_seen = 0
-        self._checked = False
-        self._invalid = False
         self._started = False
         self._last: Report | None = None
 
@@ -179,9 +176,7 @@ class Monitor:
         self._window = self._window + totals
         self._epoch = self._epoch + totals
         self._tokens_seen += totals["tokens"]
-        self._check_targets(totals, pending.step)
-        if not totals.empty:
-            self._judge(totals, pending.step, "train")
+        self._judge(totals, partial(self._report, pending.step, "train"))
         return self._log_window(pending.step) if pending.closes_window else None
 
     def flush(self) -> None:
@@ -202,14 +197,12 @@ class Monitor:
         self._start()
         parts = [self._pattern.gather(tally.read_out().totals()) for tally in opened.tallies]
         totals = sum(parts, Totals())
-        opened.report = self._shown(totals, step, opened.stage)
-        self._check_targets(totals, step, opened.stage)
-        if not totals.empty:
-            self._judge(totals, step, opened.stage, gathered=True)
+        opened.report = self._report(step, opened.stage, totals)
+        self._judge(totals, partial(self._report, step, opened.stage), gathered=True)
         self.publish(opened.report, f"{self.prefix}{opened.stage}/")
         if len(parts) > 1:
             opened.loader_reports = tuple(
-                self._shown(part, step, f"{opened.stage}/dataloader_idx_{index}") for index, part in enumerate(parts)
+                self._report(step, f"{opened.stage}/dataloader_idx_{index}", part) for index, part in enumerate(parts)
             )
             for index, report in enumerate(opened.loader_reports):
                 self.publish(report, f"{self.prefix}{opened.stage}/", f"/dataloader_idx_{index}")
@@ -239,76 +232,25 @@ class Monitor:
             "ranks": self._pattern.group.size,
             "every_n_steps": self.every_n_steps,
             "judge_every_n_steps": self.judge_every_n_steps,
-            "alerts": [repr(rule) for rule in self._rules],
+            "alerts": [repr(rule) for rule in self._judge.rules],
         }
 
     def _launch(self, step: int, closes_window: bool) -> None:
         self._pending = Pending(self._tally.read_out(), step, closes_window)
         self._tally.reset()
 
-    def _check_targets(self, totals: Totals, step: int, stage: str = "train") -> None:
-        """Raise at the first read-out that there is; later, alert on the edge."""
-        count, first = totals["invalid_targets"], not self._checked
-        if totals.empty:
-            return
-        self._checked = True
-        was, self._invalid = self._invalid, count > 0
-        if not count or (was and not first):
-            return
-        size, example = totals["vocab_size"], totals["invalid_target_example"] - cells.EXAMPLE_OFFSET
-        text = (
-            f"{count} targets are outside the vocabulary{f' [0, {size})' if size >= 0 else ''}, for example {example}; "
-            f"ignore_index is {self._pattern.ignore_index}. Does the tokenizer fit the model, and is padding marked by "
-            "ignore_index or left out by mask?"
-        )
-        if first:
-            raise ValueError(text)
-        alert = Alert("InvalidTargets", f"step {step}: {text}", "invalid_targets", step, stage, count, 0.0, "critical")
-        if self._rules and self.writes:
-            self._delivery.alert(alert)
-
-    def _judge(self, totals: Totals, step: int, stage: str, gathered: bool = False) -> None:
-        if self._reads_rows and not gathered:
-            # A rule of the user's may look at the worst tokens, and has to see the same ones on every rank.
-            totals, gathered = self._pattern.gather(totals), True
-        report = totals.report(step, stage, self._seen(stage), evidence=self._reads_rows)
-        if self.writes:
-            self._delivery.judged(report)
-        raised = [self._delivery.guard(rule, "judging", rule, report) for rule in self._rules]
-        alerts = [alert for alert in raised if isinstance(alert, Alert)]
-        if not alerts:
-            return
-        # Every rank judged the same numbers, so every rank is here.
-        evidence = self._shown(totals if gathered else self._pattern.gather(totals), step, stage)
-        for alert in alerts:
-            self._raise(alert, evidence)
-
-    def _raise(self, alert: Alert, evidence: Report) -> None:
-        if self.writes:
-            self._delivery.alert(
-                replace(
-                    alert,
-                    step=evidence.step if alert.step is None else alert.step,
-                    worst=alert.worst or evidence.worst,
-                    worst_sequences=alert.worst_sequences or evidence.worst_sequences,
-                )
-            )
-
     def _log_window(self, step: int) -> Report:
         totals, self._window = self._pattern.gather(self._window), Totals()
-        self._last = report = self._shown(totals, step, "train")
+        self._last = report = self._report(step, "train", totals)
         self.publish(report, f"{self.prefix}train/")
         return report
 
-    def _shown(self, totals: Totals, step: int, stage: str) -> Report:
-        """Return the report with text, which only the writing rank needs."""
-        report = totals.report(step, stage, self._seen(stage))
-        if self.decode is None or not self.writes:
+    def _report(self, step: int, stage: str, totals: Totals, evidence: bool = True) -> Report:
+        """Return the report; evidence has its text on the writing rank, which is the only one to show it."""
+        report = totals.report(step, stage, self._tokens_seen if stage == "train" else None, evidence)
+        if self.decode is None or not evidence or not self.writes:
             return report
         return self._delivery.guard(self.decode, "decode", report.decoded, self.decode) or report
-
-    def _seen(self, stage: str) -> int | None:
-        return self._tokens_seen if stage == "train" else None
 
 
 def check_cadence(name: str, value: int) -> int:
@@ -318,11 +260,3 @@ def check_cadence(name: str, value: int) -> int:
     if value <= 0:
         raise ValueError(f"{name} must be at least 1 optimizer step, got {value}")
     return value
-
-
-def check_rules(rules: Sequence[Rule]) -> list[Rule]:
-    """Return rules as a list, each a callable."""
-    for rule in rules:
-        if not callable(rule) or isinstance(rule, type):
-            raise TypeError(f"a rule is a callable Report -> Alert | None, got {rule!r}; write [pplmon.NonFinite()], say")
-    return list(rules)

@@ -35,7 +35,9 @@ class Numbers(Mapping[str, Value]):
         self._given = dict(given)
 
     def __getitem__(self, name: str) -> Value:
-        return self._given[name] if name in self._given else _none_if_known(name)
+        if name not in self._given and name not in CATALOGUE:
+            raise KeyError(name)
+        return self._given.get(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._given)
@@ -155,7 +157,3 @@ class Totals:
             worst_sequences=tuple(map(worst_sequence, self.sequence_rows)) if evidence else (),
         )
 
-
-def _none_if_known(name: str) -> None:
-    if name not in CATALOGUE:
-        raise KeyError(name)

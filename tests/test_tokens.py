@@ -83,8 +83,8 @@ def test_strides_do_not_matter(name: str, vocab: int) -> None:
     targets = torch.randint(logits.shape[-1], logits.shape[:-1])
     got, want = token_stats(logits, targets), token_stats(logits.contiguous(), targets)
     assert torch.equal(got.predicted, want.predicted)
-    torch.testing.assert_close(got.nll, want.nll, rtol=5e-7, atol=0)
-    torch.testing.assert_close(got.top_probability, want.top_probability, rtol=5e-7, atol=0)
+    torch.testing.assert_close(got.nll, want.nll, rtol=1e-6, atol=0)
+    torch.testing.assert_close(got.top_probability, want.top_probability, rtol=1e-6, atol=0)
     expected = torch.nn.functional.cross_entropy(logits.double().flatten(0, -2), targets.flatten(), reduction="none")
     torch.testing.assert_close(got.nll.double(), expected, rtol=1e-6, atol=1e-7)
 
@@ -232,8 +232,8 @@ def peak_extra_bytes(call: Callable[[], object]) -> int:
     return int(np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]).max())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", ["whole", "last position cut off"])
+# Two cases of four seconds each: both dtypes (one needs a float32 chunk, one does not) and both ways of chunking.
+@pytest.mark.parametrize(("dtype", "layout"), [(torch.float32, "last position cut off"), (torch.bfloat16, "whole")])
 def test_peak_memory(dtype: torch.dtype, layout: str) -> None:
     """At N = 4096, V = 32768 the peak over the logits stays within 5 % of them; a float32 copy would be 100–200 %."""
     whole = torch.zeros(4, 1024 + (layout != "whole"), 32768, dtype=dtype)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -54,28 +55,25 @@ class ReadOut:
     """One read-out under way: started at a step, taken in later."""
 
     def __init__(self, state: State, group: Group, extras: tuple[Derives, ...]) -> None:
-        """Start the reduction (every rank of the group does) without waiting for it."""
-        self._state, self._group, self._extras = state, group, extras
-        self._sum = torch.cat([state.sums, state.histogram, state.extra_sums])
-        self._max = state.maxima.clone()
-        self._pending: list[Any] = []
-        if group.size > 1:
-            # SUM cannot saturate: so that W ranks at the ceiling cannot wrap, each gives at most its part.
-            self._sum.clamp_max_((2**63 - 1) // group.size)
-            self._pending = [
-                dist.all_reduce(self._sum, dist.ReduceOp.SUM, group=group.handle, async_op=True),
-                dist.all_reduce(self._max, dist.ReduceOp.MAX, group=group.handle, async_op=True),
-            ]
+        """Start the reduction (every rank of the group does) and the copy to the host, and wait for neither."""
+        self._state, self._extras = state, extras
+        self._work: list[Any] = []
+        self._host: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+        if state.sums.is_cuda:
+            self._start_beside_the_step(group)
+        else:
+            self._start(group)
 
     def totals(self) -> Totals:
         """Wait, and return the group's numbers with this rank's own rows."""
-        for work in self._pending:
-            work.wait()
-        self._pending = []
+        if self._copied is not None and self._host is not None:
+            self._copied.synchronize()
+            packed = self._host
+        else:
+            packed = self._packed()
         state = self._state
-        # The one copy to the host.
-        packed = torch.cat([self._sum, self._max, state.token_rows.flatten(), state.sequence_rows.flatten()]).tolist()
-        take = _Taker(packed)
+        take = _Taker(packed.tolist())
         return Totals(
             sums=take(state.sums.numel()),
             histogram=take(state.histogram.numel()),
@@ -86,6 +84,45 @@ class ReadOut:
             keep=len(state.token_rows),
             extras=self._extras,
         )
+
+    def _start(self, group: Group) -> None:
+        state = self._state
+        self._sum = torch.cat([state.sums, state.histogram, state.extra_sums])
+        self._max = state.maxima.clone()
+        if group.size > 1:
+            # SUM cannot saturate: so that W ranks at the ceiling cannot wrap, each gives at most its part.
+            self._sum.clamp_max_((2**63 - 1) // group.size)
+            self._work = [
+                dist.all_reduce(self._sum, dist.ReduceOp.SUM, group=group.handle, async_op=True),
+                dist.all_reduce(self._max, dist.ReduceOp.MAX, group=group.handle, async_op=True),
+            ]
+
+    def _packed(self) -> Tensor:
+        for work in self._work:
+            work.wait()
+        self._work = []
+        state = self._state
+        return torch.cat([self._sum, self._max, state.token_rows.flatten(), state.sequence_rows.flatten()])
+
+    def _start_beside_the_step(self, group: Group) -> None:
+        """On a stream of its own: a copy that is queued on the step's stream would wait for the whole next step."""
+        device = self._state.sums.device
+        stream = _side_stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            self._start(group)
+            packed = self._packed()  # with NCCL, wait() makes this stream wait, not the host
+            self._host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+            self._host.copy_(packed, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(stream)
+        for tensor in self._state:  # their memory must not be reused before this stream has read them
+            tensor.record_stream(stream)
+
+
+@lru_cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int) -> Totals:

@@ -5,7 +5,7 @@ Shapes: B rows, T columns, N = B·T tokens, all in the frame of the caller's tar
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from torch import Tensor
 from pplmon.tokens import TokenStats
 
 
-class Sequences(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Sequences:
     """A batch cut into sequences. ``segment`` numbers them from 0; there are never more than ``count``."""
 
     count: int

@@ -10,32 +10,22 @@ Four ways, in this order; the first that gives something on the first batch of a
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pplmon.capture.batch import Targets, data_of, first_tensor, targets_of
+from pplmon.capture.modules import fitted, hugging_face_model, labels_given, logits_in, shifts_labels
 from pplmon.tally import TokenTally
 from pplmon.tokens import TokenStats, shifted, token_stats
 
 Logits = str | Callable[[Any, Any], Tensor]
-Targets = str | int | Callable[[Any], Tensor]
 
 OBSERVE, CONFIGURED, RETURNED, HUGGING_FACE = range(1, 5)
-TARGET_NAMES = ("labels", "targets")
-BATCH_KEYS = ("mask", "document_ids", "sample_ids", "group_ids", "input_ids")
-
-# Heads named like causal ones that score labels as given: the decoder of an encoder–decoder family by itself.
-_UNSHIFTED_FAMILIES = frozenset(
-    "bart bigbird_pegasus blenderbot blenderbot-small marian mbart musicgen musicgen_melody mvp pegasus plbart "
-    "speech_to_text_2 trocr whisper xlnet cpmant".split()
-)
-_CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-
 WAYS = """\
 pplmon found no logits and targets in the first {stage} batch. Use one of these:
   1. in the module's step:       pplmon.observe(self, logits, targets)
@@ -68,12 +58,13 @@ class Capture:
         """Set the hooks. It has to happen before the module's first compiled call."""
         self.detach()
         self._module = module
+        _disabled.setdefault(_tell_monitors, torch.compiler.disable(_tell_monitors))  # type: ignore[no-untyped-call]
         if isinstance(self._logits, str):
-            target = dict(module.named_modules()).get(self._logits) if self._logits else None
+            target = dict(module.named_modules()).get(self._logits)
             if target is not None:
                 self._hook(target, CONFIGURED)
         elif self._logits is None:
-            model = _hugging_face_model(module)
+            model = hugging_face_model(module)
             if model is not None:
                 self._hook(model, HUGGING_FACE)
 
@@ -90,14 +81,15 @@ class Capture:
         return self._module is not None
 
     def _hook(self, target: nn.Module, way: int) -> None:
-        @torch.compiler.disable  # a measurement is not part of the user's graph
         def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             # Activation checkpointing runs the forward again during backward; that is no new batch.
             if self._stage is not None and torch._C._current_graph_task_id() == -1:
                 self._take_call(module, args, kwargs, output, way)
 
         self._hooked = way
-        self._hooks.append(target.register_forward_hook(take, with_kwargs=True))
+        # A measurement is not part of the user's graph.
+        eager = torch.compiler.disable(take)  # type: ignore[no-untyped-call]
+        self._hooks.append(target.register_forward_hook(eager, with_kwargs=True))
 
     # A stage, and its batches.
 
@@ -133,12 +125,11 @@ class Capture:
         if chosen is None:
             self._choose()
 
-    @torch.compiler.disable
     def observe(self, logits: Tensor, targets: Tensor, shift: bool | None = None, **data: Tensor) -> None:
         """Way 1: the module's own words. Does nothing outside a stage."""
         if self._stage is not None:
             shift = self._shift if shift is None else shift
-            self._count(OBSERVE, logits, targets, shift, {**self._batch_data(targets), **data})
+            self._count(OBSERVE, logits, targets, shift, {**self._data(targets), **data})
 
     def _choose(self) -> None:
         assert self._stage is not None and self._tally is not None
@@ -156,21 +147,19 @@ class Capture:
     # The four ways.
 
     def _take_call(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any, way: int) -> None:
-        if way == HUGGING_FACE:
-            labels = _argument(module, args, kwargs, "labels")
-            if labels is None and self._targets is None:
-                return  # called for something else, or for its logits alone
-            logits = _logits_of(output, has_loss=labels is not None)
-            targets = labels if labels is not None else self._batch_targets()
-            causal = _shifts(module) if labels is not None else False
-            shift = causal if self._shift is None else self._shift
-        else:
-            logits, targets, shift = _logits_of(output), self._batch_targets(), self._shift
+        labels = labels_given(module, args, kwargs) if way == HUGGING_FACE else None
+        if way == HUGGING_FACE and labels is None and self._targets is None:
+            return  # called for something else, or for its logits alone
+        logits = logits_in(output, has_loss=labels is not None)
+        targets = targets_of(self._batch, self._targets) if labels is None else labels
         if logits is None or targets is None:
             return
-        fitted = _fit(logits, targets)
-        if fitted is not None:
-            self._count(way, fitted, targets, shift, self._batch_data(targets))
+        shift = self._shift
+        if shift is None and labels is not None:
+            shift = shifts_labels(module)
+        fit = fitted(logits, targets)
+        if fit is not None:
+            self._count(way, fit, targets, shift, self._data(targets))
         elif not self._take_piece(way, logits, targets, shift):
             self._warn(
                 "shape",
@@ -189,7 +178,7 @@ class Capture:
         tally = self._target_tally(way, shift)
         if tally is None:
             return True
-        data = self._batch_data(targets)
+        data = self._data(targets)
         mask = data.pop("mask", None)
         if tally.shift:
             targets, mask = shifted(targets, mask)
@@ -200,41 +189,39 @@ class Capture:
         self._pieces.append(piece)
         if stop == targets.shape[1]:
             joined, self._pieces = TokenStats.join(self._pieces, shift=tally.shift), []
-            tally.update(joined, **data, **self._address)
+            tally.update(joined, **data)
         return True
 
     def _take_configured(self, outputs: Any) -> None:
-        if callable(self._logits):
-            logits = self._logits(outputs, self._batch)
-        else:
-            logits = outputs.get(self._logits) if isinstance(outputs, Mapping) else None
-        if logits is None:
-            return
-        targets = self._batch_targets()
-        if targets is None and isinstance(outputs, Mapping):
-            targets = _first(outputs, TARGET_NAMES)
-        if targets is not None:
-            self._count(CONFIGURED, _fit(logits, targets, logits), targets, self._shift, self._batch_data(targets))
+        given = outputs if isinstance(outputs, Mapping) else {}
+        logits = self._logits(outputs, self._batch) if callable(self._logits) else given.get(self._logits)
+        if logits is not None:
+            self._take_pair(CONFIGURED, logits, given)
 
     def _take_returned(self, outputs: Any) -> None:
-        if not isinstance(outputs, Mapping) or not isinstance(outputs.get("logits"), Tensor):
-            return
-        targets = self._batch_targets() if self._targets is not None else _first(outputs, TARGET_NAMES)
-        if targets is not None:
-            logits = outputs["logits"]
-            self._count(RETURNED, _fit(logits, targets, logits), targets, self._shift, self._batch_data(targets))
+        if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
+            self._take_pair(RETURNED, outputs["logits"], outputs)
 
-    def _count(self, way: int, logits: Any, targets: Tensor, shift: bool | None, data: dict[str, Tensor]) -> None:
+    def _take_pair(self, way: int, logits: Tensor, outputs: Mapping[str, Any]) -> None:
+        """Targets come from the batch where they were named, else from beside the logits, else from the batch."""
+        targets = first_tensor(outputs) if self._targets is None else None
+        if targets is None:
+            targets = targets_of(self._batch, self._targets)
+        if targets is not None:
+            fit = fitted(logits, targets)
+            self._count(way, logits if fit is None else fit, targets, self._shift, self._data(targets))
+
+    def _count(self, way: int, logits: Any, targets: Tensor, shift: bool | None, data: dict[str, Any]) -> None:
         tally = self._target_tally(way, shift)
         if tally is not None:
-            tally.update(logits, targets, **data, **self._address)
+            tally.update(logits, targets, **data)
 
     def _target_tally(self, way: int, shift: bool | None) -> TokenTally | None:
         """The tally that this way counts in: the stage's own, once chosen; before that one of its own."""
         assert self._stage is not None and self._tally is not None
-        chosen = self._chosen.get(self._stage)
-        if chosen is not None:
-            tally = self._tally if chosen == way else None
+        tally: TokenTally | None
+        if self._stage in self._chosen:
+            tally = self._tally if self._chosen[self._stage] == way else None
         else:
             if way not in self._trials:
                 self._trials[way] = self._tally.clone()
@@ -244,41 +231,14 @@ class Capture:
             tally.shift = shift
         return tally
 
-    # The batch.
-
-    def _batch_targets(self) -> Tensor | None:
-        batch, wanted = self._batch, self._targets
-        if wanted is None:
-            if isinstance(batch, Mapping):
-                return _first(batch, (*TARGET_NAMES, "target"))
-            named = _first(vars(batch), TARGET_NAMES) if hasattr(batch, "__dict__") else None
-            return batch[1] if named is None and isinstance(batch, (tuple, list)) and len(batch) > 1 else named
-        if callable(wanted):
-            return wanted(batch)
-        try:
-            return batch[wanted]  # type: ignore[no-any-return]
-        except (KeyError, IndexError, TypeError):
-            if isinstance(wanted, str) and hasattr(batch, wanted):
-                return getattr(batch, wanted)  # type: ignore[no-any-return]
-            known = f"has the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"is a {type(batch).__name__}"
-            raise ValueError(f"targets={wanted!r} is no key, attribute or index of the batch, which {known}") from None
-
-    def _batch_data(self, targets: Tensor) -> dict[str, Tensor]:
-        """What else the batch says of its tokens, under the names that ``TokenTally.update`` knows."""
-        if not isinstance(self._batch, Mapping):
-            return {}
-        found = {}
-        for name in BATCH_KEYS:
-            value = self._batch.get(name)
-            if not isinstance(value, Tensor):
-                continue
-            wanted = targets.shape[:1] if name == "sample_ids" else targets.shape
-            if value.shape == wanted or name == "group_ids" and value.shape == targets.shape[:1]:
-                found[name] = value.bool() if name == "mask" else value
-            elif name != "input_ids":
-                self._warn(
-                    name, f"batch[{name!r}] has shape {tuple(value.shape)}, not {tuple(wanted)}: it is not used by pplmon"
-                )
+    def _data(self, targets: Tensor) -> dict[str, Any]:
+        """What else the batch says of its tokens, for ``TokenTally.update``."""
+        found: dict[str, Any] = dict(self._address)
+        for name, value, complaint in data_of(self._batch, targets):
+            if complaint is None:
+                found[name] = value
+            else:
+                self._warn(name, complaint)
         return found
 
     # Words.
@@ -301,67 +261,25 @@ class Capture:
             warnings.warn(f"pplmon: {text}", stacklevel=3)
 
 
-def _hugging_face_model(module: nn.Module) -> nn.Module | None:
-    """The outermost ``PreTrainedModel``, told by its name so that transformers need not be imported."""
-    for child in module.modules():
-        inner = getattr(child, "_orig_mod", child)  # a torch.compile wrapper: hooked outside the graph
-        if any(base.__name__ == "PreTrainedModel" for base in type(inner).__mro__):
-            return child
-    return None
-
-
-def _shifts(module: nn.Module) -> bool:
-    """True for a decoder-only causal model, which moves its labels by one itself."""
-    model = getattr(module, "_orig_mod", module)
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "model_type", "") in _UNSHIFTED_FAMILIES:
-        return False
-    return type(model).__name__.endswith(_CAUSAL_SUFFIXES)
-
-
-def _argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
-    if name in kwargs or not args:
-        return kwargs.get(name)
-    try:
-        forward = getattr(module, "_orig_mod", module).forward
-        return inspect.signature(forward).bind_partial(*args, **kwargs).arguments.get(name)
-    except TypeError:
-        return None
-
-
-def _logits_of(output: Any, has_loss: bool = False) -> Tensor | None:
-    """A tensor, ``.logits``, ``["logits"]``, or the first of a tuple (the second, after a loss)."""
-    if isinstance(output, (tuple, list)) and not hasattr(output, "logits"):
-        first_is_loss = has_loss and len(output) > 1 and isinstance(output[0], Tensor) and output[0].dim() == 0
-        output = output[int(first_is_loss)] if output else None
-    elif isinstance(output, Mapping) and "logits" in output:
-        output = output["logits"]
-    else:
-        output = getattr(output, "logits", output)
-    return output if isinstance(output, Tensor) and output.is_floating_point() and output.dim() in (2, 3) else None
-
-
-def _fit(logits: Tensor, targets: Tensor, otherwise: Any = None) -> Any:
-    """Return logits whose leading shape is that of the targets; flat ones [B·T, V] are viewed as [B, T, V]."""
-    if logits.shape[:-1] == targets.shape:
-        return logits
-    if logits.dim() == 2 and targets.dim() == 2 and logits.shape[0] == targets.numel():
-        return logits.view(*targets.shape, logits.shape[1]) if logits.is_contiguous() else otherwise
-    return otherwise
-
-
-def _first(values: Mapping[str, Any], names: Sequence[str]) -> Tensor | None:
-    return next((values[name] for name in names if isinstance(values.get(name), Tensor)), None)
-
-
-@torch.compiler.disable
 def observe(module: nn.Module, logits: Tensor, targets: Tensor, **data: Any) -> None:
     """Show logits [B, T, V] or [N, V] and targets to the monitors of the module's trainer; does nothing without one.
 
     ``data`` are what ``TokenTally.update`` takes (mask, document_ids, sample_ids, …) and ``shift``.
     """
+    _outside_the_graph(_tell_monitors)(module, logits, targets, data)
+
+
+def _tell_monitors(module: nn.Module, logits: Tensor, targets: Tensor, data: dict[str, Any]) -> None:
     # A LightningModule raises where it has no trainer, so its private attribute is asked.
     for callback in getattr(getattr(module, "_trainer", None), "callbacks", ()):
         take = getattr(callback, "observe_tokens", None)
         if take is not None:
             take(logits, targets, **data)
+
+
+_disabled: dict[Callable[..., None], Callable[..., None]] = {}
+
+
+def _outside_the_graph(function: Callable[..., None]) -> Callable[..., None]:
+    """Keep a function out of a compiled step. Known from the first ``attach`` on: importing the compiler takes a second."""
+    return _disabled.get(function, function)

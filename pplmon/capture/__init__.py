@@ -1,0 +1,6 @@
+"""How logits and targets are found without changing the user's module."""
+
+from pplmon.capture.batch import Targets
+from pplmon.capture.capture import Capture, Logits, observe
+
+__all__ = ["Capture", "Logits", "Targets", "observe"]

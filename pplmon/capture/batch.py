@@ -1,0 +1,57 @@
+"""What a batch says: its targets, and what else is known of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+Targets = str | int | Callable[[Any], Tensor]
+TARGET_NAMES = ("labels", "targets")
+DATA_NAMES = ("mask", "document_ids", "sample_ids", "group_ids", "input_ids")
+
+
+def targets_of(batch: Any, wanted: Targets | None) -> Tensor | None:
+    """Return the targets: a key, attribute or index of the batch, a callable of it, or what is usually so called."""
+    if wanted is None:
+        return _usual(batch)
+    if callable(wanted):
+        return wanted(batch)
+    try:
+        return batch[wanted]  # type: ignore[no-any-return]
+    except (KeyError, IndexError, TypeError):
+        if isinstance(wanted, str) and hasattr(batch, wanted):
+            return getattr(batch, wanted)  # type: ignore[no-any-return]
+        kind = f"is a {type(batch).__name__}"
+        known = f"has the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else kind
+        raise ValueError(f"targets={wanted!r} is no key, attribute or index of the batch, which {known}") from None
+
+
+def data_of(batch: Any, targets: Tensor) -> Iterator[tuple[str, Tensor, str | None]]:
+    """Yield (name, value, complaint) for what ``TokenTally.update`` knows by name; a complaint says why it is not used."""
+    if not isinstance(batch, Mapping):
+        return
+    for name in DATA_NAMES:
+        value = batch.get(name)
+        if not isinstance(value, Tensor):
+            continue
+        wanted = targets.shape[:1] if name == "sample_ids" else targets.shape
+        if value.shape == wanted or (name == "group_ids" and value.shape == targets.shape[:1]):
+            yield name, value.bool() if name == "mask" else value, None
+        elif name != "input_ids":  # a model's own business, unless it fits
+            yield name, value, f"batch[{name!r}] has shape {tuple(value.shape)}, not {tuple(wanted)}: it is not used"
+
+
+def first_tensor(values: Mapping[str, Any], names: Sequence[str] = TARGET_NAMES) -> Tensor | None:
+    """Return the first of these entries that is a tensor."""
+    return next((values[name] for name in names if isinstance(values.get(name), Tensor)), None)
+
+
+def _usual(batch: Any) -> Tensor | None:
+    if isinstance(batch, Mapping):
+        return first_tensor(batch, (*TARGET_NAMES, "target"))
+    named = first_tensor(vars(batch)) if hasattr(batch, "__dict__") else None
+    if named is None and isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor):
+        return batch[1]
+    return named

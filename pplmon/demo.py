@@ -1,0 +1,150 @@
+"""``pplmon demo``: train a small model for a minute or two, corrupt one sequence on purpose, and see it found."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.warnings import PossibleUserWarning
+from torch.utils.data import DataLoader
+
+import pplmon
+from pplmon.demo_model import CONTEXT, ByteModel
+from pplmon.demo_plan import Plan
+from pplmon.demo_summary import corruption_found, show_summary
+from pplmon.demo_text import HeldOutWindows, TrainingWindows, decode, language_reference
+from pplmon.sinks.journal import FILE_NAME, read_journal
+
+VALIDATIONS = 5  # in a run, about
+WINDOWS = 48  # logged windows in a run, about
+
+
+class Announce(pl.Callback):
+    """Says that a sequence is corrupted, just before it is."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Speak at the step."""
+        bar = trainer.progress_bar_callback
+        if trainer.global_step == self._plan.corrupted_step and trainer.is_global_zero and bar is not None:
+            bar.print(f"step {self._plan.corrupted_step}: now comes row {self._plan.corrupted_row}, the random bytes")
+
+
+def run(plan: Plan) -> int:
+    """Run the demo and return the exit code: 1 where no alert named the corrupted step, else 0."""
+    _hush()
+    pl.seed_everything(plan.seed, verbose=False)
+    if _is_first_process():
+        print(plan.opening(), flush=True)
+    directory = _next_directory(plan.out)
+    logger = _logger(plan, directory)
+    trainer = _trainer(plan, logger, directory)
+    started = time.monotonic()
+    trainer.fit(ByteModel(plan.steps), *_loaders(plan))
+    seconds = time.monotonic() - started
+    if not trainer.is_global_zero:
+        return 0
+    journal, places = _finish(plan, logger, directory)
+    rows = read_journal(journal)
+    show_summary(rows, seconds, plan.corrupted_step, {"journal": str(journal), **places})
+    return 0 if plan.corrupted_step is None or corruption_found(rows, plan.corrupted_step) else 1
+
+
+def _trainer(plan: Plan, logger: Any, directory: Path) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        devices=plan.devices,
+        strategy="ddp" if plan.devices > 1 else "auto",  # it starts this very command once more for each other rank
+        max_steps=plan.steps,
+        max_epochs=1,
+        val_check_interval=max(1, plan.steps // VALIDATIONS),
+        log_every_n_steps=max(1, plan.steps // WINDOWS),
+        gradient_clip_val=1.0,
+        callbacks=[pplmon.PerplexityMonitor(decode=decode), Announce(plan)],
+        logger=logger,
+        default_root_dir=directory,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def _loaders(plan: Plan) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    text, tail = language_reference()
+    # One epoch is the run, so that the progress bar counts its steps. Nothing is shuffled: the windows are from random
+    # places already, and so a row tells its step.
+    training = TrainingWindows(text, CONTEXT, plan.rows, plan.seed, plan.corrupted_row)
+    return DataLoader(training, plan.rank_batch), DataLoader(HeldOutWindows(tail, CONTEXT), 2 * plan.rank_batch)
+
+
+def _logger(plan: Plan, directory: Path) -> Any:
+    if plan.logger == "tensorboard":
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(directory.parent, name="", version=directory.name)
+    if plan.logger == "csv":
+        from pytorch_lightning.loggers import CSVLogger
+
+        return CSVLogger(directory.parent, name="", version=directory.name)
+    if plan.logger == "wandb":
+        from pytorch_lightning.loggers import WandbLogger
+
+        os.environ.setdefault("WANDB_MODE", "offline")  # so that it works without an account
+        os.environ.setdefault("WANDB_SILENT", "true")  # the summary says where things are
+        plan.out.mkdir(parents=True, exist_ok=True)
+        return WandbLogger(save_dir=plan.out, project="pplmon-demo")
+    return False
+
+
+def _finish(plan: Plan, logger: Any, directory: Path) -> tuple[Path, dict[str, str]]:
+    """Close the logger; return the journal's path, and where the rest is and what opens it."""
+    if plan.logger == "wandb":
+        return _finish_wandb(logger)
+    places = {}
+    if plan.logger == "tensorboard":
+        places["event files"] = str(directory)
+        # Without the flag TensorBoard keeps 1,000 points of a curve, and a spike may be among the others.
+        places["dashboard"] = f"tensorboard --logdir {plan.out} --samples_per_plugin scalars=100000"
+    elif plan.logger == "csv":
+        places["metrics"] = str(directory / "metrics.csv")
+    return directory / FILE_NAME, places
+
+
+def _finish_wandb(logger: Any) -> tuple[Path, dict[str, str]]:
+    import wandb
+
+    files, url = Path(logger.experiment.dir), logger.experiment.url
+    wandb.finish()
+    journal = Path(os.path.relpath(files / FILE_NAME))
+    if url:
+        return journal, {"dashboard": url}
+    run_directory = os.path.relpath(files.parent)
+    return journal, {
+        "W&B run": run_directory,
+        "dashboard": f"wandb sync {run_directory}",
+        "or, here": f"wandb leet run {run_directory}",
+    }
+
+
+def _next_directory(out: Path) -> Path:
+    """Return ``out/version_N``, N one more than the last, as Lightning's loggers name theirs."""
+    taken = [path.name.removeprefix("version_") for path in out.glob("version_*")]
+    return out / f"version_{max((int(number) for number in taken if number.isdigit()), default=-1) + 1}"
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _hush() -> None:
+    """Leave out what tells a newcomer nothing: Lightning's tips, and its advice on loaders."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)

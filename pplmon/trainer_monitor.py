@@ -1,0 +1,71 @@
+"""A monitor that also tells a Lightning ``Trainer``: its callbacks, its progress bar, and its loggers under free keys."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from pplmon import trainer as facts
+from pplmon.monitor import Monitor
+from pplmon.report import Report
+
+
+class TrainerMonitor(Monitor):
+    """The monitor of one run of a ``Trainer``."""
+
+    def __init__(self, trainer: Any, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.trainer = trainer
+        self._held: list[tuple[Report, str, str]] = []
+        self._renamed: set[str] = set()
+
+    def publish(self, report: Report, head: str, tail: str = "") -> None:
+        """Give the numbers to callbacks at once, and to the loggers when no key of the module's can be missed."""
+        self._tell_callbacks(report, head, tail)
+        self._held.append((report, head, tail))
+        if report.stage == "train":
+            self.send_held()
+
+    def send_held(self) -> None:
+        """Send the reports that were held back to the sinks."""
+        held, self._held = self._held, []
+        for report, head, tail in held:
+            self._tell_callbacks(report, head, tail)
+            if self.writes:
+                scalars = self.keys(report, head, tail)
+                self._delivery.report(report, {self._key(key): value for key, value in scalars.items()})
+
+    def close(self) -> Report | None:
+        """Send what was held back, too."""
+        self.send_held()
+        return super().close()
+
+    def abandon(self) -> None:
+        """Close the sinks without a collective."""
+        self.send_held()
+        self._delivery.close()
+
+    def _tell_callbacks(self, report: Report, head: str, tail: str) -> None:
+        metrics, bar = self.trainer.callback_metrics, self.trainer.progress_bar_metrics
+        own = facts.module_keys(self.trainer)
+        for name, value in report.as_dict().items():
+            key = f"{head}{name}{tail}"
+            if key in own:
+                self._rename(key)
+            metrics[self._key(key)] = torch.tensor(float(value), dtype=torch.float64)
+            if name == "perplexity" and not tail:
+                bar[self._key(key)] = float(value)
+
+    def _key(self, key: str) -> str:
+        return f"pplmon/{key}" if key in self._renamed else key
+
+    def _rename(self, key: str) -> None:
+        if not self._renamed:
+            warnings.warn(
+                f"pplmon: the module logs {key!r} itself. pplmon's own is logged as 'pplmon/{key}' (the same for any other "
+                'such key); set PerplexityMonitor(prefix="...") to choose another name.',
+                stacklevel=2,
+            )
+        self._renamed.add(key)
