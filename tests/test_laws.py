@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import io
 import math
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pplmon
@@ -177,7 +177,7 @@ def test_law_3_the_worst_are_the_true_top_k(batch: tuple[TokenStats, Tensor], ke
 
 
 # Law 4. What waits for the device, or sends it something the host has just made: on CUDA each of these stalls the queue.
-FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "item", "is_nonzero", "equal", "unique", "bincount")
+FORBIDDEN = ("local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "item", "is_nonzero", "equal", "unique", "bincount")
 
 
 class Watch(TorchDispatchMode):
@@ -193,7 +193,7 @@ class Watch(TorchDispatchMode):
         name, kwargs = func._schema.name.removeprefix("aten::"), kwargs or {}
         self.count[name] += 1
         out = func(*args, **kwargs)
-        if name.rstrip("_").startswith(FORBIDDEN):
+        if name.strip("_").startswith(FORBIDDEN):
             self.waits.append(name)
         if name.startswith(("index", "_index")) and any(
             isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in (args[1] if isinstance(args[1], (list, tuple)) else ())
@@ -275,8 +275,7 @@ def test_law_4_the_watch_can_fail() -> None:
 def test_law_7_nothing_logits_sized_is_kept(what: str) -> None:
     """When the caller lets go of the logits, they are gone: neither an update nor a read-out under way holds them."""
     logits, targets = torch.randn(3, 8, 100, requires_grad=True) * 1.0, torch.randint(100, (3, 8))
-    storage = weakref.ref(logits.untyped_storage())
-    alive = weakref.ref(logits)
+    storage = StorageWeakRef(logits.untyped_storage())  # not a reference to the tensor: a view would keep the memory, too
     tally, monitor = TokenTally(), pplmon.Monitor(every_n_steps=1)
     if what == "tally":
         tally.update(logits, targets, document_ids=torch.zeros_like(targets))
@@ -288,9 +287,13 @@ def test_law_7_nothing_logits_sized_is_kept(what: str) -> None:
     else:
         held = token_stats(logits, targets, entropy=True)
         assert held.nll.untyped_storage().nbytes() <= 4 * 24
+    view = logits.detach()[:1]
     del logits
     gc.collect()
-    assert alive() is None and storage() is None
+    assert not storage.expired()  # the measurement can fail: a view of one row holds them all
+    del view
+    gc.collect()
+    assert storage.expired()
 
 
 def test_law_7_states_do_not_grow() -> None:

@@ -1,0 +1,92 @@
+"""Alerts: the built-in rules, a rule of one's own, and what an alert knows of the sequence that broke a step.
+
+    python examples/alerts.py
+"""
+
+import argparse
+import math
+from pathlib import Path
+from pydoc_data.topics import topics  # English that every Python carries: nothing to download
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import pplmon
+
+CONTEXT, BATCH, STEPS = 64, 16, 130
+BAD_STEP, BAD_ROW = 120, 5  # Spike has to see 80 steps before it judges
+
+
+def worse_than_a_guess(report: pplmon.Report) -> pplmon.Alert | None:
+    """A rule of one's own: one sequence costs twice what a uniform guess over 256 bytes would."""
+    if (report.max_sequence_loss or 0) > 2 * math.log(256):
+        return pplmon.Alert("worse_than_a_guess", f"a sequence costs {report.max_sequence_loss:.1f} nats a byte")
+    return None
+
+
+class ByteModel(nn.Module):
+    """A recurrent model that predicts the next byte."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = nn.Embedding(256, 64)
+        self.body = nn.GRU(64, 128, batch_first=True)
+        self.head = nn.Linear(128, 256)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.body(self.bytes(ids))[0])
+
+
+def decode(ids: list[int]) -> str:
+    """What a tokenizer's ``decode`` is elsewhere. It is never given a negative id."""
+    return bytes(ids).decode("latin-1")
+
+
+def main(out: Path) -> None:
+    torch.manual_seed(0)
+    text = torch.tensor(list("\n\n".join(topics.values()).encode()))
+    rows = text[: len(text) // (CONTEXT + 1) * (CONTEXT + 1)].view(-1, CONTEXT + 1)
+    rows = rows[torch.randperm(len(rows))[: STEPS * BATCH]]
+    bad = BAD_STEP * BATCH + BAD_ROW
+    rows[bad] = torch.randint(256, (CONTEXT + 1,))  # as if a binary file had slipped into the corpus
+    print(f"row {bad} of the data is random bytes; step {BAD_STEP} trains on it")
+
+    model = ByteModel()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    alerts: list[pplmon.Alert] = []
+    monitor = pplmon.Monitor(
+        every_n_steps=50,
+        judge_every_n_steps=1,  # the default: a bad step is known one step later, long before its window is logged
+        alerts=[
+            *pplmon.default_alerts(),  # NonFinite, three Spikes, and a bound that needs no history
+            pplmon.Above("max_token_loss", 25.0),  # nats; a threshold that can never fire is an error here
+            worse_than_a_guess,
+        ],
+        on_alert=alerts.append,  # or print, or a webhook; if it fails, training goes on
+        decode=decode,
+        sinks=[pplmon.sinks.Console(reports=False), pplmon.sinks.Journal(out)],  # the console shows alerts in full
+    )
+    for step, ids in enumerate(rows.split(BATCH)):
+        logits, targets = model(ids[:, :-1]), ids[:, 1:]
+        monitor.observe(logits, targets, sample_ids=torch.arange(step * BATCH, (step + 1) * BATCH))
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        monitor.step()
+        if step in (BAD_STEP - 1, BAD_STEP, BAD_STEP + 1):
+            print(f"step {step}: the batch's loss is {loss.item():.2f}")
+    monitor.close()
+
+    for alert in alerts:
+        worst = alert.worst_sequences[0]
+        print(f"{alert.severity}: {alert.rule}({alert.metric or ''}) at step {alert.step}; row {worst.sample_id} of the data")
+    found = {alert.worst_sequences[0].sample_id for alert in alerts if alert.step == BAD_STEP}
+    print(f"the rows to look at: {sorted(found)}; it begins {decode(rows[bad].tolist())[:16]!r}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/alerts"))
+    main(parser.parse_args().out)
