@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from pplmon import sinks
+from pplmon.actions import Stop
 from pplmon.alerts import Above, Alert, Below, NonFinite, Rule, Spike, default_alerts
 from pplmon.capture import observe
 from pplmon.evidence import WorstSequence, WorstToken
@@ -45,6 +46,7 @@ __all__ = [
     "Report",
     "Rule",
     "Spike",
+    "Stop",
     "TokenAccuracy",
     "TokenLossQuantile",
     "TokenStats",

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from pplmon.evidence import WorstSequence, WorstToken
 from pplmon.numbers import CATALOGUE, check_name
@@ -84,6 +85,13 @@ class MetricRule:
             severity=self.severity,
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the rule remembers, as plain values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+
     def _value(self, report: Report) -> float | None:
         value = report.numbers.get(self.metric)
         if value is None and self.metric not in CATALOGUE and not self._warned:
@@ -123,6 +131,14 @@ class _Threshold(MetricRule):
         if was or not self._fired:
             return None
         return self.alert(report, value, self.threshold, f"is {value:.6g}, {self.word} {self.threshold:g}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether the value was beyond the threshold when last judged."""
+        return {"fired": self._fired}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self._fired = bool(state["fired"])
 
     def _beyond(self, value: float) -> bool:
         raise NotImplementedError
@@ -173,6 +189,14 @@ class NonFinite(MetricRule):
         if was or not self._fired:
             return None
         return self.alert(report, value, 0.0, f"is {value:.0f}: scored tokens have a loss of NaN or inf")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether the last judged window was sick."""
+        return {"fired": self._fired}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self._fired = bool(state["fired"])
 
     def __repr__(self) -> str:
         return "NonFinite()"
@@ -226,6 +250,15 @@ class Spike(MetricRule):
         # The threshold in the metric's unit: the value that would fill an empty bucket in one step.
         edge = middle + (self.leak + self.limit) * scale
         return self._fire(report, value, edge, f"jumped to {value:.4g} from a median of {middle:.4g} (scale {scale:.2g})")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the baseline, the bucket, and until which step the rule is quiet."""
+        return {"past": list(self._past), "bucket": self._bucket, "quiet_until": self._quiet_until}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self._past = deque(state["past"], maxlen=self._past.maxlen)
+        self._bucket, self._quiet_until = float(state["bucket"]), state["quiet_until"]
 
     def _baseline(self) -> tuple[float, float]:
         earlier = list(self._past)[: len(self._past) - self.gap]

@@ -39,6 +39,10 @@ SUMS: tuple[str, ...] = (
     "vocab_unknown",
     "bytes_unknown",
     "duplicates_known",
+    # Ranks that wish to stop, and ranks that have no more steps: both travel with the numbers, so all learn of them at
+    # the same step.
+    "stop_votes",
+    "leaving",
 )
 
 # Maxima; -1 where there was nothing. ``vocab_complement`` is VOCAB_LIMIT − V, so that its maximum gives the smallest V.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
+import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,18 +17,23 @@ from pplmon.sinks.journal import Journal
 
 Handler = Callable[[Alert], object]
 
+FAILURES = 3  # after so many a sink or handler is left out
+SLOW_S = 1.0  # a call that takes longer is named, once
+HANG_S = 10.0  # a handler that takes longer is left to itself
+
 
 class Delivery:
-    """Sinks and alert handlers of one monitor. A failure is reported once for each of them, with what is lost."""
+    """Sinks and alert handlers of one monitor. A failure is reported, with what is lost; the third is the last."""
 
     def __init__(self, sinks: Iterable[Sink], on_alert: Handler | Sequence[Handler]) -> None:
         # The journal is on disk before anything that may fail, block or be killed hears of an alert.
         self._sinks = sorted(sinks, key=lambda sink: not isinstance(sink, Journal))
-        self._handlers = tuple(on_alert) if isinstance(on_alert, Sequence) else (on_alert,)
-        for handler in self._handlers:
+        self.handlers = tuple(on_alert) if isinstance(on_alert, Sequence) else (on_alert,)
+        for handler in self.handlers:
             if not callable(handler):
                 raise TypeError(f"on_alert takes callables Alert -> None, got {type(handler).__name__}")
-        self._reported: set[tuple[int, str]] = set()
+        self._failures: Counter[int] = Counter()
+        self._named_slow: set[int] = set()
 
     def start(self, run: Mapping[str, Any]) -> None:
         """Tell every sink that a run begins."""
@@ -41,12 +50,21 @@ class Delivery:
         for sink in self._sinks:
             self.guard(sink, "report", sink.report, report, scalars)
 
-    def alert(self, alert: Alert) -> None:
-        """Pass on one alert: sinks first, then the handlers."""
-        for sink in self._sinks:
+    def alert(self, alert: Alert, writes: bool = True) -> None:
+        """Pass on one alert: sinks first, then the handlers. A rank that does not write only acts."""
+        for sink in self._sinks if writes else ():
             self.guard(sink, "alert", sink.alert, alert)
-        for handler in self._handlers:
-            self.guard(handler, "alert", handler, alert)
+        for handler in self.handlers:
+            if getattr(handler, "everywhere", False):
+                self.guard(handler, "alert", handler, alert)
+            elif writes:
+                self.guard(handler, "alert", _in_time, handler, alert)
+
+    def local(self, report: Report, rank: int) -> None:
+        """Write what one rank could not merge, to its own journal."""
+        for sink in self._sinks:
+            if isinstance(sink, Journal):
+                self.guard(sink, "local", sink.local, report, rank)
 
     def close(self) -> None:
         """Close every sink."""
@@ -54,21 +72,54 @@ class Delivery:
             self.guard(sink, "close", sink.close)
 
     def guard(self, who: object, what: str, call: Callable[..., object], *args: object) -> Any:
-        """Call, and turn an exception into one warning. Returns the result, ``None`` after a failure."""
-        try:
-            return call(*args)
-        except Exception as error:  # whatever it is, training goes on
-            if (id(who), what) not in self._reported:
-                self._reported.add((id(who), what))
-                name = getattr(who, "__name__", None) or type(who).__name__
-                warnings.warn(
-                    f"pplmon: {name} failed at {what!r}: {type(error).__name__}: {error}. Training goes on; what it "
-                    f"should have taken is lost there{_kept(who)}. Further failures of this kind are not reported.",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+        """Call, and turn an exception into a warning. Returns the result, ``None`` after a failure."""
+        if self._failures[id(who)] >= FAILURES:
             return None
+        begun = time.monotonic()
+        try:
+            result = call(*args)
+        except Exception as error:  # whatever it is, training goes on
+            self._failed(who, what, error)
+            return None
+        taken = time.monotonic() - begun
+        if taken > SLOW_S and id(who) not in self._named_slow:
+            self._named_slow.add(id(who))
+            _warn(f"{_name(who)} took {taken:.1f} s at {what!r}; the training step waited for it.")
+        return result
+
+    def _failed(self, who: object, what: str, error: Exception) -> None:
+        self._failures[id(who)] += 1
+        count = self._failures[id(who)]
+        text = f"{_name(who)} failed at {what!r}: {type(error).__name__}: {error}."
+        if count == 1:
+            kept = "" if isinstance(who, Journal) else " (the journal, where there is one, has it)"
+            _warn(f"{text} Training goes on; what it should have taken is lost there{kept}.")
+        elif count == FAILURES:
+            _warn(f"{text} It failed {FAILURES} times and is left out from now on.")
 
 
-def _kept(who: object) -> str:
-    return "" if isinstance(who, Journal) else " (the journal, where there is one, has it)"
+def _in_time(handler: Handler, alert: Alert) -> None:
+    """Run a user's handler and wait for it, but not for ever: it may hang on a network."""
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            handler(alert)
+        except BaseException as error:  # noqa: BLE001 - handed over to the caller
+            failure.append(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True, name="pplmon-on-alert")
+    thread.start()
+    thread.join(HANG_S)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {HANG_S:g} s; it is left to itself")
+    if failure:
+        raise failure[0]
+
+
+def _name(who: object) -> str:
+    return getattr(who, "__name__", None) or type(who).__name__
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"pplmon: {text}", RuntimeWarning, stacklevel=2)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pplmon import cells
 from pplmon.alerts import Alert, Rule
 from pplmon.delivery import Delivery
+from pplmon.link import Link
 from pplmon.report import Report, Totals
-from pplmon.tally import TokenTally
 
 
 class Judge:
     """The rules of one monitor. Every rank judges the same numbers, so every rank comes to the same alerts."""
 
-    def __init__(self, rules: Sequence[Rule], delivery: Delivery, pattern: TokenTally) -> None:
+    def __init__(self, rules: Sequence[Rule], delivery: Delivery, link: Link) -> None:
         self.rules = check_rules(rules)
-        self._delivery, self._pattern = delivery, pattern
+        self._delivery, self._link = delivery, link
         self._reads_rows = not all(getattr(rule, "numbers_only", False) for rule in self.rules)
         self._first = True
         self._invalid = False
@@ -37,33 +38,48 @@ class Judge:
             return
         if self._reads_rows and not gathered:
             # A rule of the user's may look at the worst tokens, and has to see the same ones on every rank.
-            totals, gathered = self._pattern.gather(totals), True
+            totals, gathered = self._link.gather(totals), True
         report = report_of(totals, self._reads_rows)
-        if self._writes:
+        if self._link.writes:
             self._delivery.judged(report)
         alerts = self._check_targets(totals, report)
         raised = [self._delivery.guard(rule, "judging", rule, report) for rule in self.rules]
         alerts += [alert for alert in raised if isinstance(alert, Alert)]
         if alerts:
             # Every rank judged the same numbers, so every rank is here.
-            evidence = report_of(totals if gathered else self._pattern.gather(totals), True)
+            evidence = report_of(totals if gathered else self._link.gather(totals), True)
             for alert in alerts:
                 self._raise(alert, evidence)
 
-    @property
-    def _writes(self) -> bool:
-        return self._pattern.group.rank == 0
+    def without_raising(self, totals: Totals, report_of: Callable[[Totals, bool], Report]) -> None:
+        """Judge while another exception is on its way."""
+        self._first = False
+        self._delivery.guard(self, "judging", self, totals, report_of)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the rules remember, as plain values; a rule of the user's takes part if it has the same method."""
+        rules: list[Any] = [[repr(rule), getattr(rule, "state_dict", dict)()] for rule in self.rules]
+        return {"first": self._first, "invalid": self._invalid, "rules": rules}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give each rule back what it remembered; a rule that was not there before begins anew."""
+        self._first, self._invalid = state["first"], state["invalid"]
+        saved = [tuple(entry) for entry in state["rules"]]
+        for rule in self.rules:
+            found = next((entry for entry in saved if entry[0] == repr(rule)), None)
+            if found is not None:
+                saved.remove(found)
+                if found[1]:
+                    rule.load_state_dict(found[1])  # type: ignore[attr-defined]
 
     def _raise(self, alert: Alert, evidence: Report) -> None:
-        if self._writes:
-            self._delivery.alert(
-                replace(
-                    alert,
-                    step=evidence.step if alert.step is None else alert.step,
-                    worst=alert.worst or evidence.worst,
-                    worst_sequences=alert.worst_sequences or evidence.worst_sequences,
-                )
-            )
+        whole = replace(
+            alert,
+            step=evidence.step if alert.step is None else alert.step,
+            worst=alert.worst or evidence.worst,
+            worst_sequences=alert.worst_sequences or evidence.worst_sequences,
+        )
+        self._delivery.alert(whole, writes=self._link.writes)
 
     def _check_targets(self, totals: Totals, report: Report) -> list[Alert]:
         """Raise at the first read-out that there is; later, alert on the edge."""
@@ -74,7 +90,7 @@ class Judge:
         size, example = totals["vocab_size"], totals["invalid_target_example"] - cells.EXAMPLE_OFFSET
         text = (
             f"{count} targets are outside the vocabulary{f' [0, {size})' if size >= 0 else ''}, for example {example}; "
-            f"ignore_index is {self._pattern.ignore_index}. Does the tokenizer fit the model, and is padding marked by "
+            f"ignore_index is {self._link.pattern.ignore_index}. Does the tokenizer fit the model, and is padding marked by "
             "ignore_index or left out by mask?"
         )
         if first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +15,13 @@ except ImportError:  # the same classes under the other name
 
 from pplmon import trainer as facts
 from pplmon.alerts import Rule, watched
+from pplmon.cadence import Cadence
 from pplmon.capture import Capture, Logits, Targets
 from pplmon.delivery import Handler
 from pplmon.evidence import Decode
 from pplmon.guard import LossGuard
 from pplmon.judge import check_rules
-from pplmon.monitor import Pass, check_cadence
+from pplmon.passes import TrainerPass
 from pplmon.numbers import CATALOGUE, select
 from pplmon.report import Report
 from pplmon.sinks.journal import SERIES
@@ -63,9 +65,7 @@ class PerplexityMonitor(Callback):
         decode: Decode | None = None,
     ) -> None:
         super().__init__()
-        if every_n_steps is not None:
-            check_cadence("every_n_steps", every_n_steps)
-        check_cadence("judge_every_n_steps", judge_every_n_steps)
+        Cadence(every_n_steps, judge_every_n_steps)
         select(numbers)
         if alerts is not None:
             check_rules(alerts)
@@ -83,8 +83,10 @@ class PerplexityMonitor(Callback):
         self._capture = Capture(*self._capture_settings)
         self._monitor: TrainerMonitor | None = None
         self._guard = LossGuard()
-        self._pass: Pass | None = None
+        self._pass: TrainerPass | None = None
         self._micro_batch = 0
+        self._fitting = False
+        self._resumed: dict[str, Any] | None = None
 
     @property
     def state_key(self) -> str:
@@ -100,7 +102,7 @@ class PerplexityMonitor(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Start anew: a run that ended in an exception may have left hooks."""
         self._capture.detach()
-        self._pass = None
+        self._pass, self._resumed, self._fitting = None, None, stage == "fit"
         if stage == "fit":
             self._monitor = None
 
@@ -110,12 +112,17 @@ class PerplexityMonitor(Callback):
         self._capture.attach(pl_module)
         self._guard = LossGuard()
         self._monitor = self._make_monitor(trainer, pl_module)
+        self._resume()
 
     def _make_monitor(self, trainer: Any, pl_module: Any) -> TrainerMonitor:
         every = self._every_n_steps if self._every_n_steps is not None else trainer.log_every_n_steps
-        rules = check_rules(self._alerts) if self._alerts is not None else None
+        # A rule remembers what it saw: each run has rules of its own.
+        rules = None if self._alerts is None else [copy.deepcopy(rule) for rule in self._alerts]
         series = tuple(dict.fromkeys((*SERIES, *watched(rules or ()))))
-        settings = {**self._settings, "tally": self._settings["tally"].clone().to(pl_module.device)}
+        tally = self._settings["tally"].clone().to(pl_module.device)
+        if tally.process_group is None:
+            tally.process_group = facts.data_parallel_group(trainer)
+        settings = {**self._settings, "tally": tally}
         return TrainerMonitor(
             trainer, sinks=facts.sinks_of(trainer, series), every_n_steps=every or None, alerts=rules, **settings
         )
@@ -151,6 +158,7 @@ class PerplexityMonitor(Callback):
             self._micro_batch = 0
             if monitor.step_to(facts.step_of(trainer)) is not None:
                 self._guard.check(warn=monitor.writes)
+            trainer.should_stop = trainer.should_stop or monitor.should_stop
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the epoch's own numbers."""
@@ -177,25 +185,21 @@ class PerplexityMonitor(Callback):
         self._begin_pass(trainer, pl_module, "test", trainer.test_dataloaders)
 
     def _begin_pass(self, trainer: Any, pl_module: Any, stage: str, loaders: Any) -> None:
-        if self._monitor is None or self._monitor.trainer is not trainer:
+        if self._monitor is None or self._monitor.trainer is not trainer or self._monitor.ended:
             self._monitor = self._make_monitor(trainer, pl_module)
         if not self._capture.attached:
             self._capture = Capture(*self._capture_settings)
             self._capture.attach(pl_module)
         self._monitor.collect()  # an alert must not wait for the pass to end
-        repeated = facts.repeated_sequences(trainer, loaders)
-        self._pass = Pass(stage, self._monitor.tally, len(repeated))
-        for tally, count in zip(self._pass.tallies, repeated):
-            tally.reset()
-            if count is not None and trainer.is_global_zero:
-                tally.add_duplicates(count)
+        self._pass = self._monitor.open_pass(stage, facts.loaders_of(loaders))
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Listen for this batch."""
         if self._pass is not None:
-            self._capture.open(self._pass.stage, self._pass.tallies[dataloader_idx])
+            tally, repeated = self._pass.begin_batch(dataloader_idx)
+            self._capture.open(self._pass.stage, tally, leave_out=repeated)
             self._capture.batch(batch, facts.step_of(trainer), batch_idx)
 
     on_test_batch_start = on_validation_batch_start
@@ -206,6 +210,7 @@ class PerplexityMonitor(Callback):
         """Count this batch."""
         if self._pass is not None:
             self._capture.end_batch(outputs)
+            self._pass.sample_ids_given |= self._capture.sample_ids_given
             self._capture.close()
 
     on_test_batch_end = on_validation_batch_end
@@ -213,8 +218,11 @@ class PerplexityMonitor(Callback):
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Publish the pass: in time for every callback that monitors it, whatever their order."""
         if self._pass is not None:
-            self._running().finish(self._pass, facts.step_of(trainer))
+            monitor = self._running()
+            self._pass.count_repeated()
+            monitor.finish(self._pass, facts.step_of(trainer))
             self._pass = None
+            trainer.should_stop = trainer.should_stop or monitor.should_stop
 
     on_test_epoch_end = on_validation_epoch_end
 
@@ -227,10 +235,20 @@ class PerplexityMonitor(Callback):
 
     # A run ends.
 
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
-        """Take in what is under way, so that no alert is behind the checkpoint."""
-        if self._monitor is not None:
-            self._monitor.collect()
+    def state_dict(self) -> dict[str, Any]:
+        """Return the open window, the rules' memory and the counts. Lightning asks every rank, and saves one answer."""
+        return {} if self._monitor is None else {"monitor": self._monitor.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the checkpoint was written, on any number of ranks; only ``fit`` does."""
+        self._resumed = state_dict.get("monitor")
+        self._resume()
+
+    def _resume(self) -> None:
+        # Strategies that shard the model restore after on_fit_start, the others before it.
+        if self._fitting and self._monitor is not None and self._resumed is not None:
+            self._monitor.load_state_dict(self._resumed)
+            self._resumed = None
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Let go of the module and write what is held back; nothing is sent to other ranks."""
@@ -242,7 +260,8 @@ class PerplexityMonitor(Callback):
         """Let go of the module and of files."""
         self._capture.detach()
         if self._monitor is not None:
-            self._monitor.abandon()
+            self._monitor.release()
+        facts.finish_forked_runs(trainer)
 
     def _running(self) -> TrainerMonitor:
         if self._monitor is None:

@@ -25,7 +25,7 @@ class View(TokenTally):
 
     def compute(self) -> Tensor:
         """Return the number over all ranks as a 0-dim tensor; NaN where it cannot be had."""
-        value = self._local_totals().numbers()[self.number]
+        value = self.local_totals().numbers()[self.number]
         return self._tensor(float("nan") if value is None else value)
 
 
@@ -70,6 +70,6 @@ class TokenLossQuantile(View):
 
     def compute(self) -> Tensor:
         """Return the quantile over all ranks as a 0-dim tensor; NaN without tokens."""
-        totals = self._local_totals()
+        totals = self.local_totals()
         bits = totals["token_loss_bits"]
         return self._tensor(Losses(totals.histogram, cells.float_from_bits(max(bits, 0))).quantile(self.q))

@@ -7,41 +7,28 @@ that is logged every ``every_n_steps``. A read-out is started at one step and ta
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pplmon.alerts import Rule, default_alerts
+from pplmon.cadence import Cadence
 from pplmon.delivery import Delivery, Handler
 from pplmon.evidence import Decode
 from pplmon.judge import Judge
+from pplmon.link import Link
 from pplmon.numbers import CATALOGUE, select
+from pplmon.passes import Pass
 from pplmon.report import Report, Totals
 from pplmon.sinks.base import Sink
-from pplmon.tally import ReadOut, TokenTally
+from pplmon.tally import TokenTally
 from pplmon.tokens import TokenStats
-
-
-class Pending(NamedTuple):
-    """A read-out under way."""
-
-    read_out: ReadOut
-    step: int
-    closes_window: bool
-
-
-class Pass:
-    """One whole pass over validation or test data, of one or several loaders."""
-
-    def __init__(self, stage: str, pattern: TokenTally, loaders: int = 1) -> None:
-        self.stage = stage
-        self.tallies = [pattern.clone() for _ in range(loaders)]
-        self.report: Report | None = None  # over all loaders, when the pass is over
-        self.loader_reports: tuple[Report, ...] = ()  # one for each of several
+from pplmon.windows import Windows
 
 
 class Monitor:
@@ -75,25 +62,25 @@ class Monitor:
         on_alert: Handler | Sequence[Handler] = (),
         decode: Decode | None = None,
     ) -> None:
-        self.every_n_steps = None if every_n_steps is None else check_cadence("every_n_steps", every_n_steps)
-        self.judge_every_n_steps = check_cadence("judge_every_n_steps", judge_every_n_steps)
+        self.cadence = Cadence(every_n_steps, judge_every_n_steps)
         self.prefix = prefix
         self.decode = decode
         self.wait_for_window = False  # read a logged window at its own step (someone needs its numbers there)
+        self.should_stop = False  # the same on all ranks, at the same step
         self._names = select(numbers)
-        self._pattern = tally if tally is not None else TokenTally()
+        self._link = Link(tally if tally is not None else TokenTally())
         self._delivery = Delivery(sinks, on_alert)
-        self._judge = Judge(default_alerts() if alerts is None else alerts, self._delivery, self._pattern)
-        self._tally = self._pattern.clone()
+        self._judge = Judge(default_alerts() if alerts is None else alerts, self._delivery, self._link)
+        self._windows = Windows()
         self._pass: Pass | None = None
-        self._pending: Pending | None = None
-        self._window = Totals()
-        self._epoch = Totals()
         self._step = 0
         self._micro_batch = 0
-        self._tokens_seen = 0
         self._started = False
+        self._all_leave = False
         self._last: Report | None = None
+        for handler in self._delivery.handlers:
+            if hasattr(handler, "bind"):
+                handler.bind(self)
 
     # What the training loop calls.
 
@@ -107,7 +94,9 @@ class Monitor:
         **batch_data: Tensor,
     ) -> None:
         """Count one micro-batch (arguments as ``TokenTally.update``). Never waits for the device."""
-        tally = self._tally if self._pass is None else self._pass.tallies[0]
+        if not self._link.takes_part:
+            return
+        tally = self._link.tally if self._pass is None else self._pass.tallies[0]
         tally.update(
             logits,
             targets,
@@ -121,15 +110,18 @@ class Monitor:
         self._micro_batch += 1
 
     def step(self) -> Report | None:
-        """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``."""
+        """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``.
+
+        Every rank of the group calls it equally often; one that runs out of data calls ``close``.
+        """
         return self.step_to(self._step)
 
     def step_to(self, step: int) -> Report | None:
         """Close the optimizer step ``step`` (0-based), for a framework that counts by itself."""
         report = self.collect()
-        closes = self.every_n_steps is not None and (step + 1) % self.every_n_steps == 0
-        if closes or (step + 1) % self.judge_every_n_steps == 0:
-            self._launch(step, closes)
+        closes = self.cadence.closes_window(step)
+        if self.cadence.reads_out(step):
+            self._link.launch(step, closes)
         self._step, self._micro_batch = step + 1, 0
         if closes and self.wait_for_window:
             report = self.collect() or report
@@ -138,7 +130,7 @@ class Monitor:
     @contextmanager
     def stage(self, stage: str) -> Iterator[Pass]:
         """Count a whole pass apart: ``with monitor.stage("val") as val: …``; then ``val.report``."""
-        opened = Pass(stage, self._pattern)
+        opened = Pass(stage, self._link.pattern)
         self._pass = opened
         try:
             yield opened
@@ -146,11 +138,25 @@ class Monitor:
             self._pass, self._micro_batch = None, 0
         self.finish(opened, max(self._step - 1, 0))
 
+    def request_stop(self) -> None:
+        """Wish to stop. It travels with the next read-out; ``should_stop`` then turns true on all ranks at one step."""
+        self._link.tally.signal("stop_votes")
+
     def close(self) -> Report | None:
-        """Wait for what is under way, log the last, shorter window, close the sinks; returns the last report."""
-        self.flush()
-        if self.every_n_steps is not None and not self._window.empty:
-            self._log_window(max(self._step - 1, 0))
+        """Wait for what is under way, log the last, shorter window, close the sinks; returns the last report.
+
+        A rank that runs out of data before the others takes part in their read-outs until all have closed.
+        """
+        self.collect()
+        while self._link.takes_part and not self._link.severed and not self._all_leave:
+            self._link.tally.signal("leaving")
+            due = self.cadence.next_read_out(self._step)
+            self._link.launch(due, self.cadence.closes_window(due))
+            self.collect()
+        self._all_leave = False
+        self._log_rest()
+        if self._link.severed:
+            self._write_own()
         self._delivery.close()
         return self._last
 
@@ -159,43 +165,45 @@ class Monitor:
     @property
     def tally(self) -> TokenTally:
         """The tally of the step under way."""
-        return self._tally
+        return self._link.tally
 
     @property
     def writes(self) -> bool:
         """True on the rank that shows things: the first of its group."""
-        return self._pattern.group.rank == 0
+        return self._link.writes
 
     def collect(self) -> Report | None:
         """Take in the read-out under way, if any: judge it, add it to its window, log the window if it closed."""
-        if self._pending is None:
+        taken = self._link.take()
+        if taken is None:
             return None
-        pending, self._pending = self._pending, None
         self._start()
-        totals = pending.read_out.totals()
-        self._window = self._window + totals
-        self._epoch = self._epoch + totals
-        self._tokens_seen += totals["tokens"]
-        self._judge(totals, partial(self._report, pending.step, "train"))
-        return self._log_window(pending.step) if pending.closes_window else None
+        pending, totals = taken
+        # When all leave, this was no step but the handshake of ``close``.
+        self._all_leave = totals["leaving"] == self._link.ranks
+        step = max(self._step - 1, 0) if self._all_leave else pending.step
+        self._step = max(self._step, step + 1)
+        self.should_stop = self.should_stop or totals["stop_votes"] > 0
+        self._windows.add(totals)
+        self._judge(totals, partial(self._report, step, "train"))
+        return self._log_window(step) if pending.closes_window and not self._all_leave else None
 
     def flush(self) -> None:
         """Read out everything up to now, and wait for it. Every rank calls it."""
         self.collect()
-        self._launch(max(self._step - 1, 0), closes_window=False)
+        self._link.launch(max(self._step - 1, 0), closes_window=False)
         self.collect()
 
     def end_epoch(self) -> Totals:
         """Flush, and return the totals since the last call. Every rank calls it."""
         self.flush()
-        totals, self._epoch = self._epoch, Totals()
-        return totals
+        return self._windows.end_epoch()
 
     def finish(self, opened: Pass, step: int) -> Report:
         """Read a pass out, judge and log it. Every rank calls it."""
         self.collect()
         self._start()
-        parts = [self._pattern.gather(tally.read_out().totals()) for tally in opened.tallies]
+        parts = [self._link.whole(tally) for tally in opened.tallies]
         totals = sum(parts, Totals())
         opened.report = self._report(step, opened.stage, totals)
         self._judge(totals, partial(self._report, step, opened.stage), gathered=True)
@@ -207,6 +215,54 @@ class Monitor:
             for index, report in enumerate(opened.loader_reports):
                 self.publish(report, f"{self.prefix}{opened.stage}/", f"/dataloader_idx_{index}")
         return opened.report
+
+    def abandon(self, seconds: float = 10.0) -> None:
+        """End after an exception, without a collective.
+
+        Waits at most ``seconds`` for the read-out under way, shows the open window, and writes what this rank counted and
+        could not merge to its own journal.
+        """
+        if not self._link.severed:
+            arrived = self._link.arrives(seconds)
+            taken = self._link.take() if arrived else None
+            self._link.sever()
+            if taken is not None:
+                self._windows.add(taken[1])
+                self._judge.without_raising(taken[1], partial(self._report, taken[0].step, "train"))
+            self._log_rest()
+        self._write_own()
+        self._delivery.close()
+
+    @property
+    def ended(self) -> bool:
+        """True once the link to the other ranks is severed."""
+        return self._link.severed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same.
+
+        After ``abandon`` it sends nothing, and holds this rank's own part of what was not merged.
+        """
+        self.collect()
+        unread = self._link.whole(self._link.tally)
+        return {
+            "version": 1,
+            "step": self._step,
+            "micro_batch": self._micro_batch,
+            "unread": unread.state_dict(),
+            "judge": self._judge.state_dict(),
+            **self._windows.state_dict(self._link.gather(self._windows.window)),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back a state, on any number of ranks: nothing is lost or counted twice. Every rank loads the same."""
+        extras = self._link.pattern.extras
+        first = self._link.pattern.group.rank == 0
+        self._windows.load_state_dict(state, extras, first)
+        self._judge.load_state_dict(state["judge"])
+        self._step, self._micro_batch = state["step"], state["micro_batch"]
+        if first:
+            self._link.tally.add_totals(Totals.from_state_dict(state["unread"], extras))
 
     def keys(self, report: Report, head: str, tail: str = "") -> dict[str, float | int]:
         """Return the selected, finite numbers of a report under their log keys ``{head}{name}{tail}``."""
@@ -229,34 +285,32 @@ class Monitor:
         return {
             "torch": torch.__version__,
             "python": platform.python_version(),
-            "ranks": self._pattern.group.size,
-            "every_n_steps": self.every_n_steps,
-            "judge_every_n_steps": self.judge_every_n_steps,
+            "ranks": self._link.ranks,
+            **asdict(self.cadence),
             "alerts": [repr(rule) for rule in self._judge.rules],
         }
 
-    def _launch(self, step: int, closes_window: bool) -> None:
-        self._pending = Pending(self._tally.read_out(), step, closes_window)
-        self._tally.reset()
-
     def _log_window(self, step: int) -> Report:
-        totals, self._window = self._pattern.gather(self._window), Totals()
+        totals = self._link.gather(self._windows.end_window())
         self._last = report = self._report(step, "train", totals)
         self.publish(report, f"{self.prefix}train/")
         return report
 
+    def _log_rest(self) -> None:
+        if self.cadence.every_n_steps is not None and not self._windows.window.empty:
+            self._log_window(max(self._step - 1, 0))
+
+    def _write_own(self) -> None:
+        own = self._link.own([] if self._pass is None else self._pass.tallies)
+        if not own.empty:
+            report = own.report(self._step, "train")
+            self._delivery.local(report, self._link.pattern.group.global_rank)
+        self._link.unmerged = Totals()
+        self._link.tally.reset()
+
     def _report(self, step: int, stage: str, totals: Totals, evidence: bool = True) -> Report:
         """Return the report; evidence has its text on the writing rank, which is the only one to show it."""
-        report = totals.report(step, stage, self._tokens_seen if stage == "train" else None, evidence)
+        report = totals.report(step, stage, self._windows.tokens_seen if stage == "train" else None, evidence)
         if self.decode is None or not evidence or not self.writes:
             return report
         return self._delivery.guard(self.decode, "decode", report.decoded, self.decode) or report
-
-
-def check_cadence(name: str, value: int) -> int:
-    """Return ``value`` if it is a number of steps, at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer number of optimizer steps, got {value!r}")
-    if value <= 0:
-        raise ValueError(f"{name} must be at least 1 optimizer step, got {value}")
-    return value

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import add
-from typing import Protocol
+from typing import Any, Protocol
 
 from pplmon import cells
 from pplmon.evidence import Decode, Row, WorstSequence, WorstToken, merge_rows, worst_sequence, worst_token
@@ -124,6 +124,26 @@ class Totals:
         if cell in cells.SUMS:
             return self.sums[cells.SUMS.index(cell)]
         return self.maxima[cells.MAXIMA.index(cell)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return these totals as lists of integers, for a checkpoint."""
+        rows = {"token_rows": [*map(list, self.token_rows)], "sequence_rows": [*map(list, self.sequence_rows)]}
+        names = ("sums", "maxima", "histogram", "extra_sums")
+        return {name: list(getattr(self, name)) for name in names} | rows | {"keep": self.keep}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], extras: tuple[Derives, ...] = ()) -> Totals:
+        """Return the totals that ``state_dict`` gave."""
+        return cls(
+            sums=tuple(state["sums"]),
+            maxima=tuple(state["maxima"]),
+            histogram=tuple(state["histogram"]),
+            token_rows=tuple(map(tuple, state["token_rows"])),
+            sequence_rows=tuple(map(tuple, state["sequence_rows"])),
+            keep=state["keep"],
+            extra_sums=tuple(state["extra_sums"]),
+            extras=extras,
+        )
 
     @property
     def empty(self) -> bool:

@@ -37,11 +37,12 @@ def watched_keys(trainer: Any) -> set[str]:
 def sinks_of(trainer: Any, series: tuple[str, ...]) -> list[Sink]:
     """The trainer's loggers, the journal beside them, and the console through the progress bar.
 
-    Every rank calls it (asking for the directory is a collective); only the first gets sinks.
+    Every rank calls it (asking for the directory is a collective). The others than the first get a journal alone, for
+    what they could not merge.
     """
     directory = trainer.log_dir
     if not trainer.is_global_zero:
-        return []
+        return [] if trainer.fast_dev_run else [Journal(directory or ".")]
     bar = trainer.progress_bar_callback
     sinks: list[Sink] = [Console(print=None if bar is None else bar.print, reports=False)]
     if trainer.fast_dev_run:
@@ -51,17 +52,26 @@ def sinks_of(trainer: Any, series: tuple[str, ...]) -> list[Sink]:
     return [journal, *(LightningLogger(logger) for logger in trainer.loggers), *sinks]
 
 
-def repeated_sequences(trainer: Any, loaders: Any) -> list[int | None]:
-    """For each loader, how many sequences its ``DistributedSampler`` repeats to fill up; ``None`` where it has none."""
-    return [_repeated(loader) for loader in (loaders if isinstance(loaders, (list, tuple)) else [loaders])]
+def loaders_of(loaders: Any) -> list[Any]:
+    """The loaders of a pass, one or several, as a list."""
+    return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
 
 
-def _repeated(loader: Any) -> int | None:
-    sampler = getattr(loader, "sampler", None)
-    replicas, total, dataset = (getattr(sampler, name, None) for name in ("num_replicas", "total_size", "dataset"))
-    if not isinstance(replicas, int) or not isinstance(total, int) or not hasattr(dataset, "__len__"):
-        return None
-    return max(0, total - len(dataset))  # type: ignore[arg-type]
+def data_parallel_group(trainer: Any) -> Any:
+    """The ranks that hold different data; ``None`` is all of them. Tensor-parallel replicas of a batch count once."""
+    mesh: Any = getattr(trainer.strategy, "device_mesh", None)
+    names = getattr(mesh, "mesh_dim_names", None) or ()
+    return mesh["data_parallel"].get_group() if "data_parallel" in names else None
+
+
+def finish_forked_runs(trainer: Any) -> None:
+    """End W&B runs that live in a forked child: nobody else will, and what they hold back would be lost."""
+    launcher = getattr(trainer.strategy, "launcher", None)
+    if getattr(launcher, "_start_method", None) != "fork" or not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        if "Wandb" in type(logger).__name__:
+            logger.experiment.finish()
 
 
 def _wandb_directory(trainer: Any) -> str | None:

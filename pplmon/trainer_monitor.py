@@ -9,6 +9,7 @@ import torch
 
 from pplmon import trainer as facts
 from pplmon.monitor import Monitor
+from pplmon.passes import TrainerPass
 from pplmon.report import Report
 
 
@@ -18,6 +19,7 @@ class TrainerMonitor(Monitor):
     def __init__(self, trainer: Any, **settings: Any) -> None:
         super().__init__(**settings)
         self.trainer = trainer
+        self._link.may_write = trainer.is_global_zero
         self._held: list[tuple[Report, str, str]] = []
         self._renamed: set[str] = set()
 
@@ -37,15 +39,24 @@ class TrainerMonitor(Monitor):
                 scalars = self.keys(report, head, tail)
                 self._delivery.report(report, {self._key(key): value for key, value in scalars.items()})
 
+    def open_pass(self, stage: str, loaders: list[Any]) -> TrainerPass:
+        """Begin a pass over these loaders."""
+        return TrainerPass(stage, self._link.pattern, loaders)
+
+    def release(self) -> None:
+        """Let go of files; the trainer may go on with another pass."""
+        self.send_held()
+        self._delivery.close()
+
     def close(self) -> Report | None:
         """Send what was held back, too."""
         self.send_held()
         return super().close()
 
-    def abandon(self) -> None:
-        """Close the sinks without a collective."""
+    def abandon(self, seconds: float = 10.0) -> None:
+        """Send what was held back, too."""
         self.send_held()
-        self._delivery.close()
+        super().abandon(seconds)
 
     def _tell_callbacks(self, report: Report, head: str, tail: str) -> None:
         metrics, bar = self.trainer.callback_metrics, self.trainer.progress_bar_metrics

@@ -59,8 +59,8 @@ def test_an_alert_names_the_rank_and_is_raised_once(run: Any) -> None:
     assert [line["step"] for line in read_journal(path) if line["kind"] == "alert"] == [3]
 
 
-def test_a_row_that_the_sampler_repeats_is_reported(run: Any) -> None:
-    """Five validation rows on two ranks: one is counted twice, and the report says so."""
+def test_a_row_that_the_sampler_repeats_is_left_out_by_its_sample_id(run: Any) -> None:
+    """Five validation rows on two ranks: the sampler gives one twice, it is counted once."""
     _, (first, _) = run
-    assert first["metrics"]["val/duplicate_sequences"] == 1
-    assert first["metrics"]["val/sequences"] == 6
+    assert first["metrics"]["val/duplicate_sequences"] == 0
+    assert first["metrics"]["val/sequences"] == 5

@@ -9,7 +9,7 @@ from torch import Tensor
 
 Targets = str | int | Callable[[Any], Tensor]
 TARGET_NAMES = ("labels", "targets")
-DATA_NAMES = ("mask", "document_ids", "sample_ids", "group_ids", "input_ids")
+DATA_NAMES = ("mask", "document_ids", "sample_ids", "group_ids", "input_ids", "position_ids")
 
 
 def targets_of(batch: Any, wanted: Targets | None) -> Tensor | None:
@@ -39,7 +39,7 @@ def data_of(batch: Any, targets: Tensor) -> Iterator[tuple[str, Tensor, str | No
         wanted = targets.shape[:1] if name == "sample_ids" else targets.shape
         if value.shape == wanted or (name == "group_ids" and value.shape == targets.shape[:1]):
             yield name, value.bool() if name == "mask" else value, None
-        elif name != "input_ids":  # a model's own business, unless it fits
+        elif name not in ("input_ids", "position_ids"):  # a model's own business, unless it fits
             yield name, value, f"batch[{name!r}] has shape {tuple(value.shape)}, not {tuple(wanted)}: it is not used"
 
 

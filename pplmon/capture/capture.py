@@ -50,6 +50,8 @@ class Capture:
         self._batch: Any = None
         self._address: dict[str, int] = {}
         self._pieces: list[TokenStats] = []
+        self._leave_out: int | None = None
+        self.sample_ids_given = False
         self._warned: set[str] = set()
 
     # Hooks.
@@ -93,9 +95,10 @@ class Capture:
 
     # A stage, and its batches.
 
-    def open(self, stage: str, tally: TokenTally) -> None:
-        """Listen, and count in ``tally``."""
-        self._stage, self._tally = stage, tally
+    def open(self, stage: str, tally: TokenTally, leave_out: int | None = None) -> None:
+        """Listen, and count in ``tally``, but for the sequence whose sample id is ``leave_out``."""
+        self._stage, self._tally, self._leave_out = stage, tally, leave_out
+        self.sample_ids_given = False
 
     def close(self) -> None:
         """Stop listening."""
@@ -178,7 +181,7 @@ class Capture:
         tally = self._target_tally(way, shift)
         if tally is None:
             return True
-        data = self._data(targets)
+        data = self._without_repeated(self._data(targets), targets)
         mask = data.pop("mask", None)
         if tally.shift:
             targets, mask = shifted(targets, mask)
@@ -214,7 +217,7 @@ class Capture:
     def _count(self, way: int, logits: Any, targets: Tensor, shift: bool | None, data: dict[str, Any]) -> None:
         tally = self._target_tally(way, shift)
         if tally is not None:
-            tally.update(logits, targets, **data)
+            tally.update(logits, targets, **self._without_repeated(data, targets))
 
     def _target_tally(self, way: int, shift: bool | None) -> TokenTally | None:
         """The tally that this way counts in: the stage's own, once chosen; before that one of its own."""
@@ -234,12 +237,25 @@ class Capture:
     def _data(self, targets: Tensor) -> dict[str, Any]:
         """What else the batch says of its tokens, for ``TokenTally.update``."""
         found: dict[str, Any] = dict(self._address)
+        whole = self._tally is None or not self._tally.context_parallel
         for name, value, complaint in data_of(self._batch, targets):
+            if name == "position_ids" and whole:
+                continue  # in a packed batch they begin anew with each document; the column tells more
             if complaint is None:
                 found[name] = value
             else:
                 self._warn(name, complaint)
         return found
+
+    def _without_repeated(self, data: dict[str, Any], targets: Tensor) -> dict[str, Any]:
+        """Mask the sequence that a sampler gave a second time, where ``sample_ids`` tell which it is."""
+        samples = data.get("sample_ids")
+        self.sample_ids_given |= samples is not None
+        if samples is None or self._leave_out is None or targets.dim() != 2:
+            return data
+        kept = (samples.to(targets.device) != self._leave_out).unsqueeze(1).expand(targets.shape)
+        mask = data.get("mask")
+        return {**data, "mask": kept if mask is None else mask.to(targets.device) & kept}
 
     # Words.
 

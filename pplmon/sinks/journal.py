@@ -53,16 +53,7 @@ class Journal(Sink):
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Write every number and the evidence, whatever is logged elsewhere."""
-        self._write(
-            {
-                "kind": "report",
-                "step": report.step,
-                "stage": report.stage,
-                "numbers": report.as_dict(),
-                "worst": [_known(asdict(token)) for token in report.worst],
-                "worst_sequences": [_known(asdict(sequence)) for sequence in report.worst_sequences],
-            }
-        ).flush()
+        self._write({"kind": "report"} | _report_fields(report)).flush()
 
     def alert(self, alert: Alert) -> None:
         """Write an alert through to the disk: what comes next may be the crash that it announces."""
@@ -73,6 +64,14 @@ class Journal(Sink):
         file.flush()
         os.fsync(file.fileno())
 
+    def local(self, report: Report, rank: int) -> None:
+        """Write what one rank counted and could not merge, to ``pplmon.rank{r}.jsonl`` beside the journal."""
+        own = _open_to_append(self._path.with_name(f"pplmon.rank{rank}.jsonl"))
+        with own:
+            own.write(_line({"kind": "local", "rank": rank} | _report_fields(report)))
+            own.flush()
+            os.fsync(own.fileno())
+
     def close(self) -> None:
         """Close the file. A later write opens it again."""
         if self._file is not None:
@@ -80,9 +79,14 @@ class Journal(Sink):
             self._file = None
 
     def _write(self, row: Mapping[str, Any]) -> BinaryIO:
-        if self._file is None:
-            self._file = _open_to_append(self._path)
-        self._file.write(json.dumps(plain(row), allow_nan=False).encode() + b"\n")
+        line = _line(row)
+        try:
+            if self._file is None:
+                self._file = _open_to_append(self._path)
+            self._file.write(line)
+        except OSError:  # a full disk may have torn the line: the next write opens the file anew, and ends it
+            self._file = None
+            raise
         return self._file
 
 
@@ -117,6 +121,20 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     # A rule of the user's own may put a tensor of one element into its alert.
     return plain(value.item()) if hasattr(value, "item") else str(value)
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(plain(row), allow_nan=False).encode() + b"\n"
+
+
+def _report_fields(report: Report) -> dict[str, Any]:
+    return {
+        "step": report.step,
+        "stage": report.stage,
+        "numbers": report.as_dict(),
+        "worst": [_known(asdict(token)) for token in report.worst],
+        "worst_sequences": [_known(asdict(sequence)) for sequence in report.worst_sequences],
+    }
 
 
 def _known(fields: Mapping[str, Any]) -> dict[str, Any]:

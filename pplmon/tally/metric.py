@@ -6,7 +6,8 @@ Shapes: B sequences, T positions, N = B·T tokens, V vocabulary, K worst rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -17,9 +18,13 @@ from pplmon import cells
 from pplmon.report import Derives, Report, Totals
 from pplmon.tally import count, worst
 from pplmon.tally.layout import merge_counts, merge_maxima, merge_rows, merge_sums
-from pplmon.tally.readout import Group, ReadOut, State, gather_rows
+from pplmon.tally.group import Group
+from pplmon.tally.readout import ALONE, ReadOut, State, gather_rows, state_of
 from pplmon.tally.sequences import Sequences, documents_as_sequences, rows_as_sequences
 from pplmon.tokens import TokenStats, token_stats
+
+
+_SETTINGS = ("ignore_index", "shift", "top_k", "context", "min_sequence_tokens", "context_parallel")
 
 
 class Extra(Derives, Protocol):
@@ -39,6 +44,7 @@ class TokenTally(Metric):
         top_k: how many worst tokens, and worst sequences, are kept with their address.
         context: neighbours kept on each side of a worst token.
         min_sequence_tokens: shorter sequences do not enter ``max_sequence_loss``.
+        context_parallel: a rank holds a part of each sequence: numbers that need whole ones are None.
         token_bytes: [V] ints, the bytes that each id stands for (0 for special ones); gives ``bits_per_byte``.
         process_group: the ranks whose tokens are counted together; ``None`` is all of them.
         extras: optional measurements (see ``Extra``).
@@ -67,6 +73,7 @@ class TokenTally(Metric):
         token_bytes: Sequence[int] | Tensor | None = None,
         process_group: Any = None,
         extras: Sequence[Extra] = (),
+        context_parallel: bool = False,
         **kwargs: Any,
     ) -> None:
         # A cached result would let a rank without news return early while the others wait for it.
@@ -77,9 +84,15 @@ class TokenTally(Metric):
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if not isinstance(context, int) or context < 0:
             raise ValueError(f"context must be an integer of at least 0 (neighbours on each side), got {context!r}")
-        self.ignore_index, self.shift = ignore_index, shift
+        if context_parallel and shift:
+            raise ValueError(
+                "shift=True cannot reach the next column when it is on another rank; under context_parallel shift the "
+                "targets where the sequences are still whole"
+            )
+        self.ignore_index, self.shift, self.context_parallel = ignore_index, shift, context_parallel
         self.top_k, self.context, self.min_sequence_tokens = top_k, context, min_sequence_tokens
         self.extras = tuple(extras)
+        self._for_numbers = False
         self.register_buffer("token_bytes", _byte_table(token_bytes), persistent=False)
         self._columns = cells.TOKEN_COLUMNS + 2 * context + 1
         self._add("sums", (len(cells.SUMS),), 0, merge_sums)
@@ -102,6 +115,7 @@ class TokenTally(Metric):
         sample_ids: Tensor | None = None,
         step: int = 0,
         micro_batch: int = 0,
+        position_ids: Tensor | None = None,
         **batch_data: Tensor,
     ) -> None:
         """Count one batch. Never waits for the device.
@@ -114,6 +128,7 @@ class TokenTally(Metric):
             sample_ids: [B] int64, the dataset's row of each sequence.
             step: optimizer step, for the addresses of the worst tokens.
             micro_batch: within the step.
+            position_ids: int like targets: reported as positions instead of the column (a part of a longer sequence).
             batch_data: what extras read.
 
         Raises:
@@ -124,11 +139,17 @@ class TokenTally(Metric):
             self.to(stats.nll.device)
         if not stats.nll.numel():
             return
-        sequences = _sequences(stats, document_ids)
+        sequences = None if self.context_parallel else _sequences(stats, document_ids)
         sample_ids = _check_samples(sample_ids, stats)
         batch = count.prepare(stats, sequences)
         per_sequence = count.count_sequences(batch, self.min_sequence_tokens)
-        address = worst.Address(_natural("step", step), _natural("micro_batch", micro_batch), self.group.global_rank, sample_ids)
+        address = worst.Address(
+            step=_natural("step", step),
+            micro_batch=_natural("micro_batch", micro_batch),
+            rank=self.group.global_rank,
+            sample_ids=sample_ids,
+            position_ids=_check_positions(position_ids, stats),
+        )
         self._merge("sums", count.sums(batch, per_sequence, self.token_bytes))
         self._merge("maxima", count.maxima(batch, per_sequence))
         self._merge("histogram", count.histogram(batch))
@@ -143,13 +164,13 @@ class TokenTally(Metric):
 
         Counts are int64, the others float64 (float32 on devices without it). Numbers that cannot be had are left out.
         """
-        report = self._local_totals().report()
+        report = self.local_totals().report()
         return {name: self._tensor(value) for name, value in report.as_dict().items()}
 
     def totals(self) -> Totals:
         """Return host integers, merged over ranks (every rank calls it), that add to those of other windows."""
         if self._is_synced:
-            return self._local_totals()
+            return self.local_totals()
         return self.gather(self.read_out().totals())
 
     def report(self, step: int = 0, stage: str = "train") -> Report:
@@ -175,6 +196,42 @@ class TokenTally(Metric):
         self.sums = self.sums.clone()
         self.sums[known] += 1
         self.sums[cell] += sequences
+
+    def signal(self, cell: str) -> None:
+        """Add 1 to "stop_votes" or "leaving": what a rank tells all others with the next read-out."""
+        self.sums = self.sums.clone()
+        self.sums[cells.SUMS.index(cell)] += 1
+
+    def add_totals(self, totals: Totals) -> None:
+        """Add host totals, as from a checkpoint. Of a group's ranks one does, or they would count W times."""
+        for name, part in state_of(totals, self._state())._asdict().items():
+            self._merge(name, part)
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Put the group's totals in place of this rank's (``torchmetrics.Metric.sync``), with three collectives."""
+        super().sync(*args, **kwargs)
+        if self._is_synced and not self._for_numbers:
+            self._set_state(gather_rows(self.local_totals(), self.group, self.sums.device, self._columns))
+
+    @contextmanager
+    def sync_context(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Sync for the sake of numbers, as ``compute`` does: two collectives; the worst rows stay this rank's own."""
+        self._for_numbers = True
+        try:
+            with super().sync_context(*args, **kwargs):
+                yield
+        finally:
+            self._for_numbers = False
+
+    def get_extra_state(self) -> dict[str, int]:
+        """Say whose totals a ``state_dict`` holds: one rank's, or after ``sync`` the whole group's."""
+        return {"rank": self.group.rank, "ranks": self.group.size, "synced": int(self._is_synced)}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Keep loaded totals on the one rank that they belong to, so that loading on all ranks counts nothing twice."""
+        same_ranks = state["ranks"] == self.group.size and not state["synced"]
+        if self.group.rank != (state["rank"] if same_ranks else 0):
+            self.reset()
 
     def clone(self) -> TokenTally:
         """Return a copy that counts over the same group."""
@@ -207,24 +264,22 @@ class TokenTally(Metric):
     def _state(self) -> State:
         return State(*(getattr(self, name) for name in State._fields))
 
-    def _local_totals(self) -> Totals:
-        return ReadOut(self._state(), _ALONE, self.extras).totals()
+    def _set_state(self, totals: Totals) -> None:
+        for name, part in state_of(totals, self._state())._asdict().items():
+            setattr(self, name, part)
+
+    def local_totals(self) -> Totals:
+        """Return this rank's own host integers. No collective."""
+        return ReadOut(self._state(), ALONE, self.extras).totals()
 
     def _tensor(self, value: float) -> Tensor:
         wide = torch.float32 if self.sums.device.type == "mps" else torch.float64
         return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else wide, device=self.sums.device)
 
     def _sync_dist(self, dist_sync_fn: Callable[..., Any] | None = None, process_group: Any = None) -> None:
-        """Put the group's numbers in place of this rank's: two collectives instead of two for each state.
-
-        The worst rows stay this rank's own; ``report`` and ``totals`` gather them.
-        """
+        """Put the group's numbers in place of this rank's: two collectives instead of two for each state."""
         group = Group(process_group or self.process_group)
-        totals = ReadOut(self._state(), group, self.extras).totals()
-        for name in ("sums", "maxima", "histogram", "extra_sums"):
-            values: tuple[int, ...] = getattr(totals, name)
-            capped = [min(value, cells.CEILING) for value in values]
-            setattr(self, name, torch.tensor(capped, dtype=torch.int64, device=self.sums.device))
+        self._set_state(ReadOut(self._state(), group, self.extras).totals())
 
     def _add(self, name: str, shape: tuple[int, ...], fill: int, merge: Callable[[Tensor], Tensor]) -> None:
         default = torch.full(shape, fill, dtype=torch.int64)
@@ -233,19 +288,8 @@ class TokenTally(Metric):
     def _settings(self) -> str:
         table = None if self.token_bytes is None else self.token_bytes.tolist()
         extras = [repr(extra) for extra in self.extras]
-        settings = (self.ignore_index, self.shift, self.top_k, self.context, self.min_sequence_tokens, table, extras)
+        settings = (*(getattr(self, name) for name in _SETTINGS), table, extras)
         return "settings_" + hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
-
-
-class _Alone(Group):
-    """This rank by itself."""
-
-    @property
-    def size(self) -> int:
-        return 1
-
-
-_ALONE = _Alone()
 
 
 def _sequences(stats: TokenStats, document_ids: Tensor | None) -> Sequences | None:
@@ -269,6 +313,15 @@ def _check_samples(sample_ids: Tensor | None, stats: TokenStats) -> Tensor | Non
     if sample_ids.is_floating_point():
         raise TypeError(f"sample_ids must be integers, got {sample_ids.dtype}")
     return sample_ids.to(stats.nll.device, torch.int64)
+
+
+def _check_positions(position_ids: Tensor | None, stats: TokenStats) -> Tensor | None:
+    if position_ids is None:
+        return None
+    if tuple(position_ids.shape) != stats.batch_shape:
+        shape = tuple(position_ids.shape)
+        raise ValueError(f"position_ids must have the shape of targets {stats.batch_shape}, got {shape}")
+    return position_ids.detach().reshape(-1).to(stats.nll.device, torch.int64)
 
 
 def _byte_table(token_bytes: Sequence[int] | Tensor | None) -> Tensor | None:

@@ -17,27 +17,7 @@ from torch import Tensor
 from pplmon import cells
 from pplmon.evidence import Row, merge_rows
 from pplmon.report import Derives, Totals
-
-
-class Group(NamedTuple):
-    """The ranks whose tokens are counted together."""
-
-    handle: Any = None  # a ProcessGroup, None for all ranks
-
-    @property
-    def size(self) -> int:
-        """Number of ranks; 1 without torch.distributed."""
-        return dist.get_world_size(self.handle) if _running() else 1
-
-    @property
-    def rank(self) -> int:
-        """This process's rank within the group; −1 outside it."""
-        return dist.get_rank(self.handle) if _running() else 0
-
-    @property
-    def global_rank(self) -> int:
-        """This process's rank in the run, which addresses are given in."""
-        return dist.get_rank() if _running() else 0
+from pplmon.tally.group import Group
 
 
 class State(NamedTuple):
@@ -85,6 +65,16 @@ class ReadOut:
             extras=self._extras,
         )
 
+    def arrived(self) -> bool:
+        """True when ``totals`` would not wait. Asks no other rank."""
+        if self._copied is not None:
+            return bool(self._copied.query())  # type: ignore[no-untyped-call]
+        return all(work.is_completed() for work in self._work)
+
+    def local(self) -> Totals:
+        """Return this rank's own totals, whatever became of the others. No collective."""
+        return ReadOut(self._state, ALONE, self._extras).totals()
+
     def _start(self, group: Group) -> None:
         state = self._state
         self._sum = torch.cat([state.sums, state.histogram, state.extra_sums])
@@ -120,9 +110,40 @@ class ReadOut:
             tensor.record_stream(stream)
 
 
+class _Alone(Group):
+    """This rank by itself."""
+
+    @property
+    def size(self) -> int:
+        return 1
+
+
+ALONE = _Alone()
+
+
 @lru_cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def state_of(totals: Totals, like: State) -> State:
+    """Return host totals as tensors, saturated, in the shape of a tally's state."""
+
+    def tensor(values: Sequence[int], old: Tensor) -> Tensor:
+        return torch.tensor([min(value, cells.CEILING) for value in values], dtype=torch.int64).to(old.device)
+
+    def rows(given: Sequence[Row], old: Tensor) -> Tensor:
+        keep, columns = old.shape
+        return torch.tensor(_flat(given[:keep], keep, columns), dtype=torch.int64).view(keep, columns).to(old.device)
+
+    return State(
+        sums=tensor(totals.sums, like.sums),
+        maxima=tensor(totals.maxima, like.maxima),
+        histogram=tensor(totals.histogram, like.histogram),
+        token_rows=rows(totals.token_rows, like.token_rows),
+        sequence_rows=rows(totals.sequence_rows, like.sequence_rows),
+        extra_sums=tensor(totals.extra_sums, like.extra_sums),
+    )
 
 
 def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int) -> Totals:
@@ -164,6 +185,3 @@ def _flat(rows: Sequence[Row], keep: int, columns: int) -> list[int]:
     filled = [cell for row in rows for cell in row]
     return filled + [-1] * (keep * columns - len(filled))
 
-
-def _running() -> bool:
-    return dist.is_available() and dist.is_initialized()

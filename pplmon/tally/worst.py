@@ -23,6 +23,7 @@ class Address(NamedTuple):
     micro_batch: int
     rank: int
     sample_ids: Tensor | None  # [B] int64
+    position_ids: Tensor | None = None  # [N] int64, in place of the column
 
     @property
     def when(self) -> int:
@@ -33,6 +34,12 @@ class Address(NamedTuple):
         """Rank, row and column in one integer."""
         rank = self.rank << (cells.SEQUENCE_BITS + cells.POSITION_BITS)
         return (sequence << cells.POSITION_BITS) + position + rank
+
+    def position(self, sequence: Tensor, column: Tensor, length: int) -> Tensor:
+        """The column, or what the caller says is its place in the whole sequence."""
+        if self.position_ids is None:
+            return column
+        return self.position_ids[sequence * length + column].clamp(0, 2**cells.POSITION_BITS - 1)
 
     def sample(self, sequence: Tensor) -> Tensor:
         """The dataset's row, where it is known."""
@@ -55,7 +62,7 @@ def token_rows(batch: Batch, address: Address, keep: int, context: int) -> Tenso
     columns = [
         key >> 32,
         torch.full_like(key, address.when),
-        address.where(sequence, position),
+        address.where(sequence, address.position(sequence, position, length)),
         stats.targets[index],
         _taken(stats.predicted, index),
         _taken(None if stats.top_probability is None else _bits(stats.top_probability), index),

@@ -1,0 +1,37 @@
+"""What may be done about an alert: ready handlers for ``on_alert``."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pplmon.alerts import Alert
+
+
+class Stoppable(Protocol):
+    """What ``Stop`` needs of a monitor."""
+
+    should_stop: bool
+
+
+class Stop:
+    """Stop the run: every rank at the same step, after the evidence is written.
+
+    Under Lightning the trainer stops. In a plain loop look at ``monitor.should_stop`` after ``monitor.step()``.
+    """
+
+    everywhere = True  # all ranks raise the same alerts, so each of them stops itself
+
+    def __init__(self) -> None:
+        self._monitor: Stoppable | None = None
+
+    def bind(self, monitor: Stoppable) -> None:
+        """Learn whom to stop; the monitor calls it."""
+        self._monitor = monitor
+
+    def __call__(self, alert: Alert) -> None:
+        """Stop."""
+        if self._monitor is not None:
+            self._monitor.should_stop = True
+
+    def __repr__(self) -> str:
+        return "Stop()"

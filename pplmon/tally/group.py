@@ -1,0 +1,51 @@
+"""The ranks whose tokens are counted together, and a communicator of our own for them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+
+
+class Group(NamedTuple):
+    """A process group; ``Group()`` is all ranks, or this process alone without torch.distributed."""
+
+    handle: Any = None  # a ProcessGroup, None for all ranks
+
+    @property
+    def size(self) -> int:
+        """Number of ranks; 1 without torch.distributed, −1 seen from outside the group."""
+        return dist.get_world_size(self.handle) if running() else 1
+
+    @property
+    def rank(self) -> int:
+        """This process's rank within the group; −1 outside it."""
+        return dist.get_rank(self.handle) if running() else 0
+
+    @property
+    def global_rank(self) -> int:
+        """This process's rank in the run, which addresses are given in."""
+        return dist.get_rank() if running() else 0
+
+    def private(self) -> Group:
+        """Return the same ranks on a communicator of our own. Every rank of the group calls it.
+
+        Our collectives then neither wait for those of the training step nor hold them up, and cannot be mistaken for
+        them. One communicator serves all monitors of the same ranks.
+        """
+        if self.size <= 1:
+            return self
+        ranks = tuple(dist.get_process_group_ranks(self.handle or dist.group.WORLD))
+        key = (id(dist.group.WORLD), ranks)
+        if key not in _own:
+            backend = dist.get_backend(self.handle)
+            _own[key] = dist.new_group(list(ranks), backend=backend, use_local_synchronization=True)
+        return Group(_own[key])
+
+
+_own: dict[tuple[int, tuple[int, ...]], Any] = {}
+
+
+def running() -> bool:
+    """True inside torch.distributed."""
+    return dist.is_available() and dist.is_initialized()

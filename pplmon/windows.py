@@ -1,0 +1,46 @@
+"""What was read out and is not yet shown: the open window, the epoch, and the run's count of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pplmon.report import Derives, Totals
+
+
+class Windows:
+    """Totals over ranks, added up as they are read out. Their rows are this rank's own until a window is logged."""
+
+    def __init__(self) -> None:
+        self.window = Totals()
+        self.epoch = Totals()
+        self.tokens_seen = 0
+
+    def add(self, totals: Totals) -> None:
+        """Add one read-out."""
+        self.window = self.window + totals
+        self.epoch = self.epoch + totals
+        self.tokens_seen += totals["tokens"]
+
+    def end_window(self) -> Totals:
+        """Return the window, and open the next."""
+        window, self.window = self.window, Totals()
+        return window
+
+    def end_epoch(self) -> Totals:
+        """Return the epoch, and open the next."""
+        epoch, self.epoch = self.epoch, Totals()
+        return epoch
+
+    def state_dict(self, window: Totals) -> dict[str, Any]:
+        """Return everything as plain values; ``window`` is the open one with the rows of all ranks."""
+        epoch = replace(self.epoch, token_rows=(), sequence_rows=())  # an epoch's numbers have no evidence
+        return {"window": window.state_dict(), "epoch": epoch.state_dict(), "tokens_seen": self.tokens_seen}
+
+    def load_state_dict(self, state: Mapping[str, Any], extras: tuple[Derives, ...], first: bool) -> None:
+        """Take back a state. Its rows are given to the first rank only, or each would stand there W times."""
+        window = Totals.from_state_dict(state["window"], extras)
+        self.window = window if first else replace(window, token_rows=(), sequence_rows=())
+        self.epoch = Totals.from_state_dict(state["epoch"], extras)
+        self.tokens_seen = state["tokens_seen"]
