@@ -8,7 +8,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pplmon.alerts import Alert
 from pplmon.report import Report
@@ -24,6 +24,8 @@ HANG_S = 10.0  # a handler that takes longer is left to itself
 
 class Delivery:
     """Sinks and alert handlers of one monitor. A failure is reported, with what is lost; the third is the last."""
+
+    listeners: ClassVar[list[Handler]] = []  # of all monitors in this process (``pplmon.testing.capture_alerts``)
 
     def __init__(self, sinks: Iterable[Sink], on_alert: Handler | Sequence[Handler]) -> None:
         # The journal is on disk before anything that may fail, block or be killed hears of an alert.
@@ -54,6 +56,8 @@ class Delivery:
         """Pass on one alert: sinks first, then the handlers. A rank that does not write only acts."""
         for sink in self._sinks if writes else ():
             self.guard(sink, "alert", sink.alert, alert)
+        for listener in self.listeners:
+            listener(alert)
         for handler in self.handlers:
             if getattr(handler, "everywhere", False):
                 self.guard(handler, "alert", handler, alert)

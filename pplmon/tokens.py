@@ -6,13 +6,15 @@ Shapes: B sequences, T positions, N = B·T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pplmon.kernels import eager
 
+_COLUMNS = ("nll", "correct", "top_probability", "predicted", "targets", "scored", "invalid", "entropy")
 NEGATIVE_LIMIT = -1e-3  # rounding may bring a loss a little below 0; a log-probability passed for a loss is far below
 
 
@@ -90,6 +92,14 @@ class TokenStats:
             vocab_size=vocab_size,
         )
 
+    def rows(self, start: int, stop: int) -> TokenStats:
+        """Return the sequences ``start`` to ``stop`` of [B, T]."""
+        width = self.nll.numel() // max(self.batch_shape[0], 1)
+        part = slice(start * width, stop * width)
+        columns: dict[str, Any] = {name: getattr(self, name) for name in _COLUMNS}
+        cut = {name: None if value is None else value[part] for name, value in columns.items()}
+        return replace(self, **cut, batch_shape=(stop - start, *self.batch_shape[1:]))
+
     @classmethod
     def join(cls, pieces: Sequence[TokenStats], shift: bool = False) -> TokenStats:
         """Put pieces [B, t] of one batch side by side along T (a head that is applied to chunks of positions)."""
@@ -102,9 +112,8 @@ class TokenStats:
                 return None
             return torch.cat([part.view(shape) for part, shape in zip(parts, shapes)], dim=-1).reshape(-1)
 
-        names = ("nll", "correct", "top_probability", "predicted", "targets", "scored", "invalid", "entropy")
         return cls(
-            **{name: cat(name) for name in names},  # type: ignore[arg-type]
+            **{name: cat(name) for name in _COLUMNS},  # type: ignore[arg-type]
             batch_shape=(*shapes[0][:-1], length),
             vocab_size=pieces[0].vocab_size,
             shift=shift,
