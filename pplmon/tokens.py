@@ -97,7 +97,7 @@ class TokenStats:
         width = self.nll.numel() // max(self.batch_shape[0], 1)
         part = slice(start * width, stop * width)
         columns: dict[str, Any] = {name: getattr(self, name) for name in _COLUMNS}
-        cut = {name: None if value is None else value[part] for name, value in columns.items()}
+        cut: dict[str, Any] = {name: None if value is None else value[part] for name, value in columns.items()}
         return replace(self, **cut, batch_shape=(stop - start, *self.batch_shape[1:]))
 
     @classmethod
