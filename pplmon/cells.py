@@ -44,6 +44,7 @@ SUMS: tuple[str, ...] = (
     "stop_votes",
     "leaving",
 )
+SIGNALS = ("stop_votes", "leaving")
 
 # Maxima; -1 where there was nothing. ``vocab_complement`` is VOCAB_LIMIT − V, so that its maximum gives the smallest V.
 MAXIMA: tuple[str, ...] = (

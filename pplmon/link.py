@@ -59,9 +59,14 @@ class Link:
 
     def launch(self, step: int, closes_window: bool) -> None:
         """Start to read out the tally, and begin anew."""
-        if not self.severed:
+        if self.severed:
+            return
+        try:
             self.connect()
             self.pending = Pending(self.tally.read_out(), step, closes_window)
+        except RuntimeError as error:  # some backends say at once that a rank is gone
+            self.sever(f"a collective failed ({error})")
+        else:
             self.tally.reset()
 
     def take(self) -> tuple[Pending, Totals] | None:
@@ -80,9 +85,9 @@ class Link:
         """Return a tally's totals over all ranks, rows included, and wait for them."""
         if self.severed:
             return tally.local_totals()
-        self.connect()
-        tally.process_group = self.pattern.process_group
         try:
+            self.connect()
+            tally.process_group = self.pattern.process_group
             return self.gather(tally.read_out().totals())
         except RuntimeError as error:
             self.sever(f"a collective failed ({error})")
@@ -121,7 +126,9 @@ class Link:
                 stacklevel=2,
             )
 
-    def own(self, tallies: list[TokenTally]) -> Totals:
-        """Return what this rank could not merge: what was lost under way, and what its tallies hold."""
-        return sum((tally.local_totals() for tally in (self.tally, *tallies)), self.unmerged)
+    def own(self) -> Totals:
+        """Give up what this rank could not merge: what was lost under way, and what its tally holds."""
+        own, self.unmerged = self.unmerged + self.tally.local_totals(), Totals()
+        self.tally.reset()
+        return own
 

@@ -77,6 +77,7 @@ class Monitor:
         self._micro_batch = 0
         self._started = False
         self._all_leave = False
+        self._abandoned = False
         self._last: Report | None = None
         for handler in self._delivery.handlers:
             if hasattr(handler, "bind"):
@@ -147,6 +148,8 @@ class Monitor:
 
         A rank that runs out of data before the others takes part in their read-outs until all have closed.
         """
+        if self._abandoned:
+            return self._last
         self.collect()
         while self._link.takes_part and not self._link.severed and not self._all_leave:
             self._link.tally.signal("leaving")
@@ -184,7 +187,7 @@ class Monitor:
         step = max(self._step - 1, 0) if self._all_leave else pending.step
         self._step = max(self._step, step + 1)
         self.should_stop = self.should_stop or totals["stop_votes"] > 0
-        self._windows.add(totals)
+        self._windows.add(totals.silent())
         self._judge(totals, partial(self._report, step, "train"))
         return self._log_window(step) if pending.closes_window and not self._all_leave else None
 
@@ -201,6 +204,7 @@ class Monitor:
 
     def finish(self, opened: Pass, step: int) -> Report:
         """Read a pass out, judge and log it. Every rank calls it."""
+        self._pass = None
         self.collect()
         self._start()
         parts = [self._link.whole(tally) for tally in opened.tallies]
@@ -220,16 +224,19 @@ class Monitor:
         """End after an exception, without a collective.
 
         Waits at most ``seconds`` for the read-out under way, shows the open window, and writes what this rank counted and
-        could not merge to its own journal.
+        could not merge to its own journal. Nothing more is shown after it.
         """
-        if not self._link.severed:
-            arrived = self._link.arrives(seconds)
-            taken = self._link.take() if arrived else None
-            self._link.sever()
-            if taken is not None:
-                self._windows.add(taken[1])
-                self._judge.without_raising(taken[1], partial(self._report, taken[0].step, "train"))
-            self._log_rest()
+        if self._abandoned:
+            return
+        self._abandoned = True
+        taken = self._link.take() if self._link.arrives(seconds) else None
+        self._link.sever()
+        if taken is not None:
+            self._windows.add(taken[1].silent())
+            self._judge.without_raising(taken[1], partial(self._report, taken[0].step, "train"))
+        window = self._windows.window
+        self._log_rest()
+        self._windows.window = window  # a checkpoint that is saved on the exception goes on with it
         self._write_own()
         self._delivery.close()
 
@@ -241,7 +248,7 @@ class Monitor:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same.
 
-        After ``abandon`` it sends nothing, and holds this rank's own part of what was not merged.
+        After ``abandon`` it sends nothing, and holds what was merged: the step that the exception cut is repeated.
         """
         self.collect()
         unread = self._link.whole(self._link.tally)
@@ -249,7 +256,7 @@ class Monitor:
             "version": 1,
             "step": self._step,
             "micro_batch": self._micro_batch,
-            "unread": unread.state_dict(),
+            "unread": unread.silent().state_dict(),
             "judge": self._judge.state_dict(),
             **self._windows.state_dict(self._link.gather(self._windows.window)),
         }
@@ -301,12 +308,14 @@ class Monitor:
             self._log_window(max(self._step - 1, 0))
 
     def _write_own(self) -> None:
-        own = self._link.own([] if self._pass is None else self._pass.tallies)
-        if not own.empty:
-            report = own.report(self._step, "train")
-            self._delivery.local(report, self._link.pattern.group.global_rank)
-        self._link.unmerged = Totals()
-        self._link.tally.reset()
+        """Write what this rank could not merge, each stage by itself, to its own journal."""
+        own = [("train", self._link.own())]
+        if self._pass is not None:
+            own.append((self._pass.stage, sum((tally.local_totals() for tally in self._pass.tallies), Totals())))
+        for stage, totals in own:
+            if not totals.empty:
+                self._delivery.local(totals.report(self._step, stage), self._link.pattern.group.global_rank)
+        self._pass = None
 
     def _report(self, step: int, stage: str, totals: Totals, evidence: bool = True) -> Report:
         """Return the report; evidence has its text on the writing rank, which is the only one to show it."""

@@ -96,6 +96,7 @@ class Totals:
     keep: int = 0  # rows of each kind
     extra_sums: tuple[int, ...] = ()
     extras: tuple[Derives, ...] = field(default=(), compare=False)
+    saturated: bool = False  # a sum reached its ceiling and may stand for more: the numbers are not to be trusted
 
     def __add__(self, other: Totals) -> Totals:
         if self == Totals():
@@ -117,6 +118,7 @@ class Totals:
             keep=keep,
             extra_sums=tuple(map(add, self.extra_sums, other.extra_sums)),
             extras=self.extras or other.extras,
+            saturated=self.saturated or other.saturated,
         )
 
     def __getitem__(self, cell: str) -> int:
@@ -125,11 +127,17 @@ class Totals:
             return self.sums[cells.SUMS.index(cell)]
         return self.maxima[cells.MAXIMA.index(cell)]
 
+    def silent(self) -> Totals:
+        """Return these totals without what ranks told each other: a wish to stop must not outlive its run."""
+        sums = tuple(0 if name in cells.SIGNALS else value for name, value in zip(cells.SUMS, self.sums))
+        return replace(self, sums=sums)
+
     def state_dict(self) -> dict[str, Any]:
         """Return these totals as lists of integers, for a checkpoint."""
         rows = {"token_rows": [*map(list, self.token_rows)], "sequence_rows": [*map(list, self.sequence_rows)]}
         names = ("sums", "maxima", "histogram", "extra_sums")
-        return {name: list(getattr(self, name)) for name in names} | rows | {"keep": self.keep}
+        flags = {"keep": self.keep, "saturated": self.saturated}
+        return {name: list(getattr(self, name)) for name in names} | rows | flags
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], extras: tuple[Derives, ...] = ()) -> Totals:
@@ -143,6 +151,7 @@ class Totals:
             keep=state["keep"],
             extra_sums=tuple(state["extra_sums"]),
             extras=extras,
+            saturated=state["saturated"],
         )
 
     @property

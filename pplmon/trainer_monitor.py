@@ -41,7 +41,9 @@ class TrainerMonitor(Monitor):
 
     def open_pass(self, stage: str, loaders: list[Any]) -> TrainerPass:
         """Begin a pass over these loaders."""
-        return TrainerPass(stage, self._link.pattern, loaders)
+        opened = TrainerPass(stage, self._link.pattern, loaders)
+        self._pass = opened
+        return opened
 
     def release(self) -> None:
         """Let go of files; the trainer may go on with another pass."""

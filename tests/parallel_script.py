@@ -1,4 +1,4 @@
-"""Run by ``test_parallel``: FSDP2 and tensor parallel training of one tiny model, on CPU ranks started by Lightning."""
+"""Run by ``test_parallel``: FSDP2 and tensor parallel training of one tiny model on CPU ranks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed._composable.fsdp import fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.data import DataLoader
 
 import pplmon
+from tests.launch import launch
 from tests.models import VOCAB, rows
 
 
@@ -50,7 +51,7 @@ class Sharded(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.0)
 
 
-def main(root: Path, data_parallel: int, tensor_parallel: int) -> None:
+def fit(root: Path, data_parallel: int, tensor_parallel: int) -> None:
     """Fit, and write what this rank saw."""
     data = rows(16)
     monitor = pplmon.PerplexityMonitor()
@@ -61,7 +62,7 @@ def main(root: Path, data_parallel: int, tensor_parallel: int) -> None:
         max_epochs=1,
         log_every_n_steps=2,
         callbacks=[monitor],
-        logger=False,
+        logger=pl.loggers.CSVLogger(root, name="csv", version=0),
         default_root_dir=root,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -86,5 +87,11 @@ def main(root: Path, data_parallel: int, tensor_parallel: int) -> None:
     (root / f"rank{trainer.global_rank}.json").write_text(json.dumps(seen))
 
 
+LAYOUTS = ((2, 1), (1, 2), (2, 2))  # ranks that hold different data × ranks that share the head
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    for data_parallel, tensor_parallel in LAYOUTS:
+        where = Path(sys.argv[1]) / f"{data_parallel}x{tensor_parallel}"
+        where.mkdir()
+        codes = launch(fit, data_parallel * tensor_parallel, where, data_parallel, tensor_parallel)
+        assert not any(codes), codes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 
@@ -35,15 +36,16 @@ class Group(NamedTuple):
         """
         if self.size <= 1:
             return self
+        own = _own.setdefault(dist.group.WORLD, {})
         ranks = tuple(dist.get_process_group_ranks(self.handle or dist.group.WORLD))
-        key = (id(dist.group.WORLD), ranks)
-        if key not in _own:
+        if ranks not in own:
             backend = dist.get_backend(self.handle)
-            _own[key] = dist.new_group(list(ranks), backend=backend, use_local_synchronization=True)
-        return Group(_own[key])
+            own[ranks] = dist.new_group(list(ranks), backend=backend, use_local_synchronization=True)
+        return Group(own[ranks])
 
 
-_own: dict[tuple[int, tuple[int, ...]], Any] = {}
+# By the run's world: a notebook that ends one and starts another must not be given the groups of the first.
+_own: WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = WeakKeyDictionary()
 
 
 def running() -> bool:

@@ -223,14 +223,15 @@ class TokenTally(Metric):
         finally:
             self._for_numbers = False
 
-    def get_extra_state(self) -> dict[str, int]:
+    def get_extra_state(self) -> Tensor:
         """Say whose totals a ``state_dict`` holds: one rank's, or after ``sync`` the whole group's."""
-        return {"rank": self.group.rank, "ranks": self.group.size, "synced": int(self._is_synced)}
+        return torch.tensor([self.group.rank, self.group.size, int(self._is_synced)])
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Keep loaded totals on the one rank that they belong to, so that loading on all ranks counts nothing twice."""
-        same_ranks = state["ranks"] == self.group.size and not state["synced"]
-        if self.group.rank != (state["rank"] if same_ranks else 0):
+        rank, ranks, synced = state.tolist()
+        same_ranks = ranks == self.group.size and not synced
+        if self.group.rank != (rank if same_ranks else 0):
             self.reset()
 
     def clone(self) -> TokenTally:

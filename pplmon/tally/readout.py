@@ -5,6 +5,7 @@ This file and its neighbours are the only users of torch.distributed (but for vo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -40,6 +41,7 @@ class ReadOut:
         self._work: list[Any] = []
         self._host: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
+        self._ceiling = min(cells.CEILING, (2**63 - 1) // max(group.size, 1))
         if state.sums.is_cuda:
             self._start_beside_the_step(group)
         else:
@@ -53,8 +55,11 @@ class ReadOut:
         else:
             packed = self._packed()
         state = self._state
-        take = _Taker(packed.tolist())
+        values: list[int] = packed.tolist()
+        take = _Taker(values)
+        summed = state.sums.numel() + state.histogram.numel() + state.extra_sums.numel()
         return Totals(
+            saturated=self._check(max(values[:summed])),
             sums=take(state.sums.numel()),
             histogram=take(state.histogram.numel()),
             extra_sums=take(state.extra_sums.numel()),
@@ -75,13 +80,25 @@ class ReadOut:
         """Return this rank's own totals, whatever became of the others. No collective."""
         return ReadOut(self._state, ALONE, self._extras).totals()
 
+    def _check(self, largest: int) -> bool:
+        """Say so when a sum may have reached the ceiling on some rank."""
+        saturated = largest >= self._ceiling
+        if saturated:
+            warnings.warn(
+                f"pplmon: a sum reached its ceiling of {self._ceiling} and stays there: the numbers of this window are no "
+                "longer right. Read out more often.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return saturated
+
     def _start(self, group: Group) -> None:
         state = self._state
         self._sum = torch.cat([state.sums, state.histogram, state.extra_sums])
         self._max = state.maxima.clone()
         if group.size > 1:
             # SUM cannot saturate: so that W ranks at the ceiling cannot wrap, each gives at most its part.
-            self._sum.clamp_max_((2**63 - 1) // group.size)
+            self._sum.clamp_max_(self._ceiling)
             self._work = [
                 dist.all_reduce(self._sum, dist.ReduceOp.SUM, group=group.handle, async_op=True),
                 dist.all_reduce(self._max, dist.ReduceOp.MAX, group=group.handle, async_op=True),
