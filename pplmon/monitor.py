@@ -40,6 +40,7 @@ class Pass:
     def __init__(self, stage: str, pattern: TokenTally, loaders: int = 1) -> None:
         self.stage = stage
         self.tallies = [pattern.clone() for _ in range(loaders)]
+        self.batches = 0
         self.report: Report | None = None  # over all loaders, when the pass is over
         self.loader_reports: tuple[Report, ...] = ()  # one for each of several
 
@@ -107,18 +108,22 @@ class Monitor:
         **batch_data: Tensor,
     ) -> None:
         """Count one micro-batch (arguments as ``TokenTally.update``). Never waits for the device."""
-        tally = self._tally if self._pass is None else self._pass.tallies[0]
+        if self._pass is None:
+            tally, step, micro_batch = self._tally, self._step, self._micro_batch
+            self._micro_batch += 1
+        else:
+            tally, step, micro_batch = self._pass.tallies[0], max(self._step - 1, 0), self._pass.batches
+            self._pass.batches += 1
         tally.update(
             logits,
             targets,
             mask=mask,
             document_ids=document_ids,
             sample_ids=sample_ids,
-            step=self._step,
-            micro_batch=self._micro_batch,
+            step=step,
+            micro_batch=micro_batch,
             **batch_data,
         )
-        self._micro_batch += 1
 
     def step(self) -> Report | None:
         """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``."""
@@ -126,32 +131,40 @@ class Monitor:
 
     def step_to(self, step: int) -> Report | None:
         """Close the optimizer step ``step`` (0-based), for a framework that counts by itself."""
-        report = self.collect()
+        try:
+            report = self.collect()
+        finally:  # what it may raise is about an earlier step; this one is counted all the same
+            report_late = self._close_step(step)
+        return report_late or report
+
+    def _close_step(self, step: int) -> Report | None:
         closes = self.every_n_steps is not None and (step + 1) % self.every_n_steps == 0
         if closes or (step + 1) % self.judge_every_n_steps == 0:
             self._launch(step, closes)
         self._step, self._micro_batch = step + 1, 0
-        if closes and self.wait_for_window:
-            report = self.collect() or report
-        return report
+        return self.collect() if closes and self.wait_for_window else None
 
     @contextmanager
     def stage(self, stage: str) -> Iterator[Pass]:
         """Count a whole pass apart: ``with monitor.stage("val") as val: …``; then ``val.report``."""
+        if stage not in ("val", "test"):
+            raise ValueError(f'a stage is "val" or "test", got {stage!r}; what is outside is "train"')
         opened = Pass(stage, self._pattern)
         self._pass = opened
         try:
             yield opened
         finally:
-            self._pass, self._micro_batch = None, 0
+            self._pass = None
         self.finish(opened, max(self._step - 1, 0))
 
     def close(self) -> Report | None:
         """Wait for what is under way, log the last, shorter window, close the sinks; returns the last report."""
-        self.flush()
-        if self.every_n_steps is not None and not self._window.empty:
-            self._log_window(max(self._step - 1, 0))
-        self._delivery.close()
+        try:
+            self.flush()
+        finally:
+            if self.every_n_steps is not None and not self._window.empty:
+                self._log_window(max(self._step - 1, 0))
+            self._delivery.close()
         return self._last
 
     # What a framework's adapter calls besides.

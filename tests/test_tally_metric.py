@@ -141,7 +141,9 @@ def test_compute_is_typed() -> None:
     """compute gives 0-dim tensors, counts as int64 and the rest as float64, equal to the report."""
     tally, totals = filled()
     for name, value in tally.compute().items():
-        assert value.shape == () and value.dtype == (torch.int64 if isinstance(totals.report().numbers[name], int) else torch.float64)
+        assert value.shape == () and value.dtype == (
+            torch.int64 if isinstance(totals.report().numbers[name], int) else torch.float64
+        )
         assert value.item() == totals.report().numbers[name]
     assert tally.totals() == totals
 
