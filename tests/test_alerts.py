@@ -30,6 +30,7 @@ def judge(
 # Above and Below.
 
 
+@pytest.mark.filterwarnings("ignore:pplmon.*lacks")
 @pytest.mark.parametrize(
     ("values", "fired"),
     [
@@ -230,6 +231,7 @@ def test_non_finite_values_alert_at_once_and_stay_out_of_the_baseline() -> None:
     assert [step for step in judge(Spike("cross_entropy", quiet_steps=1), ill) if not 80 <= step < 180] == [262]
 
 
+@pytest.mark.filterwarnings("ignore:pplmon.*lacks")
 def test_none_is_passed_over() -> None:
     """A number that could not be had is neither an alert nor a value."""
     values: list[float | None] = [*baseline(100), *[None] * 50, at(12.1)]
@@ -237,7 +239,7 @@ def test_none_is_passed_over() -> None:
 
 
 def spikes_by_definition(values: list[float]) -> list[int]:
-    """The rule of statistics.md §3.3, written down a second time."""
+    """The rule of the docstring, written down a second time."""
     bucket, quiet, fired = 0.0, -1, []
     for step, value in enumerate(values):
         past = values[max(0, step - 144) : step]
