@@ -59,7 +59,7 @@ class MetricRule:
         check_name(metric)
         self.metric = metric
         self.stage = stage
-        self._warned = False
+        self.warns = True  # once, when a report lacks the number
 
     def __call__(self, report: Report) -> Alert | None:
         """Judge one report; a stage that is not ours, or a number that could not be had, is passed over."""
@@ -94,10 +94,10 @@ class MetricRule:
 
     def _value(self, report: Report) -> float | None:
         value = report.numbers.get(self.metric)
-        if value is None and self.metric not in CATALOGUE and not self._warned:
-            self._warned = True
+        if value is None and self.warns:
+            self.warns = False
             warnings.warn(
-                f"{self!r} watches {self.metric!r}, which the report of step {report.step} lacks; it has "
+                f"pplmon: {self!r} watches {self.metric!r}, which the report of step {report.step} lacks; it has "
                 f"{', '.join(report.as_dict())}",
                 stacklevel=2,
             )
@@ -238,6 +238,8 @@ class Spike(MetricRule):
         """Fill the bucket with one value; return an alert when it runs over."""
         quiet = self._quiet_until is not None and report.step < self._quiet_until
         if not math.isfinite(value):
+            if report.tokens == 0:
+                return None  # no value at all: what made every token sick is for NonFinite to say
             return None if quiet else self._fire(report, value, math.nan, "is not finite")
         if len(self._past) < self._armed_after:
             self._past.append(value)
@@ -274,13 +276,16 @@ class Spike(MetricRule):
 
 def default_alerts() -> list[Rule]:
     """Return a fresh set of the rules that are used where ``alerts`` is not given."""
-    return [
+    rules: list[MetricRule] = [
         NonFinite(),
         Spike("cross_entropy"),
         Spike("max_sequence_loss"),
         Spike("worst_1pct_loss"),
         Above("max_token_excess", 14.0),  # nats; for a calibrated model less than one window in a million
     ]
+    for rule in rules:
+        rule.warns = False  # who did not choose a rule need not hear that a number of it cannot be had
+    return [*rules]
 
 
 def watched(rules: Sequence[Rule]) -> tuple[str, ...]:

@@ -28,7 +28,10 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument("--logger", choices=LOGGERS, default=usual.logger, help="(default: %(default)s; wandb: offline)")
     demo.add_argument("--devices", type=int, default=usual.devices, help="ranks, on the CPU (default: %(default)s)")
     demo.add_argument(
-        "--corrupt-step", type=int, metavar="STEP", help="the 0-based step to corrupt (default: at two thirds of the run)"
+        "--corrupt-step",
+        type=int,
+        metavar="STEP",
+        help="the 0-based step to corrupt (default: at two thirds of the run)",
     )
     demo.add_argument("--out", type=Path, default=usual.out, help="where the run is written (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=usual.seed, help="(default: %(default)s)")

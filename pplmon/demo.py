@@ -10,18 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
+from pytorch_lightning.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader
 
 import pplmon
-from pplmon.demo_model import CONTEXT, ByteModel
+from pplmon.demo_model import ByteModel
 from pplmon.demo_plan import Plan
 from pplmon.demo_summary import corruption_found, show_summary
-from pplmon.demo_text import HeldOutWindows, TrainingWindows, decode, language_reference
+from pplmon.demo_text import CONTEXT, HeldOutWindows, TrainingWindows, decode, language_reference
 from pplmon.sinks.journal import FILE_NAME, read_journal
 
-VALIDATIONS = 5  # in a run, about
+MOST_THREADS = 4  # more do not make a model this small faster
+VALIDATIONS = 6  # in a run, about, ...
+VALIDATE_EVERY = 25  # ... but not more often than after as many steps
 WINDOWS = 48  # logged windows in a run, about
+
+
+class Bar(TQDMProgressBar):
+    """The usual bar, without the logger's version number: it makes room for the perplexities."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Return what stands behind the bar."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 class Announce(pl.Callback):
@@ -40,6 +52,7 @@ class Announce(pl.Callback):
 def run(plan: Plan) -> int:
     """Run the demo and return the exit code: 1 where no alert named the corrupted step, else 0."""
     _hush()
+    _share_cores()
     pl.seed_everything(plan.seed, verbose=False)
     if _is_first_process():
         print(plan.opening(), flush=True)
@@ -64,10 +77,10 @@ def _trainer(plan: Plan, logger: Any, directory: Path) -> pl.Trainer:
         strategy="ddp" if plan.devices > 1 else "auto",  # it starts this very command once more for each other rank
         max_steps=plan.steps,
         max_epochs=1,
-        val_check_interval=max(1, plan.steps // VALIDATIONS),
+        val_check_interval=max(plan.steps // VALIDATIONS, min(plan.steps, VALIDATE_EVERY)),
         log_every_n_steps=max(1, plan.steps // WINDOWS),
         gradient_clip_val=1.0,
-        callbacks=[pplmon.PerplexityMonitor(decode=decode), Announce(plan)],
+        callbacks=[pplmon.PerplexityMonitor(decode=decode), Announce(plan), Bar()],
         logger=logger,
         default_root_dir=directory,
         enable_checkpointing=False,
@@ -143,8 +156,16 @@ def _is_first_process() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def _share_cores() -> None:
+    """Use only cores that are free: in a model this small, threads that share a core mostly wait for each other."""
+    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "getloadavg"):
+        free = (os.cpu_count() or 1) - os.getloadavg()[0]  # the mean of the last minute
+        torch.set_num_threads(max(1, min(MOST_THREADS, round(free))))
+
+
 def _hush() -> None:
     """Leave out what tells a newcomer nothing: Lightning's tips, and its advice on loaders."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated")  # Lightning's own, about its use of torch

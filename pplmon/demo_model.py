@@ -8,12 +8,12 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 import pplmon
-from pplmon.demo_text import Sequences
+from pplmon.demo_text import CONTEXT, Sequences
 
 VOCABULARY = 256  # bytes
-CONTEXT = 128  # positions
 WIDTH = 128
 HEADS = 4
+HEAD_WIDTH = WIDTH // HEADS
 LAYERS = 4
 PEAK_RATE = 3e-3
 
@@ -25,18 +25,18 @@ class ByteModel(LightningModule):
         super().__init__()
         self.steps = steps
         self.bytes = nn.Embedding(VOCABULARY, WIDTH)
-        self.positions = nn.Embedding(CONTEXT, WIDTH)
         self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
-        for embedding in (self.bytes, self.positions):
-            nn.init.normal_(embedding.weight, std=0.02)
-        nn.init.zeros_(self.head.weight)  # so that the first guess is uniform: ln 256 = 5.545 nats
+        for module in self.modules():
+            if isinstance(module, (nn.Embedding, nn.Linear)):
+                nn.init.normal_(
+                    module.weight, std=0.02
+                )  # so small that the first guess is uniform: ln 256 = 5.545 nats
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return logits [B, T, V] for ids [B, T]."""
-        positions = torch.arange(ids.shape[1], device=ids.device)
-        logits: Tensor = self.head(self.norm(self.blocks(self.bytes(ids) + self.positions(positions))))
+        logits: Tensor = self.head(self.norm(self.blocks(self.bytes(ids))))
         return logits
 
     def training_step(self, batch: Sequences, batch_idx: int) -> Tensor:
@@ -64,6 +64,9 @@ class Block(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2))
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
         self.mix = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer(
+            "angles", torch.outer(torch.arange(CONTEXT), 1e4 ** -torch.linspace(0, 1, HEAD_WIDTH // 2))
+        )
         self.feed = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(approximate="tanh"), nn.Linear(4 * WIDTH, WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,6 +75,13 @@ class Block(nn.Module):
         return x + self.feed(self.norms[1](x))  # type: ignore[no-any-return]
 
     def _attend(self, x: Tensor) -> Tensor:
-        heads = self.qkv(x).unflatten(-1, (3, HEADS, WIDTH // HEADS)).permute(2, 0, 3, 1, 4)  # [3, B, HEADS, T, D]
-        mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
+        query, key, value = self.qkv(x).unflatten(-1, (3, HEADS, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)  # [B, HEADS, T, D]
+        mixed = F.scaled_dot_product_attention(self._rotate(query), self._rotate(key), value, is_causal=True)
         return self.mix(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        """Rotate pairs of features by an angle that grows with the position: attention then sees distances."""
+        angles: Tensor = self.angles[: x.shape[-2]]  # type: ignore[index]
+        cos, sin = angles.cos(), angles.sin()
+        left, right = x.chunk(2, dim=-1)
+        return torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BATCH = 16  # sequences in an optimizer step, over all ranks
-SPIKES_ARMED = 80  # judged steps that a ``Spike`` needs before it can fire
+# A ``Spike`` can fire after 80 judged steps; by then the first fall of the loss is still most of what it takes for usual.
+SETTLED = 120
 LOGGERS = ("tensorboard", "wandb", "csv", "none")
 
 
@@ -14,7 +15,7 @@ LOGGERS = ("tensorboard", "wandb", "csv", "none")
 class Plan:
     """What the command line said. ``corrupt_step=None``: at two thirds of the run, if the alerts are armed by then."""
 
-    steps: int = 480  # optimizer steps
+    steps: int = 600  # optimizer steps
     logger: str = "tensorboard"
     devices: int = 1  # ranks, on the CPU
     corrupt_step: int | None = None  # 0-based optimizer step
@@ -48,7 +49,7 @@ class Plan:
         """The 0-based optimizer step that gets a corrupted sequence; ``None`` where the run is too short to find it."""
         if self.corrupt_step is not None:
             return self.corrupt_step
-        step = max(self.steps * 2 // 3, SPIKES_ARMED + 20)
+        step = max(self.steps * 2 // 3, SETTLED)
         return step if step < self.steps else None
 
     @property
@@ -59,13 +60,15 @@ class Plan:
     def opening(self) -> str:
         """Return the first words: what will happen."""
         ranks = "" if self.devices == 1 else f" on {self.devices} ranks (DDP)"
-        what = f"pplmon demo: {self.steps} steps of a small byte-level transformer{ranks} on the Python language reference"
+        what = (
+            f"pplmon demo: {self.steps} steps of a small byte-level transformer{ranks} on the Python language reference"
+        )
         if self.corrupted_step is None:
             return (
-                f"{what}.\nNo sequence is corrupted: the Spike alerts need {SPIKES_ARMED} steps to learn what is usual; "
-                f"give --steps {SPIKES_ARMED + 21} or more to see one found."
+                f"{what}.\nNo sequence is corrupted: the alerts need {SETTLED} steps to learn what is usual. Give "
+                f"--steps {SETTLED + 1} or more to see one found."
             )
         return (
             f"{what}.\nAt step {self.corrupted_step} one sequence of the batch (row {self.corrupted_row} of the data) is "
-            "random bytes, on purpose: an alert has to name it."
+            "random bytes, on purpose.\nAn alert has to name it."
         )

@@ -32,6 +32,7 @@ def show_summary(rows: Sequence[Row], seconds: float, corrupted: int | None, pla
     console.print(summary_table(rows, f"{1 + last_step(rows)} steps in {seconds:.0f} s"))
     style = "bold green" if corrupted is None or corruption_found(rows, corrupted) else "bold red"
     console.print(Text("\n".join(verdict(rows, corrupted)), style), soft_wrap=True)
+    console.print()
     width = max(map(len, places), default=0)
     for name, place in places.items():
         console.print(Text(f"{name:<{width}}  {place}"), soft_wrap=True)
@@ -41,14 +42,14 @@ def summary_table(rows: Sequence[Row], title: str) -> Table:
     """Return first, best, worst and last of the numbers in ``SHOWN`` over the logged windows and passes."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
-    for header in ("first", "best", "worst", "at step", "last"):
+    for header in ("first", "best", "worst", "worst at", "last"):
         table.add_column(header, justify="right")
     for key, more_is_better in SHOWN.items():
         series = numbers(rows, key)
         if series:
             ordered = sorted(series, key=lambda point: point[1], reverse=more_is_better)
             (_, best), (step, worst) = ordered[0], ordered[-1]
-            cells = (brief(series[0][1]), brief(best), brief(worst), str(step), brief(series[-1][1]))
+            cells = (brief(series[0][1]), brief(best), brief(worst), f"step {step}", brief(series[-1][1]))
             table.add_row(key, *cells)
     return table
 

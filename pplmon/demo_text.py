@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-HELD_OUT = 0.1  # the share of the text, at its end, that is kept for validation
+CONTEXT = 128  # bytes in a sequence
+HELD_OUT = 0.05  # the share of the text, at its end, that is kept for validation
 
 
 class Sequences(TypedDict):
@@ -22,14 +23,14 @@ class Sequences(TypedDict):
 class TrainingWindows(Dataset[Sequences]):
     """``size`` windows of ``context`` bytes from random places, the same ones for the same ``seed``.
 
-    The row ``corrupt`` holds random bytes instead: what a binary file does that slipped into a corpus.
+    The row ``corrupt`` holds random bytes from 128 to 255 instead, which English hardly has: a binary file that slipped in.
     """
 
     def __init__(self, text: Tensor, context: int, size: int, seed: int, corrupt: int | None = None) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._text, self._context, self._corrupt = text, context, corrupt
         self._starts = torch.randint(len(text) - context, (size,), generator=generator)
-        self._noise = torch.randint(256, (context + 1,), generator=generator, dtype=torch.uint8)
+        self._noise = torch.randint(128, 256, (context + 1,), generator=generator, dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self._starts)

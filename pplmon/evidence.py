@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,13 +61,12 @@ class WorstSequence:
 def worst_token(row: Row) -> WorstToken:
     """Read one row of integers (see ``cells``)."""
     neighbours = row[cells.TOKEN_COLUMNS :]
-    top_bits = row[cells.TOP_PROBABILITY]
     return WorstToken(
         loss=cells.float_from_bits(row[cells.TOKEN_LOSS]),
         **_address(row),
         target=row[cells.TARGET],
         predicted=None if row[cells.PREDICTED] < 0 else row[cells.PREDICTED],
-        predicted_probability=None if top_bits < 0 else cells.float_from_bits(top_bits),
+        predicted_probability=_probability(row[cells.TOP_PROBABILITY]),
         sample_id=_optional(row[cells.SAMPLE]),
         context_ids=tuple(None if cell < 0 else cell >> 32 for cell in neighbours),
         context_losses=tuple(_neighbour_loss(cell) for cell in neighbours),
@@ -103,6 +103,12 @@ def _address(row: Row) -> dict[str, Any]:
 
 def _optional(value: int) -> int | None:
     return None if value == cells.NONE else value
+
+
+def _probability(bits: int) -> float | None:
+    """A probability; ``None`` where it was not given, or is NaN because the whole row is sick."""
+    value = cells.float_from_bits(bits) if bits >= 0 else math.nan
+    return None if math.isnan(value) else value
 
 
 def _neighbour_loss(cell: int) -> float | None:

@@ -44,7 +44,7 @@ class Judge:
             self._delivery.judged(report)
         alerts = self._check_targets(totals, report)
         raised = [self._delivery.guard(rule, "judging", rule, report) for rule in self.rules]
-        alerts += [alert for alert in raised if isinstance(alert, Alert)]
+        alerts += [self._checked(rule, alert) for rule, alert in zip(self.rules, raised) if alert is not None]
         if alerts:
             # Every rank judged the same numbers, so every rank is here.
             evidence = report_of(totals if gathered else self._link.gather(totals), True)
@@ -71,6 +71,13 @@ class Judge:
                 saved.remove(found)
                 if found[1]:
                     rule.load_state_dict(found[1])  # type: ignore[attr-defined]
+
+    def _checked(self, rule: Rule, raised: Any) -> Alert:
+        """An answer that is no alert is one all the same: somebody meant to be told."""
+        if isinstance(raised, Alert):
+            return raised
+        name = getattr(rule, "__name__", repr(rule))
+        return Alert(name, f"{name} answered {raised!r}; a rule returns a pplmon.Alert or None")
 
     def _raise(self, alert: Alert, evidence: Report) -> None:
         whole = replace(

@@ -97,18 +97,22 @@ class Monitor:
         """Count one micro-batch (arguments as ``TokenTally.update``). Never waits for the device."""
         if not self._link.takes_part:
             return
-        tally = self._link.tally if self._pass is None else self._pass.tallies[0]
+        if self._pass is None:
+            tally, step, micro_batch = self._link.tally, self._step, self._micro_batch
+            self._micro_batch += 1
+        else:
+            tally, step, micro_batch = self._pass.tallies[0], max(self._step - 1, 0), self._pass.batches
+            self._pass.batches += 1
         tally.update(
             logits,
             targets,
             mask=mask,
             document_ids=document_ids,
             sample_ids=sample_ids,
-            step=self._step,
-            micro_batch=self._micro_batch,
+            step=step,
+            micro_batch=micro_batch,
             **batch_data,
         )
-        self._micro_batch += 1
 
     def step(self) -> Report | None:
         """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``.
@@ -119,24 +123,30 @@ class Monitor:
 
     def step_to(self, step: int) -> Report | None:
         """Close the optimizer step ``step`` (0-based), for a framework that counts by itself."""
-        report = self.collect()
+        try:
+            report = self.collect()
+        finally:  # what it may raise is about an earlier step; this one is counted all the same
+            report_late = self._close_step(step)
+        return report_late or report
+
+    def _close_step(self, step: int) -> Report | None:
         closes = self.cadence.closes_window(step)
         if self.cadence.reads_out(step):
             self._link.launch(step, closes)
         self._step, self._micro_batch = step + 1, 0
-        if closes and self.wait_for_window:
-            report = self.collect() or report
-        return report
+        return self.collect() if closes and self.wait_for_window else None
 
     @contextmanager
     def stage(self, stage: str) -> Iterator[Pass]:
         """Count a whole pass apart: ``with monitor.stage("val") as val: …``; then ``val.report``."""
+        if stage not in ("val", "test"):
+            raise ValueError(f'a stage is "val" or "test", got {stage!r}; what is outside is "train"')
         opened = Pass(stage, self._link.pattern)
         self._pass = opened
         try:
             yield opened
         finally:
-            self._pass, self._micro_batch = None, 0
+            self._pass = None
         self.finish(opened, max(self._step - 1, 0))
 
     def request_stop(self) -> None:
@@ -150,17 +160,14 @@ class Monitor:
         """
         if self._abandoned:
             return self._last
-        self.collect()
-        while self._link.takes_part and not self._link.severed and not self._all_leave:
-            self._link.tally.signal("leaving")
-            due = self.cadence.next_read_out(self._step)
-            self._link.launch(due, self.cadence.closes_window(due))
-            self.collect()
-        self._all_leave = False
-        self._log_rest()
-        if self._link.severed:
-            self._write_own()
-        self._delivery.close()
+        try:
+            self._leave()
+        finally:
+            self._all_leave = False
+            self._log_rest()
+            if self._link.severed:
+                self._write_own()
+            self._delivery.close()
         return self._last
 
     # What a framework's adapter calls besides.
@@ -282,6 +289,16 @@ class Monitor:
             self._delivery.report(report, self.keys(report, head, tail))
 
     # How it is done.
+
+    def _leave(self) -> None:
+        try:
+            self.collect()
+        finally:
+            while self._link.takes_part and not self._link.severed and not self._all_leave:
+                self._link.tally.signal("leaving")
+                due = self.cadence.next_read_out(self._step)
+                self._link.launch(due, self.cadence.closes_window(due))
+                self.collect()
 
     def _start(self) -> None:
         if not self._started and self.writes:

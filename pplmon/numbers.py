@@ -134,7 +134,7 @@ def derive(
         "token_loss_p999": losses.quantile(0.999),
         "worst_1pct_loss": _ratio(worst_sum, worst_count),
         "worst_1pct_share": _share(worst_sum, nll, n),
-        "perplexity_without_worst_1pct": exp(_ratio(max(nll - worst_sum, 0.0), n - worst_count)),
+        "perplexity_without_worst_1pct": exp(_ratio(_rest(nll, worst_sum, losses, n - worst_count), n - worst_count)),
         "above_uniform_rate": count("above_uniform", "vocab_unknown"),
         "max_token_excess": max_loss - math.log(vocab) - math.log(n) if vocab and n else (None if n else NAN),
         "overconfident_error_rate": None if sums["correct_unknown"] else count("overconfident_errors", "top_probability_unknown"),
@@ -184,6 +184,10 @@ class Losses:
         full = zip(self._counts[first + 1 :], range(first + 1, len(self._counts)))
         return partial + sum(n * self._value(bucket) for n, bucket in full if n)
 
+    def head(self, count: int) -> float:
+        """Σ of the ``count`` smallest losses."""
+        return self.tail(self._up_to[-1]) - self.tail(self._up_to[-1] - count)
+
     def _value(self, bucket: int) -> float:
         return min(cells.BUCKET_VALUES[bucket], self._largest)
 
@@ -206,6 +210,11 @@ def _share(part: float, whole: float, n: int) -> float:
         return NAN
     # When every loss is 0 the worst hold what any equal part holds.
     return min(1.0, part / whole) if whole else -(-n // 100) / n
+
+
+def _rest(nll: float, worst: float, losses: Losses, count: int) -> float:
+    """Σ of what the worst leave: of two ways the one whose 1 % is taken of the smaller part."""
+    return nll - worst if worst <= nll / 2 else losses.head(count)
 
 
 def _max_sequence(n: int, units: int) -> float | None:

@@ -17,6 +17,7 @@ class Pass:
         self.tallies = [pattern.clone() for _ in range(loaders)]
         for tally in self.tallies:
             tally.reset()
+        self.batches = 0
         self.report: Report | None = None  # over all loaders
         self.loader_reports: tuple[Report, ...] = ()  # one for each of several
 

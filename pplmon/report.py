@@ -39,6 +39,9 @@ class Numbers(Mapping[str, Value]):
             raise KeyError(name)
         return self._given.get(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._given
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._given)
 

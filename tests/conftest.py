@@ -1,4 +1,4 @@
-"""What all tests share: markers, modest use of the cores, and a reproducible hypothesis."""
+"""What all tests share: the same random numbers, and a reproducible hypothesis."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ settings.register_profile(
     "pplmon", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 settings.load_profile("pplmon")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the markers, so that a typing error in one is an error."""
-    config.addinivalue_line("markers", "ranks: starts two processes that talk over gloo")
 
 
 @pytest.fixture(autouse=True)

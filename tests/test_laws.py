@@ -60,9 +60,13 @@ def seen(report: Report) -> tuple[str, list[str], list[str]]:
     return numbers, [repr(w.loss) for w in report.worst], [repr((s.loss, s.tokens)) for s in report.worst_sequences]
 
 
-def feed(tally: TokenTally, batch: TokenStats, documents: Tensor | None, rows: list[int], step: int, micro: int) -> None:
+def feed(
+    tally: TokenTally, batch: TokenStats, documents: Tensor | None, rows: list[int], step: int, micro: int
+) -> None:
     """Count some rows of a batch."""
-    tally.update(rows_of(batch, rows), document_ids=None if documents is None else documents[rows], step=step, micro_batch=micro)
+    tally.update(
+        rows_of(batch, rows), document_ids=None if documents is None else documents[rows], step=step, micro_batch=micro
+    )
 
 
 def saved_and_loaded(tally: TokenTally) -> TokenTally:
@@ -75,11 +79,11 @@ def saved_and_loaded(tally: TokenTally) -> TokenTally:
     return fresh
 
 
-# 12 rows cut into 1 to 12 parts in any order: all sizes from one batch to single sequences. 150 cases, as the prototype had.
+# 12 rows cut into 1 to 12 parts in any order: all sizes from one batch to single sequences. 100 cases take four seconds.
 ROWS = 12
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_law_1_the_cut_does_not_matter(data: st.DataObject) -> None:
     """The same token stats give the same bits in any micro-batches, steps, order, tallies, windows, and across a resume."""
@@ -115,8 +119,10 @@ def test_law_1_sees_a_difference() -> None:
     assert reports[0] != reports[1]
 
 
-@settings(max_examples=40)
-@given(seed=st.integers(0, 2**31), cuts=st.sets(st.integers(1, 5)), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 2**31), cuts=st.sets(st.integers(1, 5)), dtype=st.sampled_from([torch.float32, torch.bfloat16])
+)
 def test_law_1_from_logits(seed: int, cuts: set[int], dtype: torch.dtype) -> None:
     """From logits the counts are equal however they are cut, and the losses within 1e-6·max(1, lse)."""
     generator = torch.Generator().manual_seed(seed)
@@ -177,7 +183,17 @@ def test_law_3_the_worst_are_the_true_top_k(batch: tuple[TokenStats, Tensor], ke
 
 
 # Law 4. What waits for the device, or sends it something the host has just made: on CUDA each of these stalls the queue.
-FORBIDDEN = ("local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "item", "is_nonzero", "equal", "unique", "bincount")
+FORBIDDEN = (
+    "local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "lift_fresh",
+    "item",
+    "is_nonzero",
+    "equal",
+    "unique",
+    "bincount",
+)
 
 
 class Watch(TorchDispatchMode):
@@ -196,10 +212,14 @@ class Watch(TorchDispatchMode):
         if name.strip("_").startswith(FORBIDDEN):
             self.waits.append(name)
         if name.startswith(("index", "_index")) and any(
-            isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in (args[1] if isinstance(args[1], (list, tuple)) else ())
+            isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8)
+            for i in (args[1] if isinstance(args[1], (list, tuple)) else ())
         ):
             self.waits.append(f"{name} with bool indices")
-        if name in ("_to_copy", "copy_") and len({t.device for t in (args[0], args[-1], out) if isinstance(t, Tensor)}) > 1:
+        if (
+            name in ("_to_copy", "copy_")
+            and len({t.device for t in (args[0], args[-1], out) if isinstance(t, Tensor)}) > 1
+        ):
             self.waits.append(f"{name} to another device")
         if name == "repeat_interleave" and kwargs.get("output_size") is None:
             self.waits.append(name)
@@ -275,7 +295,9 @@ def test_law_4_the_watch_can_fail() -> None:
 def test_law_7_nothing_logits_sized_is_kept(what: str) -> None:
     """When the caller lets go of the logits, they are gone: neither an update nor a read-out under way holds them."""
     logits, targets = torch.randn(3, 8, 100, requires_grad=True) * 1.0, torch.randint(100, (3, 8))
-    storage = StorageWeakRef(logits.untyped_storage())  # not a reference to the tensor: a view would keep the memory, too
+    storage = StorageWeakRef(
+        logits.untyped_storage()
+    )  # not a reference to the tensor: a view would keep the memory, too
     tally, monitor = TokenTally(), pplmon.Monitor(every_n_steps=1)
     if what == "tally":
         tally.update(logits, targets, document_ids=torch.zeros_like(targets))

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 import pplmon
 from pplmon import Alert, Report, TokenStats, TokenTally
@@ -44,14 +45,18 @@ def data() -> tuple[TokenStats, Tensor]:
     targets[torch.rand(10, 12, generator=generator) < 0.1] = -100
     documents = (torch.rand(10, 12, generator=generator) < 0.1).cumsum(1)
     predicted = torch.randint(9, (10, 12), generator=generator)
-    return TokenStats.from_losses(nll, targets, predicted=predicted, top_probability=nll.sigmoid(), vocab_size=9), documents
+    return TokenStats.from_losses(
+        nll, targets, predicted=predicted, top_probability=nll.sigmoid(), vocab_size=9
+    ), documents
 
 
 def fill(tally: TokenTally, share: list[list[int]]) -> TokenTally:
     """Count the share, each part as a micro-batch of its own."""
     stats, documents = data()
     for number, rows in enumerate(share):
-        tally.update(rows_of(stats, rows), document_ids=documents[rows], sample_ids=torch.tensor(rows), micro_batch=number)
+        tally.update(
+            rows_of(stats, rows), document_ids=documents[rows], sample_ids=torch.tensor(rows), micro_batch=number
+        )
     return tally
 
 
@@ -135,6 +140,34 @@ def test_compute_takes_two_collectives(ranks: Ranks) -> None:
     fill(one, [[0]])
     assert repr(first[1][0]) == repr(first[2][0])
     assert first[1][0]["tokens"] == one.report().tokens
+
+
+def collected(rank: int) -> dict[str, float]:
+    """A MetricCollection of views, updated and forwarded, computed over the ranks."""
+    views = MetricCollection([pplmon.Perplexity(), pplmon.MaxTokenLoss(), pplmon.CrossEntropy(ignore_index=3)])
+    for number in range(3 - rank):
+        generator = torch.Generator().manual_seed(10 * rank + number)
+        preds, target = torch.randn(2, 4, 9, generator=generator), torch.randint(9, (2, 4), generator=generator)
+        (views if number == 1 else views.update)(preds, target)
+    return {name: value.item() for name, value in views.compute().items()}
+
+
+def test_a_collection_on_two_ranks(ranks: Ranks) -> None:
+    """Views that share their states compute the same over two ranks as one process does over all batches."""
+    first, second = ranks.run(collected)
+    tally, padded = TokenTally(), TokenTally(ignore_index=3)
+    for seed in (0, 1, 2, 10, 11):
+        generator = torch.Generator().manual_seed(seed)
+        preds, target = torch.randn(2, 4, 9, generator=generator), torch.randint(9, (2, 4), generator=generator)
+        tally.update(preds, target)
+        padded.update(preds, target)
+    report = tally.report()
+    want = {
+        "Perplexity": report.perplexity,
+        "MaxTokenLoss": report.max_token_loss,
+        "CrossEntropy": padded.report().cross_entropy,
+    }
+    assert first == second == want
 
 
 def reported(rank: int) -> list[str]:
@@ -248,14 +281,7 @@ def diverges(rank: int) -> None:
         TokenTally().report()
 
 
-def test_a_hang_would_fail(tmp_path: Any) -> None:
-    """The helper notices a rank that waits for ever, in place of waiting with it."""
-    with Ranks(2, tmp_path) as both:
-        assert both.run(world) == [2, 2]
-        with pytest.raises(RankFailure, match="rank 0 of 2 gave no answer"):
-            both.run(diverges, timeout=2.0)
-
-
-def world(rank: int) -> int:
-    """The number of ranks, as torch.distributed has it."""
-    return dist.get_world_size()
+def test_a_hang_would_fail(ranks: Ranks) -> None:
+    """The helper notices a rank that waits for ever, in place of waiting with it. (Last: it costs the module its ranks.)"""
+    with pytest.raises(RankFailure, match="rank 0 of 2 gave no answer"):
+        ranks.run(diverges, timeout=2.0)

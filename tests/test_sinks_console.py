@@ -107,3 +107,13 @@ def test_reports_can_be_left_to_the_progress_bar() -> None:
     assert out.getvalue() == ""
     sink.alert(an_alert())
     assert "it jumped" in out.getvalue()
+
+
+def test_rules_that_fire_together_show_their_evidence_once() -> None:
+    """Two panels at one step, one table; the next step has a table again."""
+    out = StringIO()
+    sink = Console(console=RichConsole(file=out, width=120))
+    for step in (3, 3, 4):
+        sink.alert(Alert("Spike", f"step {step}: it jumped", step=step, worst=(WorstToken(loss=9.0, step=step),)))
+    assert out.getvalue().count("it jumped") == 3
+    assert out.getvalue().count("loss (nats)") == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import pplmon
 from pplmon import Report, TokenStats, TokenTally, Totals, cells, token_stats
+from pplmon.tally.readout import Group, ReadOut
 from tests.reference import assert_numbers, numbers_of, tokens_of
 
 
@@ -119,10 +120,11 @@ def test_edges_of_rates() -> None:
     tally.update(stats)
     report = tally.report()
     assert report.overconfident_error_rate == 0.5 and report.above_uniform_rate == 0.5 and report.token_accuracy == 0.25
-    uniform = TokenTally()
-    uniform.update(torch.zeros(2, 16, 1000), torch.zeros(2, 16, dtype=torch.int64))
-    assert uniform.report().above_uniform_rate == 0
-    assert uniform.report().relative_cross_entropy == pytest.approx(1)
+    for vocab in (1000, 1218, 2794):  # the float32 logarithm of the last two is a little above the true one
+        uniform = TokenTally()
+        uniform.update(torch.zeros(2, 16, vocab), torch.zeros(2, 16, dtype=torch.int64))
+        assert uniform.report().above_uniform_rate == 0
+        assert uniform.report().relative_cross_entropy == pytest.approx(1)
 
 
 def missing(tally: TokenTally) -> set[str]:
@@ -147,7 +149,11 @@ def test_none_is_what_cannot_be_had() -> None:
         assert missing(tally) == names, piece
         assert names.isdisjoint(tally.compute()) and names.isdisjoint(tally.report().as_dict())
     tally = TokenTally()
-    tally.update(TokenStats.from_losses(nll.flatten(), targets.flatten(), **{k: v if k == "vocab_size" else v.flatten() for k, v in full.items()}))
+    tally.update(
+        TokenStats.from_losses(
+            nll.flatten(), targets.flatten(), **{k: v if k == "vocab_size" else v.flatten() for k, v in full.items()}
+        )
+    )
     assert missing(tally) == {"bits_per_byte", "sequences", "max_sequence_loss"}
     two = TokenTally(token_bytes=[1])
     for size in (9, 10):
@@ -221,6 +227,7 @@ def test_report_is_attributes_and_a_mapping() -> None:
         report.step = 8  # type: ignore[misc]
 
 
+@pytest.mark.filterwarnings("ignore:pplmon.*reached its ceiling")
 def test_saturation_stays_and_never_wraps() -> None:
     """Cells at the ceiling stay there: a tally at its limit reads its limit, not a negative number."""
     tally = TokenTally()
@@ -235,7 +242,35 @@ def test_saturation_stays_and_never_wraps() -> None:
         if not name.endswith("_fraction"):
             assert tally.totals()[name] == cells.CEILING, name
     report = tally.report()
-    assert report.cross_entropy == pytest.approx(1) and all(v >= 0 for k, v in report.as_dict().items() if k != "max_token_excess")
+    assert report.cross_entropy == pytest.approx(1) and all(
+        v >= 0 for k, v in report.as_dict().items() if k != "max_token_excess"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:pplmon.*reached its ceiling")
+def test_many_ranks_at_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SUM over ranks cannot saturate, so that each gives at most its part: 64 ranks at the ceiling stay positive."""
+
+    class Many(Group):
+        size = property(lambda self: 64)  # type: ignore[assignment]
+
+    def all_reduce(tensor: Tensor, op: Any, **how: Any) -> SimpleNamespace:
+        if op == torch.distributed.ReduceOp.SUM:
+            tensor.mul_(64)
+        return SimpleNamespace(wait=lambda: None)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    tally = TokenTally()
+    tally.update(*batch())
+    one = tally.totals()
+    many = ReadOut(tally._state(), Many(), ()).totals()
+    assert many["tokens"] == 64 * one["tokens"] and many["token_loss_bits"] == one["token_loss_bits"]
+    tally.sums, tally.histogram = (
+        torch.full_like(tally.sums, cells.CEILING),
+        torch.full_like(tally.histogram, cells.CEILING),
+    )
+    many = ReadOut(tally._state(), Many(), ()).totals()
+    assert min(many.sums + many.histogram) > 2**62 and many.report().cross_entropy == pytest.approx(1)
 
 
 def test_fractions_carry() -> None:

@@ -88,6 +88,12 @@ def test_neighbours_that_are_not_scored() -> None:
     assert math.isnan(worst.context_losses[4])
 
 
+def test_an_id_too_large_to_be_held_is_left_out() -> None:
+    """A neighbour's id beyond 31 bits is left out; it does not come back as another token's."""
+    stats = TokenStats.from_losses(torch.tensor([[1.0, 9.0, 1.0]]), torch.tensor([[2**33 + 5, 7, 2**31 - 1]]))
+    assert worst_of(stats, context=1)[0].context_ids == (None, 7, 2**31 - 1)
+
+
 @pytest.mark.parametrize("shift", [False, True])
 def test_context_ends_with_the_document(shift: bool) -> None:
     """In a packed row the context stops at the document's border, and a target across the border is not scored."""
@@ -96,7 +102,9 @@ def test_context_ends_with_the_document(shift: bool) -> None:
     if shift:
         logits = torch.cat([logits[:, 1:], logits[:, :1]], dim=1)
     plant(logits, targets.roll(-1, 1) if shift else targets, 3, 5 - shift, 30.0)
-    plant(logits, targets.roll(-1, 1) if shift else targets, 3, 8 - shift, 60.0)  # the first token of the third document
+    plant(
+        logits, targets.roll(-1, 1) if shift else targets, 3, 8 - shift, 60.0
+    )  # the first token of the third document
     worst = worst_of(logits, targets, document_ids=documents, shift=shift, context=3)
     assert [w.position for w in worst[: 2 - shift]] == [5] if shift else [8, 5]
     at = worst[0 if shift else 1]
@@ -113,11 +121,11 @@ def test_flat_batches_give_the_flat_index() -> None:
 
 
 def test_order_of_the_worst() -> None:
-    """NaN comes before inf before finite, both NaN signs alike, and equal losses in the order of their address."""
+    """NaN comes before inf before finite, every NaN alike, and equal losses in the order of their address."""
     tally = TokenTally(top_k=6, context=0)
     nll = torch.tensor([[3.0, torch.inf, 3.0], [torch.nan, 7.0, 7.0]])
-    negative = (torch.tensor([0xFFC00000 - 2**32], dtype=torch.int32)).view(torch.float32)
-    for step, row in ((2, nll), (1, torch.cat([nll[:1], torch.cat([negative, nll[1, 1:]])[None]]))):
+    other = torch.tensor([0xFFC00123 - 2**32], dtype=torch.int32).view(torch.float32)  # a NaN with a sign and a payload
+    for step, row in ((2, torch.cat([nll[:1], torch.cat([other, nll[1, 1:]])[None]])), (1, nll)):
         tally.update(TokenStats.from_losses(row, torch.arange(6).view(2, 3)), step=step)
     worst = tally.report().worst
     assert [str(w.loss) for w in worst] == ["nan", "nan", "inf", "inf", "7.0", "7.0"]
@@ -175,8 +183,10 @@ def test_worst_sequences(packed: bool, shift: bool, least: int) -> None:
 def test_equal_sequences_in_order() -> None:
     """Sequences with one and the same mean come in the order of their address, also over updates."""
     tally = TokenTally(top_k=5, min_sequence_tokens=1)
-    for step in (1, 0):
-        tally.update(TokenStats.from_losses(torch.full((3, 4), 1.5), torch.zeros(3, 4, dtype=torch.int64)), step=step)
+    for step, rows in ((1, 200), (0, 3)):  # among 200 equal ones a bare topk picks some in the middle
+        tally.update(
+            TokenStats.from_losses(torch.full((rows, 4), 1.5), torch.zeros(rows, 4, dtype=torch.int64)), step=step
+        )
     assert [(s.step, s.sequence) for s in tally.report().worst_sequences] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
 
 

@@ -36,7 +36,9 @@ def check(stats: TokenStats, logits: Tensor, targets: Tensor, **how: Any) -> Non
     if how.get("shift"):  # row t of the stats holds the target of column t+1, the last row that of column 0
         columns = targets.shape[1]
         expected = [expected[i - i % columns + (i + 1) % columns] for i in range(len(expected))]
-    got = zip(stats.nll.tolist(), stats.correct, stats.top_probability.tolist(), stats.predicted, stats.scored, stats.invalid)
+    got = zip(
+        stats.nll.tolist(), stats.correct, stats.top_probability.tolist(), stats.predicted, stats.scored, stats.invalid
+    )
     for index, (nll, correct, top, predicted, scored, invalid) in enumerate(got):
         want = expected[index]
         assert (bool(scored), bool(invalid)) == (want.scored, want.invalid), index
@@ -95,9 +97,10 @@ def test_one_row_alone_gives_the_bits_it_gives_among_others() -> None:
     torch.set_num_threads(2)
     try:
         for vocab in (50257, 128256):  # GPT-2 and Llama 3, where the prototype saw other bits
-            logits, targets = torch.randn(5, vocab), torch.randint(vocab, (5,))
+            logits, targets = torch.randn(20, vocab), torch.randint(vocab, (20,))
+            logits[torch.arange(20), targets] = 16.0  # small losses show every bit of the sum
             together = token_stats(logits, targets).nll
-            alone = torch.cat([token_stats(logits[i : i + 1], targets[i : i + 1]).nll for i in range(5)])
+            alone = torch.cat([token_stats(logits[i : i + 1], targets[i : i + 1]).nll for i in range(20)])
             assert torch.equal(together, alone)
     finally:
         torch.set_num_threads(threads)

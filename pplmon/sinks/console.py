@@ -33,6 +33,7 @@ class Console(Sink):
         self._console = console
         self._print = print
         self._reports = reports
+        self._shown: tuple[WorstToken, ...] = ()  # the evidence of the last panel
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Print one line: where we are, and the main numbers."""
@@ -42,14 +43,15 @@ class Console(Sink):
             self._show(Text(report_line(report)), soft_wrap=True)
 
     def alert(self, alert: Alert) -> None:
-        """Print a panel: what happened, and the worst tokens in their context."""
+        """Print a panel: what happened, and the worst tokens in their context, if they are not those just shown."""
         from rich.console import Group
         from rich.panel import Panel
         from rich.text import Text
 
         parts: list[Any] = [Text(visible("\n".join([alert.text, *blame(alert)])))]
-        if alert.worst:
+        if alert.worst and alert.worst != self._shown:  # rules that fire at one step have one and the same evidence
             parts += [Text(), _token_table(alert.worst[:TOKENS])]
+            self._shown = alert.worst
         heading = Text(visible(f"pplmon {alert.severity}: {alert.rule}"))
         self._show(Panel(Group(*parts), title=heading, title_align="left", border_style=COLOURS[alert.severity]))
 

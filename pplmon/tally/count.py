@@ -27,6 +27,7 @@ class Batch(NamedTuple):
     stats: TokenStats
     scored: Tensor  # [N] bool
     valid: Tensor  # [N] bool: scored and finite
+    invalid: Tensor  # [N] bool: to be scored, but outside the vocabulary
     units: Tensor  # [N] int64: the loss in 2**-32 nats, capped; 0 where not valid
     bits: Tensor  # [N] int64: float bits of the loss, NaN and inf included; −1 where not scored
     sequences: Sequences | None
@@ -41,16 +42,16 @@ class SequenceSums(NamedTuple):
 
 def prepare(stats: TokenStats, sequences: Sequences | None) -> Batch:
     """Decide which tokens count, and turn their losses into integers."""
-    scored = stats.scored
+    scored, invalid = stats.scored, stats.invalid
     if sequences is not None and sequences.crosses is not None:
-        scored = scored & ~sequences.crosses
+        scored, invalid = scored & ~sequences.crosses, invalid & ~sequences.crosses
     valid = scored & torch.isfinite(stats.nll)
     capped = torch.where(valid, stats.nll, 0.0).clamp_max(cells.CAP_NATS)
     units = (capped * SCALE).round().to(torch.int64)
     # One pattern for every NaN, so that all sick tokens sort alike on all devices.
     clean = torch.where(torch.isnan(stats.nll), torch.nan, stats.nll)
     bits = torch.where(scored, clean.view(torch.int32).to(torch.int64) & 0x7FFFFFFF, -1)
-    return Batch(stats, scored, valid, units, bits, sequences)
+    return Batch(stats, scored, valid, invalid, units, bits, sequences)
 
 
 def count_sequences(batch: Batch, least: int) -> SequenceSums | None:
@@ -78,7 +79,7 @@ def sums(batch: Batch, per_sequence: SequenceSums | None, token_bytes: Tensor | 
         "probability_fraction": (probability & FRACTION_MASK).sum(),
         "nonfinite_tokens": (batch.scored & ~valid).sum(),
         "capped_tokens": (valid & (stats.nll >= cells.CAP_NATS)).sum(),
-        "invalid_targets": stats.invalid.sum(),
+        "invalid_targets": batch.invalid.sum(),
         "sequences_unknown" if per_sequence is None else "sequences": (
             tokens if per_sequence is None else (per_sequence.tokens > 0).sum()
         ),
@@ -112,7 +113,7 @@ def maxima(batch: Batch, per_sequence: SequenceSums | None) -> Tensor:
     example = batch.stats.targets.clamp(-cells.EXAMPLE_OFFSET, cells.EXAMPLE_OFFSET) + cells.EXAMPLE_OFFSET
     parts = {
         "token_loss_bits": torch.where(batch.valid, batch.bits, -1).amax(),
-        "invalid_target_example": torch.where(batch.stats.invalid, example, -1).amax(),
+        "invalid_target_example": torch.where(batch.invalid, example, -1).amax(),
     }
     if per_sequence is not None:
         parts["sequence_loss_units"] = per_sequence.mean_units.amax()

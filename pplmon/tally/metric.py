@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, Protocol
 
 import torch
@@ -80,7 +81,7 @@ class TokenTally(Metric):
         kwargs.setdefault("compute_with_cache", False)
         super().__init__(process_group=process_group, **kwargs)
         for name, value in (("top_k", top_k), ("min_sequence_tokens", min_sequence_tokens)):
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if not isinstance(context, int) or context < 0:
             raise ValueError(f"context must be an integer of at least 0 (neighbours on each side), got {context!r}")
@@ -144,8 +145,8 @@ class TokenTally(Metric):
         batch = count.prepare(stats, sequences)
         per_sequence = count.count_sequences(batch, self.min_sequence_tokens)
         address = worst.Address(
-            step=_natural("step", step),
-            micro_batch=_natural("micro_batch", micro_batch),
+            step=_natural("step", step, 63 - cells.MICRO_BITS),
+            micro_batch=_natural("micro_batch", micro_batch, cells.MICRO_BITS),
             rank=self.group.global_rank,
             sample_ids=sample_ids,
             position_ids=_check_positions(position_ids, stats),
@@ -234,15 +235,36 @@ class TokenTally(Metric):
         if self.group.rank != (rank if same_ranks else 0):
             self.reset()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TokenTally:
+        """Copy everything but the process group, which cannot be copied: both count over the same."""
+        twin: TokenTally = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(deepcopy(self.__getstate__(), memo))
+        twin.process_group = self.process_group
+        return twin
+
     def clone(self) -> TokenTally:
         """Return a copy that counts over the same group."""
-        copy: TokenTally = super().clone()  # type: ignore[assignment]
-        copy.process_group = self.process_group
-        return copy
+        return deepcopy(self)
 
     def set_dtype(self, dst_type: str | torch.dtype) -> TokenTally:
         """Do nothing: the states are integers, and stay so."""
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # torchmetrics takes what it finds, of any shape, and does not miss the rest.
+        *_, missing, _, errors = args
+        for name in State._fields:
+            own, found = getattr(self, name), state_dict.get(prefix + name)
+            if found is None:
+                missing += [prefix + name] if self._persistent[name] else []
+            elif found.shape != own.shape:
+                state_dict.pop(prefix + name)
+                errors.append(
+                    f"{prefix}{name} was saved with shape {tuple(found.shape)}, and this tally has {tuple(own.shape)}: "
+                    "load it with the top_k, context and extras that it was saved with"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "process_group": None}  # a ProcessGroup cannot be pickled
@@ -289,7 +311,8 @@ class TokenTally(Metric):
     def _settings(self) -> str:
         table = None if self.token_bytes is None else self.token_bytes.tolist()
         extras = [repr(extra) for extra in self.extras]
-        settings = (*(getattr(self, name) for name in _SETTINGS), table, extras)
+        group = None if self.process_group is None else id(self.process_group)
+        settings = (group, *(getattr(self, name) for name in _SETTINGS), table, extras)
         return "settings_" + hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
 
@@ -334,7 +357,7 @@ def _byte_table(token_bytes: Sequence[int] | Tensor | None) -> Tensor | None:
     return table.to(torch.int64)
 
 
-def _natural(name: str, value: int) -> int:
-    if value < 0:
-        raise ValueError(f"{name} must not be negative, got {value}")
+def _natural(name: str, value: int, bits: int) -> int:
+    if not 0 <= value < 2**bits:
+        raise ValueError(f"{name} must be from 0 to 2^{bits} − 1, got {value}")
     return value

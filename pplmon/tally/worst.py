@@ -112,13 +112,13 @@ def _neighbours(batch: Batch, sequence: Tensor, position: Tensor, context: int) 
     if batch.sequences is not None and batch.sequences.document is not None:
         inside = inside & (batch.sequences.segment[index] == batch.sequences.segment[index[:, context : context + 1]])
     ids = stats.targets[index]
-    inside = inside & (ids >= 0) & (ids < 2**31)  # an ignore_index is no token
+    inside = inside & (ids >= 0) & (ids < (stats.vocab_size or 2**31))  # an ignore_index is no token
     bits = batch.bits[index]
     return torch.where(inside, (ids << 32) + torch.where(bits >= 0, bits, cells.NO_LOSS), -1)
 
 
 def _bits(values: Tensor) -> Tensor:
-    return values.view(torch.int32).to(torch.int64)
+    return values.view(torch.int32).to(torch.int64) & 0x7FFFFFFF  # a NaN may have a sign
 
 
 def _taken(values: Tensor | None, index: Tensor) -> Tensor:

@@ -1,0 +1,35 @@
+# Each target works as the first command in a clean clone: all it needs is python3 (3.10 or newer) with venv.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo    train a small model for about two minutes and see a corrupted sequence found"
+	@echo "             (ARGS='--steps 200 --logger wandb' passes flags; ARGS=--help names them)"
+	@echo "make test    run the tests (ARGS='-k perplexity' passes flags to pytest)"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove the environment and what tools left"
+
+demo: .venv/installed
+	$(BIN)/pplmon demo $(ARGS)
+
+test: .venv/installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Installed once, and again when what is wanted changes. The stamp comes last, so that a broken install is repeated.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pplmon needs Python 3.10 or newer; name one with make PYTHON=...")'
+	@echo "installing into .venv: once, a few minutes"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

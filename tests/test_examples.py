@@ -1,0 +1,132 @@
+"""Every example runs as a newcomer runs it, and prints and writes what it is there to show."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pplmon.sinks.journal import read_journal
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+
+
+def run(name: str, cwd: Path, *arguments: str) -> str:
+    """Run one example, as from a checkout; return what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *arguments]
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, check=False, capture_output=True, text=True, encoding="utf-8", timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def number(pattern: str, text: str) -> float:
+    """The one number that ``pattern`` finds."""
+    found = re.findall(pattern, text)
+    assert len(found) == 1, (pattern, text)
+    return float(found[0])
+
+
+def scalars(directory: Path, tag: str) -> dict[int, float]:
+    """A curve, read back from the event files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+def test_each_example_has_its_test() -> None:
+    """A new example comes with a test here."""
+    assert EXAMPLES == ["alerts", "lightning_lm", "packed_sft", "plain_loop"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_stays_short(name: str) -> None:
+    """Below 120 lines, and its docstring gives the line that runs it."""
+    text = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 120
+    assert f"python examples/{name}.py\n" in text
+
+
+def test_lightning_lm(tmp_path: Path) -> None:
+    """The perplexity falls, the checkpoint is that of the best one, and the event file holds the same curve."""
+    printed = run("lightning_lm", tmp_path)
+    points = {int(step): float(value) for step, value in re.findall(r"step +(\d+): val/perplexity ([\d.]+)", printed)}
+    assert list(points) == [39, 79, 119, 159]
+    assert list(points.values()) == sorted(points.values(), reverse=True)
+    assert points[159] < 10 < points[39] * 1.1
+    assert number(r"\(val/perplexity ([\d.]+)\)", printed) == min(points.values())
+    assert (tmp_path / "runs/lightning_lm/checkpoints/best.ckpt").is_file()
+    (events,) = (tmp_path / "runs/lightning_lm").rglob("events.out.tfevents.*")
+    curve = scalars(events.parent, "val/perplexity")
+    assert {step: round(value, 2) for step, value in curve.items()} == points
+    assert list(scalars(events.parent, "train/max_token_loss")) == [19, 39, 59, 79, 99, 119, 139, 159]
+    assert number(r"cost most: .*, ([\d.]+) nats, in row \d+ at position \d+", printed) > 5
+
+
+def test_plain_loop(tmp_path: Path) -> None:
+    """A window is reported one step late with the tokens of all its micro-batches, and each sink has it."""
+    printed = run("plain_loop", tmp_path)
+    late = re.findall(r"(\d+) tokens in the window that ended at step (\d+); now at step (\d+)", printed)
+    assert late == [("40960", "39", "40"), ("40960", "79", "80")]
+    assert len(re.findall(r"^step \d+  train  cross-entropy", printed, re.MULTILINE)) == 3
+    rows = read_journal(tmp_path / "runs/plain_loop")
+    reports = [row for row in rows if row["kind"] == "report"]
+    assert [(row["stage"], row["step"]) for row in reports] == [
+        ("train", 39),
+        ("train", 79),
+        ("train", 119),
+        ("val", 119),
+    ]
+    assert round(reports[-1]["numbers"]["perplexity"], 2) == number(r"val: perplexity ([\d.]+)", printed)
+    curve = scalars(tmp_path / "runs/plain_loop", "train/cross_entropy")
+    assert curve == pytest.approx({row["step"]: row["numbers"]["cross_entropy"] for row in reports[:3]})
+    assert "so it is byte " in printed  # the example checks by itself that the address leads to the target
+
+
+def test_alerts(tmp_path: Path) -> None:
+    """Built-in rules and the one of one's own name the planted row, at its step, before its window is logged."""
+    printed = run("alerts", tmp_path)
+    row = int(number(r"^row (\d+) of the data is random bytes", printed))
+    rows = read_journal(tmp_path / "runs/alerts")
+    alerts = [line for line in rows if line["kind"] == "alert"]
+    rules = {(line["rule"], line.get("metric")) for line in alerts if line["step"] == 110}
+    assert {("Spike", "max_sequence_loss"), ("Above", "max_token_loss"), ("worse_than_a_guess", None)} <= rules
+    assert {line["worst_sequences"][0]["sample_id"] for line in alerts} == {row}
+    assert {line["worst"][0]["sample_id"] for line in alerts} == {row}
+    assert all(line["worst"][0]["context_text"] for line in alerts)
+    assert f"the rows they name: [{row}]" in printed
+    # The mean barely moves: that is why the rules look at the worst sequence and not at the loss alone.
+    before, at = (number(rf"step {step}: the loss of the batch is ([\d.]+)", printed) for step in (109, 110))
+    worst = alerts[0]["worst_sequences"][0]["loss"]
+    assert at - before < 1.5 < 5 * 1.5 < worst - before
+    assert (
+        printed.index("step 110: the loss of the batch")
+        < printed.index("[warning]")
+        < printed.index("step 111: the loss")
+    )
+
+
+def test_packed_sft(tmp_path: Path) -> None:
+    """Padded and packed give one number to the last digit, a forgotten mask another, and both find the broken answer."""
+    printed = run("packed_sft", tmp_path, "--out", "elsewhere")
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]  # nothing is written in another place
+    pattern = r"(?:padded|packed): ([\d.]+) nats per byte over (\d+), in (\d+) answers"
+    one, other = re.findall(pattern, printed)
+    assert one == other
+    wrong, tokens = re.findall(r"without the mask it would read ([\d.]+) over (\d+)", printed)[0]
+    assert abs(float(wrong) - float(one[0])) > 0.05
+    assert int(tokens) > int(one[1])
+    broken = 23
+    assert f"worst row: {broken}; worst document: {broken}, " in printed
+    reports = [row for row in read_journal(tmp_path / "elsewhere") if row["kind"] == "report"]
+    assert reports[-1]["worst_sequences"][0]["document_id"] == broken
+    assert len({row["numbers"]["tokens"] for row in reports}) == 1

@@ -1,0 +1,202 @@
+"""Faults that were found once, each with the smallest case that shows it."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+import pplmon
+from pplmon.tokens import TokenStats
+
+
+def one(*losses: float, targets: Any = None, vocab: int | None = 10) -> TokenStats:
+    """One row of tokens with these losses."""
+    ids = torch.zeros(1, len(losses), dtype=torch.int64) if targets is None else torch.tensor([targets])
+    return TokenStats.from_losses(torch.tensor([losses]), ids, vocab_size=vocab)
+
+
+def test_a_rule_on_a_number_that_cannot_be_had_warns_once() -> None:
+    """Also on a known name; but not a rule that the user did not choose."""
+    monitor = pplmon.Monitor(alerts=[pplmon.Above("bits_per_byte", 3.0)])
+    monitor.observe(one(1.0))
+    with pytest.warns(UserWarning, match="bits_per_byte"):
+        monitor.flush()
+    monitor.observe(one(1.0))
+    default = pplmon.Monitor()
+    default.observe(TokenStats.from_losses(torch.ones(3), torch.zeros(3, dtype=torch.int64)))  # no V, no sequences
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monitor.flush()
+        default.flush()
+
+
+def test_a_window_of_sick_tokens_only_is_one_alert_of_the_default_set() -> None:
+    """NonFinite says it; three spikes on NaN would say it again."""
+    with_alerts: list[pplmon.Alert] = []
+    monitor = pplmon.Monitor(on_alert=with_alerts.append)
+    monitor.observe(one(math.nan, math.inf))
+    monitor.close()
+    assert [alert.rule for alert in with_alerts] == ["NonFinite"]
+
+
+def test_a_state_of_another_shape_or_with_a_piece_missing_is_refused() -> None:
+    """Before the next update, and saying why."""
+    small, tally = pplmon.TokenTally(top_k=4), pplmon.TokenTally()
+    with pytest.raises(RuntimeError, match="token_rows was saved with shape.*top_k"):
+        tally.load_state_dict(small.state_dict())
+    state = tally.state_dict()
+    del state["sums"]
+    with pytest.raises(RuntimeError, match="Missing key.*sums"):
+        tally.load_state_dict(state)
+    tally.update(one(1.0))
+    assert tally.report().tokens == 1
+
+
+def test_an_invalid_target_neither_hides_a_window_nor_moves_the_steps() -> None:
+    """The error is about an earlier step: the step under way is counted, and ``close`` closes."""
+
+    class Keeps(pplmon.sinks.Sink):
+        closed = False
+        seen: list[int] = []
+
+        def report(self, report: pplmon.Report, scalars: Any) -> None:
+            self.seen.append(report.step)
+
+        def close(self) -> None:
+            self.closed = True
+
+    sink = Keeps()
+    monitor = pplmon.Monitor(every_n_steps=50, sinks=[sink], alerts=[])
+    monitor.observe(one(1.0, 2.0, targets=[3, 99]))
+    monitor.step()
+    monitor.observe(one(5.0))
+    with pytest.raises(ValueError, match="1 targets are outside"):
+        monitor.step()
+    monitor.observe(one(7.0))
+    monitor.step()
+    last = monitor.close()
+    assert last is not None
+    assert (last.tokens, last.step) == (3, 2)
+    assert [(token.loss, token.step) for token in last.worst] == [(7.0, 2), (5.0, 1), (1.0, 0)]
+    assert sink.closed and sink.seen == [2]
+
+
+def test_close_closes_the_sinks_when_its_own_read_out_raises() -> None:
+    """What was accumulated is logged, and files are let go."""
+    closed = []
+
+    class Closes(pplmon.sinks.Sink):
+        def report(self, report: pplmon.Report, scalars: Any) -> None:
+            closed.append(report.tokens)
+
+        def close(self) -> None:
+            closed.append("closed")
+
+    monitor = pplmon.Monitor(sinks=[Closes()], alerts=[])
+    monitor.observe(one(1.0, 2.0, targets=[3, 99]))
+    with pytest.raises(ValueError, match="outside"):
+        monitor.close()
+    assert closed == [1, "closed"]
+
+
+def test_decode_is_given_no_id_that_is_outside_the_vocabulary() -> None:
+    """Nor a negative one: a tokenizer may raise, and the text of the whole report would be lost."""
+    given: list[int] = []
+
+    def decode(ids: list[int]) -> str:
+        given.extend(ids)
+        return "".join(map(str, ids))
+
+    monitor = pplmon.Monitor(alerts=[], decode=decode)
+    monitor.observe(one(1.0, 2.0, 3.0, targets=[3, -100, 4]))
+    monitor.step()
+    monitor.observe(one(1.0, 2.0, 3.0, targets=[3, 99, 4]))
+    monitor.close()
+    assert given and set(given) <= set(range(10))
+
+
+def test_a_pass_has_micro_batches_of_its_own() -> None:
+    """A pass between two micro-batches of one step neither takes nor resets their numbers."""
+    monitor = pplmon.Monitor(alerts=[])
+    monitor.observe(one(1.0))
+    monitor.step()
+    monitor.observe(one(5.0))
+    with monitor.stage("val") as val:
+        monitor.observe(one(8.0))
+    assert val.report is not None
+    assert [(w.step, w.micro_batch) for w in val.report.worst] == [(0, 0)]
+    monitor.observe(one(6.0))
+    monitor.step()
+    last = monitor.close()
+    assert last is not None
+    assert [(w.loss, w.step, w.micro_batch) for w in last.worst] == [(6.0, 1, 1), (5.0, 1, 0), (1.0, 0, 0)]
+    with pytest.raises(ValueError, match='a stage is "val" or "test"'), monitor.stage("vla"):
+        pass
+
+
+def test_a_target_across_a_document_border_is_no_target_whatever_its_id() -> None:
+    """It is not scored, so it cannot be invalid."""
+    tally = pplmon.TokenTally(shift=True)
+    documents = torch.tensor([[0, 0, 1, 1]])
+    tally.update(torch.zeros(1, 4, 5), torch.tensor([[0, 1, -1, 2]]), document_ids=documents)
+    assert tally.report().invalid_targets == 0
+    tally.update(torch.zeros(1, 4, 5), torch.tensor([[0, -1, 1, 2]]), document_ids=documents)
+    assert tally.report().invalid_targets == 1
+
+
+def test_the_perplexity_without_a_tail_that_holds_nearly_everything() -> None:
+    """990 losses of 0.001 and ten of a thousand: what is left when the ten go is 0.001, not their 1 %."""
+    tally = pplmon.TokenTally()
+    tally.update(one(*[1e-3] * 990, 1007.9, *[1006.0] * 9))
+    assert tally.report().perplexity_without_worst_1pct == pytest.approx(math.exp(1e-3), rel=1e-4)
+
+
+def test_the_probability_of_a_sick_row_is_not_known() -> None:
+    """Whatever the sign of its NaN."""
+    for bad in (math.nan, -math.nan, math.inf):
+        logits = torch.zeros(1, 1, 4)
+        logits[0, 0, 2] = bad
+        tally = pplmon.TokenTally()
+        tally.update(logits, torch.tensor([[1]]))
+        assert tally.report().worst[0].predicted_probability is None
+
+
+def test_what_cannot_be_addressed_is_refused() -> None:
+    """A micro-batch that does not fit its bits would read as another step."""
+    with pytest.raises(ValueError, match="micro_batch must be from 0 to 2"):
+        pplmon.TokenTally().update(one(1.0), micro_batch=2**20)
+    with pytest.raises(ValueError, match="top_k"):
+        pplmon.TokenTally(top_k=True)
+
+
+def test_a_rule_that_answers_with_something_else_is_heard() -> None:
+    """Somebody who returns a string meant to be told."""
+    heard: list[pplmon.Alert] = []
+    monitor = pplmon.Monitor(alerts=[lambda report: "look here"], on_alert=heard.append)  # type: ignore[list-item]
+    monitor.observe(one(1.0))
+    monitor.close()
+    assert "look here" in heard[0].text
+
+
+def test_copies_count_over_the_same_group() -> None:
+    """``MetricCollection.clone`` deep-copies; a lost group would count all ranks, silently."""
+    group = object()
+    tally = pplmon.TokenTally(process_group=group)
+    tally.update(one(1.0, 3.0))
+    twin = copy.deepcopy(tally)
+    assert twin.process_group is group
+    assert twin.local_totals() == tally.local_totals()
+    twin.update(one(1.0))
+    assert tally.local_totals()["tokens"] == 2
+
+
+def test_a_number_that_was_not_given_is_not_in_the_report() -> None:
+    """``in`` and iteration agree."""
+    report = pplmon.Report(step=1, numbers={"perplexity": 2.0})
+    assert "perplexity" in report.numbers and "cross_entropy" not in report.numbers
+    assert report.cross_entropy is None
