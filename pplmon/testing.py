@@ -161,4 +161,6 @@ def _facts(totals: Totals) -> dict[str, Any]:
 
 
 def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    return "; ".join(f"{name} is {found[name]}, not {value}" for name, value in expected.items() if found[name] != value)
+    return "; ".join(
+        f"{name} is {found[name]}, not {value}" for name, value in expected.items() if found[name] != value
+    )

@@ -28,7 +28,11 @@ def random_stats(seed: int, rows: int = 12) -> TokenStats:
     targets[torch.rand(rows, LENGTH, generator=generator) < 0.2] = -100
     predicted = torch.randint(0, VOCAB, (rows, LENGTH), generator=generator)
     return TokenStats.from_losses(
-        nll, targets, predicted=predicted, top_probability=torch.rand(rows, LENGTH, generator=generator), vocab_size=VOCAB
+        nll,
+        targets,
+        predicted=predicted,
+        top_probability=torch.rand(rows, LENGTH, generator=generator),
+        vocab_size=VOCAB,
     )
 
 
@@ -170,4 +174,9 @@ def tally_counts(rank: int) -> dict[str, int]:
     tally.unsync()
     fresh = TokenTally()
     fresh.load_state_dict(state)  # on all ranks, as Lightning does
-    return {"first": first, "second": second, "loaded": fresh.compute()["tokens"].item(), "rows": len(fresh.report().worst)}
+    return {
+        "first": first,
+        "second": second,
+        "loaded": fresh.compute()["tokens"].item(),
+        "rows": len(fresh.report().worst),
+    }

@@ -10,6 +10,8 @@ from statistics import median
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import pplmon
 from pplmon import Above, Alert, Below, NonFinite, Report, Spike, WorstToken
@@ -193,11 +195,65 @@ def test_the_gap_keeps_a_young_spike_out_of_its_own_baseline() -> None:
 def test_quiet_steps_and_adapting() -> None:
     """After an alert the rule is quiet for ``quiet_steps``, then alerts again if it is still up, or has adapted to a plateau."""
     plateau = [*baseline(200), *[at(50)] * 300]
-    assert judge(Spike("cross_entropy", quiet_steps=10), plateau)[:3] == [200, 210, 220]
-    assert judge(Spike("cross_entropy", quiet_steps=200), plateau) == [200]  # by then the plateau is the baseline
+    assert judge(Spike("cross_entropy", quiet_steps=10, recovery_steps=None), plateau)[:3] == [200, 210, 220]
+    # By then the plateau is the baseline.
+    assert judge(Spike("cross_entropy", quiet_steps=200, recovery_steps=None), plateau) == [200]
     again = [*baseline(200), at(50), *baseline(210), at(50)]
     assert judge(Spike("cross_entropy"), again) == [200, 411]
     assert judge(Spike("cross_entropy", quiet_steps=500), again) == [200]
+
+
+def test_a_level_that_does_not_come_back_is_a_second_and_critical_alert() -> None:
+    """``recovery_steps`` after a spike the newest values are held against the baseline frozen before it."""
+    back = [*baseline(200), *[at(50)] * 30, *baseline(400)]
+    gone = [*baseline(200), *[at(50)] * 400]
+    assert judge(Spike("cross_entropy"), back) == [200]
+    rule = Spike("cross_entropy", recovery_steps=100)
+    alerts = [rule(Report(step, numbers={"cross_entropy": value})) for step, value in enumerate(gone)]
+    told = [alert for alert in alerts if alert is not None]
+    assert [(alert.step, alert.severity) for alert in told] == [(200, "warning"), (300, "critical")]
+    assert "did not recover" in told[1].text and told[1].threshold is not None
+    # What it waits for survives a checkpoint.
+    rule, resumed = Spike("cross_entropy", recovery_steps=100), Spike("cross_entropy", recovery_steps=100)
+    for step, value in enumerate(gone[:250]):
+        rule(Report(step, numbers={"cross_entropy": value}))
+    resumed.load_state_dict(rule.state_dict())
+    later = [resumed(Report(step, numbers={"cross_entropy": value})) for step, value in enumerate(gone[250:], 250)]
+    assert [alert.step for alert in later if alert is not None] == [300]
+
+
+def test_for_steps_after_step_and_hysteresis() -> None:
+    """So many judged values in a row, not before that step, and re-armed only well inside."""
+    assert judge(Above("cross_entropy", 5.0, for_steps=3), [9, 9, 4, 9, 9, 9, 9, 4, 9]) == [5]
+    assert judge(Above("cross_entropy", 5.0, after_step=3), [9, 9, 9, 9]) == [3]
+    assert judge(Above("cross_entropy", 5.0, hysteresis=1.0), [6, 4.5, 6, 4.0, 6]) == [0, 4]
+    assert judge(Below("cross_entropy", 5.0, hysteresis=1.0), [4, 5.5, 4, 6.0, 4]) == [0, 4]
+    for wrong in ({"for_steps": 0}, {"after_step": -1}, {"hysteresis": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Above("cross_entropy", 5.0, **wrong)  # type: ignore[arg-type]
+
+
+@given(
+    st.lists(st.sampled_from([1.0, 2.0, 1.5, -3.0, 1e-9, 7.25]) | st.floats(-10, 10), max_size=60),
+    st.integers(2, 9),
+    st.integers(0, 5),
+)
+def test_the_rolling_baseline_is_the_median_and_mad_of_its_window(values: list[float], window: int, gap: int) -> None:
+    """Against the definition, at every step, with ties, for odd and even windows."""
+    from statistics import median
+
+    from pplmon.alerts.baseline import Baseline
+
+    rolling = Baseline(window, gap)
+    for count, value in enumerate(values):
+        past = values[: max(0, count - gap)][-window:]
+        assert rolling.armed == (len(past) >= window // 2)
+        if past:
+            middle = median(past)
+            mad = median([abs(x - middle) for x in past])
+            assert rolling.median() == middle
+            assert rolling.scale(middle) == max(1.4826 * mad, 1e-3 * abs(middle), 1e-6)
+        rolling.push(value)
 
 
 def test_scale_floors() -> None:

@@ -42,7 +42,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         ]
         trainer = pl.Trainer(
             accelerator="cpu",
-            callbacks=[pplmon.PerplexityMonitor(alerts=[pplmon.Above("max_token_loss", 40.0)], decode=lambda ids: "".join(chr(97 + i) for i in ids))],
+            callbacks=[
+                pplmon.PerplexityMonitor(
+                    alerts=[pplmon.Above("max_token_loss", 40.0)], decode=lambda ids: "".join(chr(97 + i) for i in ids)
+                )
+            ],
             logger=loggers,
             max_epochs=1,
             log_every_n_steps=4,
