@@ -227,12 +227,16 @@ class Spike(MetricRule):
             return None
         # The threshold in the metric's unit: the value that would fill an empty bucket in one step.
         edge = middle + (self.leak + self.limit) * scale
-        return self._fire(report, value, edge, f"jumped to {value:.4g} from a median of {middle:.4g} (scale {scale:.2g})")
+        return self._fire(
+            report, value, edge, f"jumped to {value:.4g} from a median of {middle:.4g} (scale {scale:.2g})"
+        )
 
     def _baseline(self) -> tuple[float, float]:
         earlier = list(self._past)[: len(self._past) - self.gap]
         middle = median(earlier)
-        spread = 1.4826 * median([abs(x - middle) for x in earlier])  # the MAD of a normal distribution is its sd/1.4826
+        spread = 1.4826 * median(
+            [abs(x - middle) for x in earlier]
+        )  # the MAD of a normal distribution is its sd/1.4826
         return middle, max(spread, 1e-3 * abs(middle), 1e-6)
 
     def _fire(self, report: Report, value: float, threshold: float, text: str) -> Alert:

@@ -97,5 +97,7 @@ def check_rules(rules: Sequence[Rule]) -> list[Rule]:
     """Return rules as a list, each a callable."""
     for rule in rules:
         if not callable(rule) or isinstance(rule, type):
-            raise TypeError(f"a rule is a callable Report -> Alert | None, got {rule!r}; write [pplmon.NonFinite()], say")
+            raise TypeError(
+                f"a rule is a callable Report -> Alert | None, got {rule!r}; write [pplmon.NonFinite()], say"
+            )
     return list(rules)

@@ -137,7 +137,9 @@ def derive(
         "perplexity_without_worst_1pct": exp(_ratio(_rest(nll, worst_sum, losses, n - worst_count), n - worst_count)),
         "above_uniform_rate": count("above_uniform", "vocab_unknown"),
         "max_token_excess": max_loss - math.log(vocab) - math.log(n) if vocab and n else (None if n else NAN),
-        "overconfident_error_rate": None if sums["correct_unknown"] else count("overconfident_errors", "top_probability_unknown"),
+        "overconfident_error_rate": None
+        if sums["correct_unknown"]
+        else count("overconfident_errors", "top_probability_unknown"),
         "nonfinite_tokens": sums["nonfinite_tokens"],
         "capped_tokens": sums["capped_tokens"],
         "invalid_targets": sums["invalid_targets"],

@@ -53,9 +53,16 @@ def main(root: Path) -> None:
     trainer.fit(module, datamodule=Dealt())
     seen = {
         "metrics": {key: value.item() for key, value in trainer.callback_metrics.items()},
-        "alerts": [[a.step, a.worst[0].rank, a.worst[0].sequence, a.worst[0].position, a.worst[0].sample_id] for a in alerts],
+        "alerts": [
+            [a.step, a.worst[0].rank, a.worst[0].sequence, a.worst[0].position, a.worst[0].sample_id] for a in alerts
+        ],
         "losses": [
-            [float(loss) for loss in torch.nn.functional.cross_entropy(lo.flatten(0, 1), la.flatten(), reduction="none")[la.flatten() != -100]]
+            [
+                float(loss)
+                for loss in torch.nn.functional.cross_entropy(lo.flatten(0, 1), la.flatten(), reduction="none")[
+                    la.flatten() != -100
+                ]
+            ]
             for lo, la in module.seen
         ],
     }

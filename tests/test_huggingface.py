@@ -14,8 +14,18 @@ pl = pytest.importorskip("pytorch_lightning")
 transformers = pytest.importorskip("transformers")
 
 V, T = 61, 24
-SMALL = {"vocab_size": V, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SMALL = {
+    "vocab_size": V,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 def build(name: str) -> Any:
@@ -23,7 +33,18 @@ def build(name: str) -> Any:
     torch.manual_seed(0)
     configs = {
         "llama": lambda: transformers.LlamaConfig(**SMALL),
-        "gpt2": lambda: transformers.GPT2Config(vocab_size=V, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=2),
+        "gpt2": lambda: transformers.GPT2Config(
+            vocab_size=V,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=64,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
         "gemma2": lambda: transformers.Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=5.0),
         "cohere": lambda: transformers.CohereConfig(**SMALL, logit_scale=0.25),
         "granite": lambda: transformers.GraniteConfig(**SMALL, logits_scaling=4.0),
@@ -145,7 +166,16 @@ def test_an_encoder_decoder_model_is_not_shifted(tmp_path: Any) -> None:
     """T5 moves its decoder's inputs, not its labels."""
     torch.manual_seed(0)
     model = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(vocab_size=V, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, decoder_start_token_id=0, dropout_rate=0.0)
+        transformers.T5Config(
+            vocab_size=V,
+            d_model=32,
+            d_kv=8,
+            d_ff=48,
+            num_layers=1,
+            num_heads=4,
+            decoder_start_token_id=0,
+            dropout_rate=0.0,
+        )
     )
     module = HF(model)
     trainer = fit(module, tmp_path)

@@ -43,7 +43,9 @@ def override(module: Any, name: str, method: Any) -> Any:
 
 def windows(tmp_path: Any, stage: str = "train") -> list[dict[str, Any]]:
     """The reports of one stage, from the journal."""
-    return [line for line in read_journal(tmp_path / "pplmon.jsonl") if line["kind"] == "report" and line["stage"] == stage]
+    return [
+        line for line in read_journal(tmp_path / "pplmon.jsonl") if line["kind"] == "report" and line["stage"] == stage
+    ]
 
 
 @pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])
@@ -79,7 +81,12 @@ def test_accumulation_logs_the_token_weighted_mean_once_per_window_where_self_lo
     old_step = override(module, "training_step", logs_too)
     logger = pl.loggers.CSVLogger(tmp_path)
     trainer = trainer_for(
-        tmp_path, pplmon.PerplexityMonitor(), logger=logger, max_epochs=1, accumulate_grad_batches=4, log_every_n_steps=2
+        tmp_path,
+        pplmon.PerplexityMonitor(),
+        logger=logger,
+        max_epochs=1,
+        accumulate_grad_batches=4,
+        log_every_n_steps=2,
     )
     trainer.fit(module, loader())
     with open(f"{logger.log_dir}/metrics.csv") as file:
@@ -132,7 +139,10 @@ def test_validation_of_several_loaders_has_each_and_all_of_them(tmp_path: Any) -
     trainer = trainer_for(tmp_path, pplmon.PerplexityMonitor(), max_epochs=1)
     trainer.validate(module, [loader(12, seed=3), loader(40, seed=4)], verbose=False)
     metrics = trainer.callback_metrics
-    parts = [(metrics[f"val/cross_entropy/dataloader_idx_{i}"].item(), metrics[f"val/tokens/dataloader_idx_{i}"].item()) for i in (0, 1)]
+    parts = [
+        (metrics[f"val/cross_entropy/dataloader_idx_{i}"].item(), metrics[f"val/tokens/dataloader_idx_{i}"].item())
+        for i in (0, 1)
+    ]
     tokens = sum(n for _, n in parts)
     assert metrics["val/tokens"].item() == tokens
     assert metrics["val/cross_entropy"].item() == pytest.approx(sum(c * n for c, n in parts) / tokens, rel=1e-9)
@@ -144,7 +154,9 @@ def test_checkpoint_and_early_stopping_see_our_keys_in_any_order(tmp_path: Any) 
         others = [
             pl.callbacks.EarlyStopping("val/perplexity", patience=50),
             pl.callbacks.EarlyStopping("train/cross_entropy_epoch", patience=50, check_on_train_epoch_end=True),
-            pl.callbacks.ModelCheckpoint(tmp_path / f"ckpt{first}", monitor="val/perplexity", save_top_k=-1, filename="{step}"),
+            pl.callbacks.ModelCheckpoint(
+                tmp_path / f"ckpt{first}", monitor="val/perplexity", save_top_k=-1, filename="{step}"
+            ),
         ]
         monitor = pplmon.PerplexityMonitor()
         trainer = trainer_for(
@@ -163,10 +175,17 @@ def test_checkpoint_and_early_stopping_see_our_keys_in_any_order(tmp_path: Any) 
 
 def test_a_callback_that_monitors_a_train_key_gets_the_window_of_its_own_step(tmp_path: Any) -> None:
     """The late read-out must not give a checkpoint the window before."""
-    saver = pl.callbacks.ModelCheckpoint(tmp_path / "c", monitor="train/perplexity", every_n_train_steps=4, save_top_k=-1)
-    trainer = trainer_for(tmp_path, pplmon.PerplexityMonitor(every_n_steps=4), saver, max_epochs=1, enable_checkpointing=True)
+    saver = pl.callbacks.ModelCheckpoint(
+        tmp_path / "c", monitor="train/perplexity", every_n_train_steps=4, save_top_k=-1
+    )
+    trainer = trainer_for(
+        tmp_path, pplmon.PerplexityMonitor(every_n_steps=4), saver, max_epochs=1, enable_checkpointing=True
+    )
     trainer.fit(make_module(pl.LightningModule), loader())
-    scores = [score.item() for _, score in sorted(saver.best_k_models.items(), key=lambda kv: int(kv[0].split("step=")[1][:-5]))]
+    scores = [
+        score.item()
+        for _, score in sorted(saver.best_k_models.items(), key=lambda kv: int(kv[0].split("step=")[1][:-5]))
+    ]
     assert scores == [w["numbers"]["perplexity"] for w in windows(tmp_path)]
 
 
@@ -181,7 +200,9 @@ def test_the_sanity_check_and_predict_are_left_alone(tmp_path: Any) -> None:
     """Neither is counted nor logged."""
     module = make_module(pl.LightningModule)
     override(module, "predict_step", lambda self, batch, index: self(batch["x"]))
-    trainer = trainer_for(tmp_path, pplmon.PerplexityMonitor(logits="head", targets="labels"), max_epochs=1, num_sanity_val_steps=2)
+    trainer = trainer_for(
+        tmp_path, pplmon.PerplexityMonitor(logits="head", targets="labels"), max_epochs=1, num_sanity_val_steps=2
+    )
     trainer.fit(module, loader(), loader(8, seed=1))
     assert len(windows(tmp_path, "val")) == 1
     assert trainer.callback_metrics["val/sequences"].item() == 8
@@ -311,7 +332,9 @@ def test_no_logits_names_the_ways_and_a_wrong_path_its_neighbours(tmp_path: Any)
     with pytest.raises(ValueError, match=r"'haed' is neither a submodule.*nearest: head"):
         trainer_for(tmp_path, pplmon.PerplexityMonitor(logits="haed"), max_epochs=1).fit(module, loader())
     with pytest.raises(ValueError, match=r"targets='label' is no key.*keys x, labels"):
-        trainer_for(tmp_path, pplmon.PerplexityMonitor(logits="head", targets="label"), max_epochs=1).fit(module, loader())
+        trainer_for(tmp_path, pplmon.PerplexityMonitor(logits="head", targets="label"), max_epochs=1).fit(
+            module, loader()
+        )
     with pytest.warns(UserWarning, match="found no logits and targets in the first val batch") as caught:
         trainer_for(tmp_path, pplmon.PerplexityMonitor()).validate(module, loader(), verbose=False)
     assert sum("found no logits" in str(w.message) for w in caught) == 1
@@ -327,7 +350,9 @@ def test_a_loss_that_is_not_the_cross_entropy_is_told_once(tmp_path: Any) -> Non
             return step(batch, index) * factor
 
         override(module, "training_step", scaled)
-        trainer = trainer_for(tmp_path, pplmon.PerplexityMonitor(every_n_steps=1), max_epochs=1, accumulate_grad_batches=4)
+        trainer = trainer_for(
+            tmp_path, pplmon.PerplexityMonitor(every_n_steps=1), max_epochs=1, accumulate_grad_batches=4
+        )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             trainer.fit(module, loader())
@@ -348,7 +373,9 @@ def test_targets_outside_the_vocabulary_stop_the_first_steps_only(tmp_path: Any)
         return F.cross_entropy(logits.view(-1, VOCAB), batch["labels"].clamp_max(VOCAB - 1).view(-1))
 
     override(module, "training_step", training_step)
-    with pytest.raises(ValueError, match=rf"1 targets are outside the vocabulary \[0, {VOCAB}\), for example {VOCAB + 7}"):
+    with pytest.raises(
+        ValueError, match=rf"1 targets are outside the vocabulary \[0, {VOCAB}\), for example {VOCAB + 7}"
+    ):
         trainer_for(tmp_path, pplmon.PerplexityMonitor(), max_epochs=1).fit(module, DataLoader(data, batch_size=4))
 
 
@@ -394,5 +421,10 @@ def test_a_compiled_module_is_measured(tmp_path: Any) -> None:
             module = torch.compile(module, backend="eager")
         trainer = trainer_for(tmp_path, pplmon.PerplexityMonitor(logits="head", targets="labels"), max_epochs=1)
         trainer.fit(module, loader(), loader(8, seed=1))
-        losses.append([trainer.callback_metrics[f"{key}"].item() for key in ("train/cross_entropy_epoch", "val/cross_entropy", "val/tokens")])
+        losses.append(
+            [
+                trainer.callback_metrics[f"{key}"].item()
+                for key in ("train/cross_entropy_epoch", "val/cross_entropy", "val/tokens")
+            ]
+        )
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)

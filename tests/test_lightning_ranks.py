@@ -26,7 +26,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-m", "tests.ddp_script", str(where)],
-        cwd=ROOT, env=environment, timeout=180, capture_output=True, text=True, check=False,
+        cwd=ROOT,
+        env=environment,
+        timeout=180,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return where, [json.loads((where / f"rank{rank}.json").read_text()) for rank in (0, 1)]

@@ -183,9 +183,7 @@ class Capture:
         if tally.shift:
             targets, mask = shifted(targets, mask)
         part = slice(start, stop)
-        piece = token_stats(
-            logits, targets[:, part], tally.ignore_index, None if mask is None else mask[:, part]
-        )
+        piece = token_stats(logits, targets[:, part], tally.ignore_index, None if mask is None else mask[:, part])
         self._pieces.append(piece)
         if stop == targets.shape[1]:
             joined, self._pieces = TokenStats.join(self._pieces, shift=tally.shift), []

@@ -129,7 +129,12 @@ class TokenTally(Metric):
         sample_ids = _check_samples(sample_ids, stats)
         batch = count.prepare(stats, sequences)
         per_sequence = count.count_sequences(batch, self.min_sequence_tokens)
-        address = worst.Address(_natural("step", step, 63 - cells.MICRO_BITS), _natural("micro_batch", micro_batch, cells.MICRO_BITS), self.group.global_rank, sample_ids)
+        address = worst.Address(
+            _natural("step", step, 63 - cells.MICRO_BITS),
+            _natural("micro_batch", micro_batch, cells.MICRO_BITS),
+            self.group.global_rank,
+            sample_ids,
+        )
         self._merge("sums", count.sums(batch, per_sequence, self.token_bytes))
         self._merge("maxima", count.maxima(batch, per_sequence))
         self._merge("histogram", count.histogram(batch))
@@ -256,7 +261,16 @@ class TokenTally(Metric):
         table = None if self.token_bytes is None else self.token_bytes.tolist()
         extras = [repr(extra) for extra in self.extras]
         group = None if self.process_group is None else id(self.process_group)
-        settings = (group, self.ignore_index, self.shift, self.top_k, self.context, self.min_sequence_tokens, table, extras)
+        settings = (
+            group,
+            self.ignore_index,
+            self.shift,
+            self.top_k,
+            self.context,
+            self.min_sequence_tokens,
+            table,
+            extras,
+        )
         return "settings_" + hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
 
