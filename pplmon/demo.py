@@ -13,13 +13,13 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.callbacks import TQDMProgressBar
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import pplmon
 from pplmon.demo_model import ByteModel
 from pplmon.demo_plan import Plan
 from pplmon.demo_summary import corruption_found, show_summary
-from pplmon.demo_text import CONTEXT, HeldOutWindows, TrainingWindows, decode, language_reference
+from pplmon.demo_text import CONTEXT, HeldOutWindows, Sequences, TrainingWindows, decode, language_reference
 from pplmon.sinks.journal import FILE_NAME, read_journal
 
 MOST_THREADS = 4  # more do not make a model this small faster
@@ -54,7 +54,7 @@ def run(plan: Plan) -> int:
     _hush()
     _share_cores()
     pl.seed_everything(plan.seed, verbose=False)
-    if _is_first_process():
+    if _rank() == 0:
         print(plan.opening(), flush=True)
     directory = _next_directory(plan.out)
     logger = _logger(plan, directory)
@@ -91,10 +91,18 @@ def _trainer(plan: Plan, logger: Any, directory: Path) -> pl.Trainer:
 
 def _loaders(plan: Plan) -> tuple[DataLoader[Any], DataLoader[Any]]:
     text, tail = language_reference()
-    # One epoch is the run, so that the progress bar counts its steps. Nothing is shuffled: the windows are from random
-    # places already, and so a row tells its step.
+    # One epoch is the run, so that the progress bar counts its steps.
     training = TrainingWindows(text, CONTEXT, plan.rows, plan.seed, plan.corrupted_row)
-    return DataLoader(training, plan.rank_batch), DataLoader(HeldOutWindows(tail, CONTEXT), 2 * plan.rank_batch)
+    return _loader(plan, training, plan.rank_batch), _loader(plan, HeldOutWindows(tail, CONTEXT), 2 * plan.rank_batch)
+
+
+def _loader(plan: Plan, rows: Dataset[Sequences], batch: int) -> DataLoader[Sequences]:
+    # The windows are from random places already, and unshuffled a row tells its step. So the sampler is made here: on
+    # several ranks Lightning would put in one that shuffles.
+    sampler: DistributedSampler[Sequences] = DistributedSampler(
+        rows, num_replicas=plan.devices, rank=_rank(), shuffle=False
+    )
+    return DataLoader(rows, batch, sampler=sampler)
 
 
 def _logger(plan: Plan, directory: Path) -> Any:
@@ -152,8 +160,9 @@ def _next_directory(out: Path) -> Path:
     return out / f"version_{max((int(number) for number in taken if number.isdigit()), default=-1) + 1}"
 
 
-def _is_first_process() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+def _rank() -> int:
+    """Return this process's rank, before the ranks know of each other: Lightning starts them with it in LOCAL_RANK."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def _share_cores() -> None:

@@ -15,7 +15,7 @@ LOGGERS = ("tensorboard", "wandb", "csv", "none")
 class Plan:
     """What the command line said. ``corrupt_step=None``: at two thirds of the run, if the alerts are armed by then."""
 
-    steps: int = 600  # optimizer steps
+    steps: int = 540  # optimizer steps
     logger: str = "tensorboard"
     devices: int = 1  # ranks, on the CPU
     corrupt_step: int | None = None  # 0-based optimizer step

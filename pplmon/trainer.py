@@ -44,7 +44,8 @@ def sinks_of(trainer: Any, series: tuple[str, ...]) -> list[Sink]:
     if not trainer.is_global_zero:
         return [] if trainer.fast_dev_run else [Journal(directory or ".")]
     bar = trainer.progress_bar_callback
-    sinks: list[Sink] = [Console(print=None if bar is None else bar.print, reports=False)]
+    # A bar that is switched off prints nothing at all.
+    sinks: list[Sink] = [Console(print=bar.print if getattr(bar, "is_enabled", False) else None, reports=False)]
     if trainer.fast_dev_run:
         return sinks  # its loggers are dummies, and it leaves no files
     run_directory = _wandb_directory(trainer)

@@ -12,6 +12,14 @@ settings.register_profile(
 settings.load_profile("pplmon")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped, with a reason, where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))
+
+
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     """Give every test the same random numbers, whatever ran before it."""

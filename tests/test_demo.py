@@ -105,6 +105,10 @@ def test_two_ranks_say_everything_once_and_a_spike_that_is_not_found_is_admitted
     rows = read_journal(tmp_path / "runs" / "version_0")
     assert rows[0]["kind"] == "run" and rows[0]["ranks"] == 2
     assert sum(value for _, value in numbers(rows, "train/tokens")) == 6 * BATCH * CONTEXT
+    worst = [token for row in rows if row["kind"] == "report" and row["stage"] == "train" for token in row["worst"]]
+    assert {token["rank"] for token in worst} == {0, 1}
+    for token in worst:  # rows are dealt out in turn, and not shuffled: so the corrupted one is in its step
+        assert token["sample_id"] == token["step"] * BATCH + token["sequence"] * 2 + token["rank"]
     assert (tmp_path / "runs" / "version_0" / "metrics.csv").is_file()
 
 
@@ -125,7 +129,7 @@ def test_wandb_works_without_an_account(tmp_path: Path) -> None:
     [
         (["--steps", "0"], "--steps must be at least 1 optimizer step, got 0"),
         (["--steps", "10", "--corrupt-step", "10"], "--corrupt-step must be one of the run's steps, 0 to 9, got 10"),
-        (["--corrupt-step", "-1"], "--corrupt-step must be one of the run's steps, 0 to 599, got -1"),
+        (["--corrupt-step", "-1"], "--corrupt-step must be one of the run's steps, 0 to 539, got -1"),
         (["--devices", "0"], "--devices must be 1 to 16 (a step has 16 sequences), got 0"),
         (["--devices", "17"], "--devices must be 1 to 16"),
         (["--seed", "-1"], "--seed must be 0 to 4294967295, got -1"),

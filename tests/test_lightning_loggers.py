@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 
 import pplmon
 from pplmon.sinks.journal import read_journal
@@ -27,6 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_SILENT", "true")
+        wandb.teardown()  # it remembers the directory of the first run in the process
         module = make_module(pl.LightningModule, lr=0.0)
         module.keep = True
         module.head.bias.data[5] = -50.0
@@ -56,8 +58,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
             default_root_dir=root,
         )
         trainer.fit(module, data, loader(8, seed=1))
-        import wandb
-
         wandb.finish()
     return root, module, trainer
 

@@ -62,7 +62,9 @@ def test_an_invalid_target_neither_hides_a_window_nor_moves_the_steps() -> None:
 
     class Keeps(pplmon.sinks.Sink):
         closed = False
-        seen: list[int] = []
+
+        def __init__(self) -> None:
+            self.seen: list[int] = []
 
         def report(self, report: pplmon.Report, scalars: Any) -> None:
             self.seen.append(report.step)

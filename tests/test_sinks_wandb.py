@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import wandb
 
 from pplmon.alerts import Alert
 from pplmon.evidence import WorstToken
@@ -38,6 +39,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offline]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DIR", str(directory))):
             patch.setenv(f"WANDB_{name}", value)
+        wandb.teardown()  # it remembers the directory of the first run in the process
         sink = WandB(project="p", config={"mine": 1})
         for step, perplexity, accuracy in ((3, 9.0, 0.25), (6, 7.5, 0.5), (4, 8.0, 0.375)):
             numbers = {"val/perplexity": perplexity, "val/token_accuracy": accuracy, "val/tokens": 12}

@@ -98,9 +98,12 @@ def _token_table(tokens: Sequence[WorstToken]) -> Any:
 
 
 def _where(token: WorstToken) -> str:
-    sample = "" if token.sample_id is None else f", sample {token.sample_id}"
-    address = f"step {token.step}, micro-batch {token.micro_batch}, rank {token.rank}"
-    return f"{address}, sequence {token.sequence}, position {token.position}{sample}"
+    """The address, short enough for a narrow terminal: what is 0 for most people is left out where it is 0."""
+    parts = [f"step {token.step}"]
+    parts += [f"micro-batch {token.micro_batch}"] if token.micro_batch else []
+    parts += [f"rank {token.rank}"] if token.rank else []
+    parts += [f"sequence {token.sequence}", f"position {token.position}"]
+    return ", ".join(parts + ([] if token.sample_id is None else [f"sample {token.sample_id}"]))
 
 
 def _predicted(token: WorstToken) -> str:
