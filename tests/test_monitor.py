@@ -265,7 +265,7 @@ def test_a_failing_handler_rule_or_decode_is_reported_once() -> None:
     assert len(texts) == 2 and "'judging'" in texts[0] and "is left out" in texts[1] and len(heard) == 2
     heard.clear()
     texts, returned, last = alarms(on_alert=heard.append, decode=failing)
-    assert len(texts) == 1 and "'decode'" in texts[0] and len(heard) == 2
+    assert len(texts) == 2 and "'decode'" in texts[0] and "is left out" in texts[1] and len(heard) == 2
     assert last.worst[0].context_text is None and last.worst[0].context_ids[8] == 2
     assert [r.step for r in returned if r] == [1, 3]
 
