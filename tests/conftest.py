@@ -14,7 +14,8 @@ settings.load_profile("pplmon")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Name the markers, so that a typing error in one is an error."""
-    config.addinivalue_line("markers", "ranks: starts two processes that talk over gloo")
+    config.addinivalue_line("markers", "ranks: starts processes that talk over gloo")
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
 
 
 @pytest.fixture(autouse=True)
