@@ -85,8 +85,8 @@ class Soak:
         with open("/proc/self/statm") as file:
             self.resident[self.looks] = int(file.read().split()[1]) * PAGE
         self.looked_at[self.looks] = step
-        self.threads[self.looks] = len(os.listdir("/proc/self/task"))
-        self.files[self.looks] = len(os.listdir("/proc/self/fd"))
+        self.threads[self.looks] = len(list(Path("/proc/self/task").iterdir()))
+        self.files[self.looks] = len(list(Path("/proc/self/fd").iterdir()))
         self.looks += 1
 
     def slope(self) -> float:

@@ -21,8 +21,8 @@ from pplmon.delivery import Handler
 from pplmon.evidence import Decode
 from pplmon.guard import LossGuard
 from pplmon.judge import check_rules
-from pplmon.passes import TrainerPass
 from pplmon.numbers import CATALOGUE, select
+from pplmon.passes import TrainerPass
 from pplmon.report import Report
 from pplmon.sinks.journal import SERIES
 from pplmon.tally import TokenTally

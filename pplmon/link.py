@@ -131,4 +131,3 @@ class Link:
         own, self.unmerged = self.unmerged + self.tally.local_totals(), Totals()
         self.tally.reset()
         return own
-

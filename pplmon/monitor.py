@@ -277,7 +277,9 @@ class Monitor:
 
     def keys(self, report: Report, head: str, tail: str = "") -> dict[str, float | int]:
         """Return the selected, finite numbers of a report under their log keys ``{head}{name}{tail}``."""
-        chosen = {n: v for n, v in report.finite().items() if self._names is None or n in self._names or n not in CATALOGUE}
+        chosen = {
+            n: v for n, v in report.finite().items() if self._names is None or n in self._names or n not in CATALOGUE
+        }
         return {f"{head}{name}{tail}": value for name, value in chosen.items()}
 
     def publish(self, report: Report, head: str, tail: str = "") -> None:

@@ -185,4 +185,3 @@ class Totals:
             worst=tuple(map(worst_token, self.token_rows)) if evidence else (),
             worst_sequences=tuple(map(worst_sequence, self.sequence_rows)) if evidence else (),
         )
-

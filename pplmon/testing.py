@@ -63,13 +63,13 @@ def assert_split_invariant(stats: TokenStats, make: Callable[[], TokenTally] = T
     whole.update(stats)
     expected = _facts(whole.totals())
     for trial in range(trials):
-        found = _facts(_in_pieces(stats, make, random.Random(trial)))
+        found = _facts(_in_pieces(stats, make, random.Random(trial)))  # noqa: S311 - which cut, no secret
         assert found == expected, f"trial {trial}: {_difference(found, expected)}"
 
 
 @contextmanager
 def capture_alerts() -> Iterator[list[Alert]]:
-    """Collect every alert that a monitor of this process raises: ``with capture_alerts() as alerts: …``."""
+    """Collect the alerts of every monitor of this process, for as long as the block runs."""
     alerts: list[Alert] = []
     Delivery.listeners.append(alerts.append)
     try:
@@ -161,4 +161,6 @@ def _facts(totals: Totals) -> dict[str, Any]:
 
 
 def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    return "; ".join(f"{name} is {found[name]}, not {value}" for name, value in expected.items() if found[name] != value)
+    return "; ".join(
+        f"{name} is {found[name]}, not {value}" for name, value in expected.items() if found[name] != value
+    )

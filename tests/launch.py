@@ -34,7 +34,9 @@ def launch(fn: Callable[..., Any], size: int, *args: Any, timeout_s: float = 90.
     return [process.exitcode for process in ranks]
 
 
-def run_script(name: str, *args: object, timeout_s: float = 150.0, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_script(
+    name: str, *args: object, timeout_s: float = 150.0, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run ``python -m tests.{name} args…`` and return what became of it."""
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     return subprocess.run(

@@ -96,7 +96,9 @@ def test_kill_of_ranks(tmp_path: Path, victims: tuple[int, ...]) -> None:
         (own,) = read_journal(tmp_path / f"pplmon.rank{rank}.jsonl")
         assert (own["kind"], own["rank"]) == ("local", rank)
         if rank == 0:  # the writer's tokens are those of all steps, in the journal or in its own
-            assert (counted + own["numbers"]["tokens"]) % TOKENS[1] // TOKENS[0] == 120 * TOKENS[0] % TOKENS[1] // TOKENS[0]
+            assert (counted + own["numbers"]["tokens"]) % TOKENS[1] // TOKENS[0] == 120 * TOKENS[0] % TOKENS[
+                1
+            ] // TOKENS[0]
 
 
 def test_a_torn_last_line_is_read_past(tmp_path: Path) -> None:

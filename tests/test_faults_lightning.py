@@ -35,7 +35,9 @@ def journal_of(where: Path) -> list[dict[str, Any]]:
 
 def tokens(rows: list[dict[str, Any]]) -> int:
     """Tokens of all train windows, or of all local rows."""
-    return sum(row["numbers"]["tokens"] for row in rows if row["kind"] in ("report", "local") and row["stage"] == "train")
+    return sum(
+        row["numbers"]["tokens"] for row in rows if row["kind"] in ("report", "local") and row["stage"] == "train"
+    )
 
 
 def own_tokens(where: Path) -> int:
@@ -66,7 +68,7 @@ def test_an_exception_in_training_step(tmp_path: Path, error: type[BaseException
     assert [row["step"] for row in rows if row["kind"] == "judged"] == list(range(9))
     assert [row["step"] for row in rows if row["kind"] == "report"] == [3, 7, 8]
     assert tokens(rows) + own_tokens(tmp_path) == seen(tmp_path)
-    files = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink() and path.exists()]
+    files = [path.readlink().name for path in Path("/proc/self/fd").iterdir() if path.is_symlink() and path.exists()]
     assert not [name for name in files if name.endswith(".jsonl")]
 
 

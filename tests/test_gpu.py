@@ -14,7 +14,9 @@ from pplmon import TokenTally
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch.cuda.is_available() is False: there is no GPU here"),
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="torch.cuda.is_available() is False: there is no GPU here"
+    ),
 ]
 
 

@@ -17,12 +17,18 @@ PAGE = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
 def names_there() -> set[str]:
     """The names of all tests."""
     files = (ROOT / "tests").glob("test_*.py")
-    return {name for path in files for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)}
+    return {
+        name
+        for path in files
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
 
 
 def faults() -> list[list[str]]:
     """The rows of the table of faults."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| ")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| ")
+    ]
     return [row for row in rows if len(row) == 4 and row[1].startswith("`test_")]
 
 

@@ -25,7 +25,11 @@ def rows_of(where: Path) -> list[dict[str, Any]]:
 def numbers(where: Path) -> dict[tuple[str, int], Any]:
     """All numbers and worst losses of each report, by stage and step."""
     return {
-        (row["stage"], row["step"]): (row["numbers"], [w["loss"] for w in row["worst"]], [s["loss"] for s in row["worst_sequences"]])
+        (row["stage"], row["step"]): (
+            row["numbers"],
+            [w["loss"] for w in row["worst"]],
+            [s["loss"] for s in row["worst_sequences"]],
+        )
         for row in rows_of(where)
         if row["kind"] == "report"
     }
@@ -71,7 +75,9 @@ def test_a_resumed_run_reports_what_a_run_never_stopped_reports(runs: tuple[Path
 
 def test_addresses_are_those_of_the_run_never_stopped(runs: tuple[Path, Path]) -> None:
     """Steps and micro-batches of the worst tokens go on, too."""
-    straight, resumed = ({r["step"]: r["worst"] for r in rows_of(w) if r["kind"] == "report" and r["stage"] == "train"} for w in runs)
+    straight, resumed = (
+        {r["step"]: r["worst"] for r in rows_of(w) if r["kind"] == "report" and r["stage"] == "train"} for w in runs
+    )
     assert straight == resumed
 
 

@@ -116,7 +116,14 @@ def test_a_trillion_tokens_are_right() -> None:
     few.add_totals(many(10**6, 3))
     big, small = tally.report(), few.report()
     assert big.tokens == 10**12 and big.cross_entropy == 3.0 == small.cross_entropy
-    for name in ("perplexity", "token_loss_p50", "token_loss_p99", "worst_1pct_loss", "token_accuracy", "max_token_loss"):
+    for name in (
+        "perplexity",
+        "token_loss_p50",
+        "token_loss_p99",
+        "worst_1pct_loss",
+        "token_accuracy",
+        "max_token_loss",
+    ):
         assert big.numbers[name] == pytest.approx(small.numbers[name], rel=1e-12), name
     tally.update(stats(1, 3.0))
     assert tally.report().tokens == 10**12 + LENGTH
@@ -162,7 +169,7 @@ def pair_of_three(rank: int) -> tuple[Any, Any, bool, list[int]]:
             written.append(report.step)
 
     monitor = pplmon.Monitor(every_n_steps=2, tally=TokenTally(process_group=group), sinks=[Keeps()])
-    for step in range(4):
+    for _ in range(4):
         monitor.observe(stats(2, 100.0 if rank == 0 else float(rank)))
         monitor.step()
     with monitor.stage("val") as val:

@@ -17,12 +17,11 @@ from torchmetrics import Metric
 from pplmon import cells
 from pplmon.report import Derives, Report, Totals
 from pplmon.tally import count, worst
-from pplmon.tally.layout import merge_counts, merge_maxima, merge_rows, merge_sums
 from pplmon.tally.group import Group
+from pplmon.tally.layout import merge_counts, merge_maxima, merge_rows, merge_sums
 from pplmon.tally.readout import ALONE, ReadOut, State, gather_rows, state_of
 from pplmon.tally.sequences import Sequences, documents_as_sequences, rows_as_sequences
 from pplmon.tokens import TokenStats, token_stats
-
 
 _SETTINGS = ("ignore_index", "shift", "top_k", "context", "min_sequence_tokens", "context_parallel")
 

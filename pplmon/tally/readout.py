@@ -169,7 +169,9 @@ def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int
     if group.size <= 1:
         return totals
     keep = totals.keep
-    own = torch.tensor(_flat(totals.token_rows, keep, columns) + _flat(totals.sequence_rows, keep, cells.SEQUENCE_COLUMNS))
+    own = torch.tensor(
+        _flat(totals.token_rows, keep, columns) + _flat(totals.sequence_rows, keep, cells.SEQUENCE_COLUMNS)
+    )
     own = own.to(device)
     parts = [torch.empty_like(own) for _ in range(group.size)]
     dist.all_gather(parts, own, group=group.handle)
@@ -203,4 +205,3 @@ class _Taker:
 def _flat(rows: Sequence[Row], keep: int, columns: int) -> list[int]:
     filled = [cell for row in rows for cell in row]
     return filled + [-1] * (keep * columns - len(filled))
-
