@@ -114,7 +114,7 @@ def _in_time(handler: Handler, alert: Alert) -> None:
     def run() -> None:
         try:
             handler(alert)
-        except BaseException as error:
+        except BaseException as error:  # handed over to the caller
             failure.append(error)
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True, name="pplmon-on-alert")

@@ -165,6 +165,7 @@ class PerplexityMonitor(Callback):
         monitor = self._running()
         step = facts.step_of(trainer) - 1
         report = monitor.end_epoch().report(max(step, 0), "train")
+        trainer.should_stop = trainer.should_stop or monitor.should_stop
         kept = {name: report.numbers[name] for name in EPOCH_NUMBERS}
         monitor.publish(Report(report.step, "train_epoch", kept), f"{monitor.prefix}train/", "_epoch")
 

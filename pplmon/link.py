@@ -59,7 +59,7 @@ class Link:
 
     def launch(self, step: int, closes_window: bool) -> None:
         """Start to read out the tally, and begin anew."""
-        if self.severed:
+        if self.severed or not self.takes_part:
             return
         try:
             self.connect()

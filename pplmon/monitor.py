@@ -79,6 +79,7 @@ class Monitor:
         self._all_leave = False
         self._abandoned = False
         self._last: Report | None = None
+        self._closed: Report | None = None  # logged, and not yet returned by a step
         for handler in self._delivery.handlers:
             if hasattr(handler, "bind"):
                 handler.bind(self)
@@ -124,17 +125,20 @@ class Monitor:
     def step_to(self, step: int) -> Report | None:
         """Close the optimizer step ``step`` (0-based), for a framework that counts by itself."""
         try:
-            report = self.collect()
+            self.collect()
         finally:  # what it may raise is about an earlier step; this one is counted all the same
-            report_late = self._close_step(step)
-        return report_late or report
+            self._close_step(step)
+        # A pass or a checkpoint in between may have taken the window in.
+        report, self._closed = self._closed, None
+        return report
 
-    def _close_step(self, step: int) -> Report | None:
+    def _close_step(self, step: int) -> None:
         closes = self.cadence.closes_window(step)
         if self.cadence.reads_out(step):
             self._link.launch(step, closes)
         self._step, self._micro_batch = step + 1, 0
-        return self.collect() if closes and self.wait_for_window else None
+        if closes and self.wait_for_window:
+            self.collect()
 
     @contextmanager
     def stage(self, stage: str) -> Iterator[Pass]:
@@ -182,11 +186,11 @@ class Monitor:
         """True on the rank that shows things: the first of its group."""
         return self._link.writes
 
-    def collect(self) -> Report | None:
+    def collect(self) -> None:
         """Take in the read-out under way, if any: judge it, add it to its window, log the window if it closed."""
         taken = self._link.take()
         if taken is None:
-            return None
+            return
         self._start()
         pending, totals = taken
         # When all leave, this was no step but the handshake of ``close``.
@@ -196,7 +200,8 @@ class Monitor:
         self.should_stop = self.should_stop or totals["stop_votes"] > 0
         self._windows.add(totals.silent())
         self._judge(totals, partial(self._report, step, "train"))
-        return self._log_window(step) if pending.closes_window and not self._all_leave else None
+        if pending.closes_window and not self._all_leave:
+            self._closed = self._log_window(step)
 
     def flush(self) -> None:
         """Read out everything up to now, and wait for it. Every rank calls it."""

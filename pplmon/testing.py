@@ -63,13 +63,13 @@ def assert_split_invariant(stats: TokenStats, make: Callable[[], TokenTally] = T
     whole.update(stats)
     expected = _facts(whole.totals())
     for trial in range(trials):
-        found = _facts(_in_pieces(stats, make, random.Random(trial)))  # noqa: S311 - cuts need no cryptography
+        found = _facts(_in_pieces(stats, make, random.Random(trial)))  # noqa: S311 - which cut, no secret
         assert found == expected, f"trial {trial}: {_difference(found, expected)}"
 
 
 @contextmanager
 def capture_alerts() -> Iterator[list[Alert]]:
-    """Collect every alert that a monitor of this process raises, in a list."""
+    """Collect the alerts of every monitor of this process, for as long as the block runs."""
     alerts: list[Alert] = []
     Delivery.listeners.append(alerts.append)
     try:

@@ -90,7 +90,7 @@ def rules() -> list[pplmon.Rule]:
 
 def fit(root: Path, loggers: Any = None, lr: float = 0.0, stop: bool = False, resume: bool = False, **more: Any) -> Any:
     """Fit with a fresh trainer and callback; returns the callback's state at the end."""
-    ranks = more.pop("ranks", 1)
+    ranks, others = more.pop("ranks", 1), more.pop("callbacks", ())
     monitor = pplmon.PerplexityMonitor(every_n_steps=EVERY, alerts=rules())
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -98,7 +98,7 @@ def fit(root: Path, loggers: Any = None, lr: float = 0.0, stop: bool = False, re
         strategy="ddp" if ranks > 1 else "auto",
         max_epochs=EPOCHS,
         max_steps=STOP_AT if stop else -1,
-        callbacks=[monitor, pl.callbacks.ModelCheckpoint(root, filename="saved", every_n_train_steps=SAVE_AT)],
+        callbacks=[monitor, pl.callbacks.ModelCheckpoint(root, filename="saved", every_n_train_steps=SAVE_AT), *others],
         logger=loggers or pl.loggers.CSVLogger(root, name="run", version=0),
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -6,6 +6,7 @@ JSON, so NaN and ±inf stand there as the strings "NaN", "Infinity" and "-Infini
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -74,9 +75,9 @@ class Journal(Sink):
 
     def close(self) -> None:
         """Close the file. A later write opens it again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def _write(self, row: Mapping[str, Any]) -> BinaryIO:
         line = _line(row)
@@ -85,7 +86,8 @@ class Journal(Sink):
                 self._file = _open_to_append(self._path)
             self._file.write(line)
         except OSError:  # a full disk may have torn the line: the next write opens the file anew, and ends it
-            self._file = None
+            with contextlib.suppress(OSError):
+                self.close()
             raise
         return self._file
 

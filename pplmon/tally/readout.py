@@ -19,6 +19,7 @@ from pplmon import cells
 from pplmon.evidence import Row, merge_rows
 from pplmon.report import Derives, Totals
 from pplmon.tally.group import Group
+from pplmon.tally.layout import merge_rows as merge_parts
 
 
 class State(NamedTuple):
@@ -174,13 +175,16 @@ def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int
     own = own.to(device)
     parts = [torch.empty_like(own) for _ in range(group.size)]
     dist.all_gather(parts, own, group=group.handle)
-    tokens: list[Row] = []
-    sequences: list[Row] = []
-    for part in torch.stack(parts).tolist():
-        take = _Taker(part)
-        tokens += take.rows_of(keep, columns)
-        sequences += take.rows_of(keep, cells.SEQUENCE_COLUMNS)
-    return replace(totals, token_rows=merge_rows(tokens, keep), sequence_rows=merge_rows(sequences, keep))
+    # Merged on the device: as Python rows those of ten thousand ranks would hold a step up for seconds.
+    stacked, of_tokens = torch.stack(parts), keep * columns
+    tokens = merge_parts(stacked[:, :of_tokens].reshape(group.size, keep, columns))
+    sequences = merge_parts(stacked[:, of_tokens:].reshape(group.size, keep, cells.SEQUENCE_COLUMNS))
+    take = _Taker(torch.cat([tokens.flatten(), sequences.flatten()]).tolist())
+    return replace(
+        totals,
+        token_rows=merge_rows(take.rows(tokens), keep),
+        sequence_rows=merge_rows(take.rows(sequences), keep),
+    )
 
 
 class _Taker:
@@ -194,9 +198,7 @@ class _Taker:
         return tuple(self._values[self._at - count : self._at])
 
     def rows(self, like: Tensor) -> list[Row]:
-        return self.rows_of(*like.shape)
-
-    def rows_of(self, count: int, columns: int) -> list[Row]:
+        count, columns = like.shape
         return [self(columns) for _ in range(count)]
 
 

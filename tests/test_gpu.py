@@ -1,0 +1,94 @@
+"""Law 4 on a real device: nothing waits. Skipped where there is none; ``test_laws`` watches the operators everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+import pplmon
+from pplmon import TokenTally
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available(), reason="torch.cuda.is_available() is False: there is no GPU here"
+    ),
+]
+
+
+@contextmanager
+def no_sync() -> Iterator[None]:
+    """Make every wait of the host for the device an error."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Logits [4, 32, 1000] in bfloat16, and targets of which some are ignored or impossible."""
+    targets = torch.randint(-1, 1001, (4, 32), device="cuda")
+    targets[:, :3] = -100
+    return torch.randn(4, 32, 1000, device="cuda", dtype=torch.bfloat16), targets
+
+
+def test_the_mode_can_fail() -> None:
+    """It notices a wait."""
+    value = torch.ones(3, device="cuda")
+    with pytest.raises(RuntimeError, match="synchroniz"), no_sync():
+        value.sum().item()
+
+
+def test_update_and_the_start_of_a_read_out_wait_for_nothing() -> None:
+    """With everything that a batch may bring, on the second call as on the first."""
+    logits, targets = batch()
+    mask, documents = torch.rand(4, 32, device="cuda") < 0.9, (torch.rand(4, 32, device="cuda") < 0.1).cumsum(1)
+    samples = torch.arange(4, device="cuda")
+    tally = TokenTally().to("cuda")
+    tally.update(logits, targets)  # the first call moves states and compiles kernels
+    tally.read_out().totals()
+    with no_sync():
+        for step in range(2):
+            tally.update(logits, targets, mask=mask, document_ids=documents, sample_ids=samples, step=step)
+        under_way = tally.read_out()
+    totals = under_way.totals()
+    assert totals == tally.local_totals() and totals["tokens"] > 0
+
+
+def test_observe_and_step_wait_for_nothing_but_the_step_before() -> None:
+    """A monitor that judges every step starts its read-out without a wait."""
+    logits, targets = batch()
+    targets = targets.clamp(0, 999)
+    monitor = pplmon.Monitor(alerts=[], tally=TokenTally().to("cuda"))
+    monitor.observe(logits, targets)
+    monitor.step()
+    monitor.collect()
+    with no_sync():
+        monitor.observe(logits, targets)
+        monitor.step()
+    report = monitor.close()
+    assert report is not None and report.tokens == 2 * targets.numel()
+
+
+def test_update_is_captured_in_a_cuda_graph() -> None:
+    """Capture refuses every wait; what a replay counts is what an update counts."""
+    logits, targets = batch()
+    expected, tally = TokenTally().to("cuda"), TokenTally().to("cuda")
+    expected.update(logits, targets)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        tally.update(logits, targets)  # warm up
+    torch.cuda.current_stream().wait_stream(side)
+    tally.reset()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        tally.update(logits, targets)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert tally.local_totals() == expected.local_totals()
