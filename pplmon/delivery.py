@@ -53,6 +53,11 @@ class Delivery:
         for sink in self._sinks:
             self.guard(sink, "report", sink.report, report, scalars)
 
+    def finished(self, report: Report) -> None:
+        """Pass on the worst tokens and sequences of the whole run."""
+        for sink in self._sinks:
+            self.guard(sink, "finished", sink.finished, report)
+
     def alert(self, alert: Alert, writes: bool = True) -> None:
         """Pass on one alert: sinks first, then the handlers. A rank that does not write only acts."""
         for sink in self._sinks if writes else ():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pplmon import cells
 from pplmon.alerts import Alert, Rule
+from pplmon.alerts.baseline import Baseline
 from pplmon.delivery import Delivery
+from pplmon.evidence import WorstSequence, WorstToken
 from pplmon.link import Link
+from pplmon.numbers import share_of_jump
 from pplmon.report import Report, Totals
 
 
@@ -22,6 +26,7 @@ class Judge:
         self._reads_rows = not all(getattr(rule, "numbers_only", False) for rule in self.rules)
         self._first = True
         self._invalid = False
+        self._usual = Baseline(window=128, gap=16)  # the cross-entropy of earlier read-outs, for blame
 
     def __call__(self, totals: Totals, report_of: Callable[[Totals, bool], Report], gathered: bool = False) -> None:
         """Judge one read-out.
@@ -45,11 +50,13 @@ class Judge:
         alerts = self._check_targets(totals, report)
         raised = [self._delivery.guard(rule, "judging", rule, report) for rule in self.rules]
         alerts += [self._checked(rule, alert) for rule, alert in zip(self.rules, raised) if alert is not None]
+        usual = self._usual.median() if self._usual.armed and report.stage == "train" else None
+        self._learn(report)
         if alerts:
             # Every rank judged the same numbers, so every rank is here.
             evidence = report_of(totals if gathered else self._link.gather(totals), True)
             for alert in alerts:
-                self._raise(alert, evidence)
+                self._raise(alert, evidence, usual)
 
     def without_raising(self, totals: Totals, report_of: Callable[[Totals, bool], Report]) -> None:
         """Judge while another exception is on its way."""
@@ -59,11 +66,12 @@ class Judge:
     def state_dict(self) -> dict[str, Any]:
         """Return what the rules remember, as plain values; a rule of the user's takes part if it has the same method."""
         rules: list[Any] = [[repr(rule), getattr(rule, "state_dict", dict)()] for rule in self.rules]
-        return {"first": self._first, "invalid": self._invalid, "rules": rules}
+        return {"first": self._first, "invalid": self._invalid, "rules": rules, "usual": self._usual.values()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Give each rule back what it remembered; a rule that was not there before begins anew."""
         self._first, self._invalid = state["first"], state["invalid"]
+        self._usual.restore(state["usual"])
         saved = [tuple(entry) for entry in state["rules"]]
         for rule in self.rules:
             found = next((entry for entry in saved if entry[0] == repr(rule)), None)
@@ -79,9 +87,16 @@ class Judge:
         name = getattr(rule, "__name__", repr(rule))
         return Alert(name, f"{name} answered {raised!r}; a rule returns a pplmon.Alert or None")
 
-    def _raise(self, alert: Alert, evidence: Report) -> None:
+    def _learn(self, report: Report) -> None:
+        value = report.numbers.get("cross_entropy")
+        if report.stage == "train" and value is not None and math.isfinite(value):
+            self._usual.push(value)
+
+    def _raise(self, alert: Alert, evidence: Report, usual: float | None) -> None:
         whole = replace(
             alert,
+            blame_sequence=_blame(evidence, usual, evidence.worst_sequences[:1]),
+            blame_token=_blame(evidence, usual, [t for t in evidence.worst if math.isfinite(t.loss)][:1]),
             step=evidence.step if alert.step is None else alert.step,
             worst=alert.worst or evidence.worst,
             worst_sequences=alert.worst_sequences or evidence.worst_sequences,
@@ -106,6 +121,15 @@ class Judge:
             return []
         text = f"step {report.step}: {text}"
         return [Alert("InvalidTargets", text, "invalid_targets", report.step, report.stage, count, 0.0, "critical")]
+
+
+def _blame(evidence: Report, usual: float | None, worst: Sequence[WorstToken | WorstSequence]) -> float | None:
+    """How much of the jump of the cross-entropy over what is usual the worst token, or sequence, explains."""
+    mean, tokens = evidence.numbers.get("cross_entropy"), evidence.numbers.get("tokens")
+    if usual is None or mean is None or not tokens or not worst:
+        return None
+    part = worst[0]
+    return share_of_jump(part.loss, part.tokens if isinstance(part, WorstSequence) else 1, mean, int(tokens), usual)
 
 
 def check_rules(rules: Sequence[Rule]) -> list[Rule]:

@@ -45,7 +45,7 @@ class PerplexityMonitor(Callback):
         tally: the pattern that is cloned for each stage.
         alerts: rules; ``None`` takes ``default_alerts()``, ``[]`` is off.
         on_alert: callables that are given each alert, on the first rank.
-        decode: ids -> str, to show text.
+        decode: ids -> str, to show text; ``None`` takes that of a tokenizer which the datamodule or the module holds.
 
     How logits and targets are found when neither is named is told in ``pplmon.capture``.
     """
@@ -122,7 +122,8 @@ class PerplexityMonitor(Callback):
         tally = self._settings["tally"].clone().to(pl_module.device)
         if tally.process_group is None:
             tally.process_group = facts.data_parallel_group(trainer)
-        settings = {**self._settings, "tally": tally}
+        decode = self._settings["decode"] or facts.decoder_of(trainer, pl_module)
+        settings = {**self._settings, "tally": tally, "decode": decode}
         return TrainerMonitor(
             trainer, sinks=facts.sinks_of(trainer, series), every_n_steps=every or None, alerts=rules, **settings
         )

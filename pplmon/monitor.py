@@ -169,6 +169,7 @@ class Monitor:
         finally:
             self._all_leave = False
             self._log_rest()
+            self._show_worst_of_run()
             if self._link.severed:
                 self._write_own()
             self._delivery.close()
@@ -248,6 +249,7 @@ class Monitor:
             self._judge.without_raising(taken[1], partial(self._report, taken[0].step, "train"))
         window = self._windows.window
         self._log_rest()
+        self._show_worst_of_run()
         self._windows.window = window  # a checkpoint that is saved on the exception goes on with it
         self._write_own()
         self._delivery.close()
@@ -323,6 +325,7 @@ class Monitor:
 
     def _log_window(self, step: int) -> Report:
         totals = self._link.gather(self._windows.end_window())
+        self._windows.remember(totals)
         self._last = report = self._report(step, "train", totals)
         self.publish(report, f"{self.prefix}train/")
         return report
@@ -330,6 +333,12 @@ class Monitor:
     def _log_rest(self) -> None:
         if self.cadence.every_n_steps is not None and not self._windows.window.empty:
             self._log_window(max(self._step - 1, 0))
+
+    def _show_worst_of_run(self) -> None:
+        if self.writes and self._windows.worst.token_rows:
+            step = max(self._step - 1, 0)
+            whole = self._report(step, "run", self._windows.worst)
+            self._delivery.finished(Report(step, "run", {}, whole.worst, whole.worst_sequences))
 
     def _write_own(self) -> None:
         """Write what this rank could not merge, each stage by itself, to its own journal."""

@@ -157,6 +157,15 @@ def exp(x: float) -> float:
         return INF
 
 
+def share_of_jump(loss: float, tokens: int, mean: float, all_tokens: int, usual: float) -> float | None:
+    """The share of a jump of the mean loss over ``usual`` that ``tokens`` tokens of mean ``loss`` explain, 0 to 1.
+
+    All losses in nats per token. ``None`` where the mean did not rise: there is nothing to explain.
+    """
+    jump = (mean - usual) * all_tokens
+    return min(1.0, max(0.0, (loss - usual) * tokens / jump)) if jump > 0 else None
+
+
 class Losses:
     """The histogram of losses, summed up once, to be asked for quantiles and tails.
 

@@ -53,6 +53,16 @@ def sinks_of(trainer: Any, series: tuple[str, ...]) -> list[Sink]:
     return [journal, *(LightningLogger(logger) for logger in trainer.loggers), *sinks]
 
 
+def decoder_of(trainer: Any, module: Any) -> Any:
+    """The ``decode`` of a tokenizer that the datamodule or the module holds, as with Hugging Face models; else ``None``."""
+    for owner in (getattr(trainer, "datamodule", None), module):
+        for name in ("tokenizer", "processing_class"):
+            decode = getattr(getattr(owner, name, None), "decode", None)
+            if callable(decode):
+                return decode
+    return None
+
+
 def loaders_of(loaders: Any) -> list[Any]:
     """The loaders of a pass, one or several, as a list."""
     return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]

@@ -16,6 +16,7 @@ class Windows:
         self.window = Totals()
         self.epoch = Totals()
         self.tokens_seen = 0
+        self.worst = Totals()  # the run's worst rows, of all ranks; no numbers
 
     def add(self, totals: Totals) -> None:
         """Add one read-out."""
@@ -28,6 +29,11 @@ class Windows:
         window, self.window = self.window, Totals()
         return window
 
+    def remember(self, window: Totals) -> None:
+        """Keep the worst rows of a logged window, which are those of all ranks, in the run's list."""
+        rows = Totals(token_rows=window.token_rows, sequence_rows=window.sequence_rows, keep=window.keep)
+        self.worst = self.worst + rows
+
     def end_epoch(self) -> Totals:
         """Return the epoch, and open the next."""
         epoch, self.epoch = self.epoch, Totals()
@@ -36,11 +42,17 @@ class Windows:
     def state_dict(self, window: Totals) -> dict[str, Any]:
         """Return everything as plain values; ``window`` is the open one with the rows of all ranks."""
         epoch = replace(self.epoch, token_rows=(), sequence_rows=())  # an epoch's numbers have no evidence
-        return {"window": window.state_dict(), "epoch": epoch.state_dict(), "tokens_seen": self.tokens_seen}
+        return {
+            "window": window.state_dict(),
+            "epoch": epoch.state_dict(),
+            "worst": self.worst.state_dict(),
+            "tokens_seen": self.tokens_seen,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], extras: tuple[Derives, ...], first: bool) -> None:
         """Take back a state. Its rows are given to the first rank only, or each would stand there W times."""
         window = Totals.from_state_dict(state["window"], extras)
         self.window = window if first else replace(window, token_rows=(), sequence_rows=())
         self.epoch = Totals.from_state_dict(state["epoch"], extras)
+        self.worst = Totals.from_state_dict(state["worst"])
         self.tokens_seen = state["tokens_seen"]

@@ -27,5 +27,8 @@ class Sink:
     def alert(self, alert: Alert) -> None:
         """Take one alert, with its evidence."""
 
+    def finished(self, report: Report) -> None:
+        """Take the worst tokens and sequences of the whole run, without numbers, when it ends (``report.stage`` is "run")."""
+
     def close(self) -> None:
         """Write what is held back and let go of files. A sink that was given its backend does not close it."""

@@ -55,6 +55,14 @@ class Console(Sink):
         heading = Text(visible(f"pplmon {alert.severity}: {alert.rule}"))
         self._show(Panel(Group(*parts), title=heading, title_align="left", border_style=COLOURS[alert.severity]))
 
+    def finished(self, report: Report) -> None:
+        """Print the worst tokens of the run."""
+        if self._reports and report.worst:
+            from rich.text import Text
+
+            self._show(Text("the worst tokens of the run"))
+            self._show(_token_table(report.worst[:TOKENS]))
+
     def _show(self, thing: Any, soft_wrap: bool = False) -> None:
         if self._console is None:
             from rich.console import Console as RichConsole

@@ -65,6 +65,10 @@ class Journal(Sink):
         file.flush()
         os.fsync(file.fileno())
 
+    def finished(self, report: Report) -> None:
+        """Write the run's worst as a report of stage "run"."""
+        self._write({"kind": "report"} | _report_fields(report)).flush()
+
     def local(self, report: Report, rank: int) -> None:
         """Write what one rank counted and could not merge, to ``pplmon.rank{r}.jsonl`` beside the journal."""
         own = _open_to_append(self._path.with_name(f"pplmon.rank{rank}.jsonl"))

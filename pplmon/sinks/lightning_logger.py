@@ -34,6 +34,13 @@ class LightningLogger(Sink):
         if self._run is not None:
             self._run.alert(alert)
 
+    def finished(self, report: Report) -> None:
+        """Show the run's worst where the backend can show text or tables."""
+        if self._board is not None:
+            self._board.finished(report)
+        if self._run is not None:
+            self._run.finished(report)
+
     def close(self) -> None:
         """Write what the logger holds back; the trainer owns it and closes it."""
         self._logger.save()

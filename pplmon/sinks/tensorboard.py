@@ -11,7 +11,7 @@ from pplmon.alerts import Alert
 from pplmon.report import Report
 from pplmon.sinks.base import Sink
 from pplmon.sinks.keys import split_key
-from pplmon.sinks.text import alert_markdown
+from pplmon.sinks.text import alert_markdown, evidence_markdown
 
 # Chart → the stages and the numbers in it. Losses and perplexities never share a chart: their scales differ.
 CHARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -64,6 +64,10 @@ class TensorBoard(Sink):
         """Write an alert as text, and flush: a crash within TensorBoard's two minutes would lose it otherwise."""
         self.writer.add_text("pplmon/alerts", alert_markdown(alert), alert.step)
         self.writer.flush()
+
+    def finished(self, report: Report) -> None:
+        """Write the run's worst as text."""
+        self.writer.add_text("pplmon/worst_of_run", evidence_markdown(report), report.step)
 
     def close(self) -> None:
         """Close a writer of ours; only flush one that was given."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pplmon.alerts import Alert
 from pplmon.evidence import WorstSequence, WorstToken
+from pplmon.report import Report
 
 Cell = str | float | int | None
 
@@ -74,10 +75,17 @@ def alert_markdown(alert: Alert) -> str:
     """Return an alert as markdown: what happened, how much one sequence or token explains, and the evidence."""
     parts = [f"**{alert.severity}** ({alert.rule}): {visible(alert.text)}"]
     parts += blame(alert)
-    if alert.worst:
-        parts += ["Worst tokens (loss in nats):", markdown(token_table(alert.worst))]
-    if alert.worst_sequences:
-        parts += ["Worst sequences (loss in nats per token):", markdown(sequence_table(alert.worst_sequences))]
+    evidence = evidence_markdown(Report(0, worst=alert.worst, worst_sequences=alert.worst_sequences))
+    return "\n\n".join([*parts, *([evidence] if evidence else [])])
+
+
+def evidence_markdown(report: Report) -> str:
+    """Return the worst tokens and sequences of a report as markdown."""
+    parts = []
+    if report.worst:
+        parts += ["Worst tokens (loss in nats):", markdown(token_table(report.worst))]
+    if report.worst_sequences:
+        parts += ["Worst sequences (loss in nats per token):", markdown(sequence_table(report.worst_sequences))]
     return "\n\n".join(parts)
 
 

@@ -12,7 +12,7 @@ from pplmon.numbers import CATALOGUE
 from pplmon.report import Report
 from pplmon.sinks.base import Sink
 from pplmon.sinks.keys import split_key
-from pplmon.sinks.text import alert_markdown, token_table, visible
+from pplmon.sinks.text import alert_markdown, sequence_table, token_table, visible
 
 STEP = "trainer/global_step"  # Lightning's x axis: wandb's own step drops rows that go backwards, as a resumed run's do
 TITLE_LENGTH = 64  # characters: W&B takes no longer title
@@ -67,20 +67,32 @@ class WandB(Sink):
             self.run.summary.update(improved)
 
     def alert(self, alert: Alert) -> None:
-        """Send an alert, then log its worst tokens as a table (13 ms: never with ordinary rows)."""
+        """Send an alert, then log its evidence as tables (13 ms each: never with ordinary rows)."""
         self.run.alert(title=title(alert), text=alert_markdown(alert), level=LEVELS[alert.severity], wait_duration=WAIT)
-        table = token_table(alert.worst)
-        if table.rows:
-            import wandb
+        self._tables("pplmon/worst", alert, alert.step)
 
-            at = {} if alert.step is None else {STEP: alert.step}
-            self.run.log({"pplmon/worst_tokens": wandb.Table(columns=[*table.columns], data=table.rows), **at})
+    def finished(self, report: Report) -> None:
+        """Log the run's worst as tables."""
+        self._tables("pplmon/run_worst", report, report.step)
 
     def close(self) -> None:
         """Finish a run of ours; one that was given is its owner's to finish."""
         if self._ours and self._run is not None:
             self._run.finish()
             self._run = None
+
+    def _tables(self, name: str, evidence: Alert | Report, step: int | None) -> None:
+        tables = {
+            f"{name}_tokens": token_table(evidence.worst),
+            f"{name}_sequences": sequence_table(evidence.worst_sequences),
+        }
+        filled = {key: table for key, table in tables.items() if table.rows}
+        if filled:
+            import wandb
+
+            at = {} if step is None else {STEP: step}
+            rows = {key: wandb.Table(columns=[*table.columns], data=table.rows) for key, table in filled.items()}
+            self.run.log({**rows, **at})
 
     def _improves(self, name: str, value: float, extreme: str) -> bool:
         if name not in self._best and getattr(self.run, "resumed", False):
