@@ -72,6 +72,23 @@ def test_an_exception_in_training_step(tmp_path: Path, error: type[BaseException
     assert not [name for name in files if name.endswith(".jsonl")]
 
 
+def test_an_exception_in_validation_step(tmp_path: Path) -> None:
+    """What was counted of the pass is a row of its own; training's windows are logged as ever."""
+    module = module_of(tmp_path)
+    inner = module.validation_step
+
+    def validation_step(batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        assert batch_idx < 3, "planned"
+        return inner(batch, batch_idx)
+
+    module.validation_step = validation_step
+    with pytest.raises(AssertionError, match="planned"):
+        trainer_of(tmp_path, num_sanity_val_steps=0).fit(module, loader(64), loader(64, ignored=False))
+    (own,) = read_journal(next(tmp_path.rglob("pplmon.rank0.jsonl")))
+    assert (own["stage"], own["numbers"]["tokens"]) == ("val", 3 * 4 * 20)
+    assert tokens(journal_of(tmp_path)) == seen(tmp_path)
+
+
 def test_a_checkpoint_saved_on_the_exception_holds_the_open_window(tmp_path: Path) -> None:
     """The window is shown when the run ends, and the resumed run logs it whole: nothing lost, nothing twice."""
     from tests import resume_script as script
