@@ -53,6 +53,12 @@ MAXIMA: tuple[str, ...] = (
     "vocab_size",
     "vocab_complement",
     "invalid_target_example",
+    # 1 where some batch lacked the thing. It decides between None and NaN in a window without any valid token.
+    "sequences_missing",
+    "correct_missing",
+    "top_probability_missing",
+    "vocab_missing",
+    "bytes_missing",
 )
 VOCAB_LIMIT = 2**40
 EXAMPLE_OFFSET = 2**61  # added to an example target, so that negative ones stay above the empty −1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import sys
 import threading
 import time
 import warnings
@@ -37,6 +38,12 @@ class Delivery:
                 raise TypeError(f"on_alert takes callables Alert -> None, got {type(handler).__name__}")
         self._failures: Counter[int] = Counter()
         self._named_slow: set[int] = set()
+
+    def watch(self, names: Sequence[str]) -> None:
+        """Tell the journal which numbers the rules watch."""
+        for sink in self._sinks:
+            if isinstance(sink, Journal):
+                sink.watch(names)
 
     def start(self, run: Mapping[str, Any]) -> None:
         """Tell every sink that a run begins."""
@@ -127,6 +134,9 @@ def _in_time(handler: Handler, alert: Alert) -> None:
     thread.join(HANG_S)
     if thread.is_alive():
         raise TimeoutError(f"no answer within {HANG_S:g} s; it is left to itself")
+    if failure and not isinstance(failure[0], Exception):
+        # To leave from here would leave the other ranks waiting. Whoever wants the run to end gives pplmon.Stop().
+        raise RuntimeError(f"it raised {type(failure[0]).__name__}, which stops nothing; use pplmon.Stop()")
     if failure:
         raise failure[0]
 
@@ -136,4 +146,7 @@ def _name(who: object) -> str:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(f"pplmon: {text}", RuntimeWarning, stacklevel=2)
+    try:
+        warnings.warn(f"pplmon: {text}", RuntimeWarning, stacklevel=2)
+    except RuntimeWarning:  # under -W error, too, training goes on
+        print(f"pplmon: {text}", file=sys.stderr)

@@ -90,6 +90,15 @@ def merge_rows(rows: Sequence[Row], keep: int) -> tuple[Row, ...]:
     return tuple(sorted(filled, key=lambda row: (-row[0], row[cells.WHEN], row[cells.WHERE]))[:keep])
 
 
+def with_context(row: Row, context: int) -> Row:
+    """Return a worst-token row with ``context`` neighbours on each side, cut or filled up with none."""
+    head, neighbours = row[: cells.TOKEN_COLUMNS], row[cells.TOKEN_COLUMNS :]
+    more = context - len(neighbours) // 2
+    if more >= 0:
+        return (*head, *[-1] * more, *neighbours, *[-1] * more)
+    return (*head, *neighbours[-more:more])
+
+
 def _address(row: Row) -> dict[str, Any]:
     when, where = row[cells.WHEN], row[cells.WHERE]
     return {

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pplmon import cells
-from pplmon.alerts import Alert, Rule
+from pplmon.alerts import Alert, MetricRule, Rule
 from pplmon.alerts.baseline import Baseline
 from pplmon.delivery import Delivery
 from pplmon.evidence import WorstSequence, WorstToken
@@ -65,7 +65,7 @@ class Judge:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the rules remember, as plain values; a rule of the user's takes part if it has the same method."""
-        rules: list[Any] = [[repr(rule), getattr(rule, "state_dict", dict)()] for rule in self.rules]
+        rules: list[Any] = [[_identity(rule), getattr(rule, "state_dict", dict)()] for rule in self.rules]
         return {"first": self._first, "invalid": self._invalid, "rules": rules, "usual": self._usual.values()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -74,7 +74,7 @@ class Judge:
         self._usual.restore(state["usual"])
         saved = [tuple(entry) for entry in state["rules"]]
         for rule in self.rules:
-            found = next((entry for entry in saved if entry[0] == repr(rule)), None)
+            found = next((entry for entry in saved if entry[0] == _identity(rule)), None)
             if found is not None:
                 saved.remove(found)
                 if found[1]:
@@ -123,6 +123,14 @@ class Judge:
         return [Alert("InvalidTargets", text, "invalid_targets", report.step, report.stage, count, 0.0, "critical")]
 
 
+def _identity(rule: Rule) -> str:
+    """What tells a rule from another in a checkpoint. Of several alike, the first saved is the first to be restored."""
+    if isinstance(rule, MetricRule):
+        return repr(rule)
+    named = rule if hasattr(rule, "__qualname__") else type(rule)
+    return f"{getattr(named, '__module__', '')}.{getattr(named, '__qualname__', '')}"
+
+
 def _blame(evidence: Report, usual: float | None, worst: Sequence[WorstToken | WorstSequence]) -> float | None:
     """How much of the jump of the cross-entropy over what is usual the worst token, or sequence, explains."""
     mean, tokens = evidence.numbers.get("cross_entropy"), evidence.numbers.get("tokens")
@@ -134,6 +142,8 @@ def _blame(evidence: Report, usual: float | None, worst: Sequence[WorstToken | W
 
 def check_rules(rules: Sequence[Rule]) -> list[Rule]:
     """Return rules as a list, each a callable."""
+    if callable(rules):
+        raise TypeError(f"alerts takes a list of rules, got one: write [{rules!r}]")
     for rule in rules:
         if not callable(rule) or isinstance(rule, type):
             raise TypeError(

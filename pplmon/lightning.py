@@ -14,7 +14,7 @@ except ImportError:  # the same classes under the other name
     from lightning.pytorch import Callback  # type: ignore[assignment,no-redef,import-not-found,unused-ignore]
 
 from pplmon import trainer as facts
-from pplmon.alerts import Rule, watched
+from pplmon.alerts import MetricRule, Rule
 from pplmon.cadence import Cadence
 from pplmon.capture import Capture, Logits, Targets
 from pplmon.delivery import Handler
@@ -24,7 +24,6 @@ from pplmon.judge import check_rules
 from pplmon.numbers import CATALOGUE, select
 from pplmon.passes import TrainerPass
 from pplmon.report import Report
-from pplmon.sinks.journal import SERIES
 from pplmon.tally import TokenTally
 from pplmon.trainer_monitor import TrainerMonitor
 
@@ -90,8 +89,10 @@ class PerplexityMonitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """Tell two monitors in one trainer apart by their prefix and cadence."""
-        return f"PerplexityMonitor{self._settings['prefix']!r}{self._capture_settings[0]!r}"
+        """Tell two monitors in one trainer apart by their prefix and by where they look for logits."""
+        logits = self._capture_settings[0]
+        where = getattr(logits, "__qualname__", type(logits).__name__) if callable(logits) else repr(logits)
+        return f"PerplexityMonitor(prefix={self._settings['prefix']!r}, logits={where})"
 
     def observe_tokens(self, logits: Tensor, targets: Tensor, **data: Any) -> None:
         """Count a batch from inside the module's step; see ``pplmon.observe``."""
@@ -103,7 +104,7 @@ class PerplexityMonitor(Callback):
         """Start anew: a run that ended in an exception may have left hooks."""
         self._capture.detach()
         self._pass, self._resumed, self._fitting = None, None, stage == "fit"
-        if stage == "fit":
+        if stage == "fit" or (self._monitor is not None and self._monitor.ended):
             self._monitor = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -116,16 +117,23 @@ class PerplexityMonitor(Callback):
 
     def _make_monitor(self, trainer: Any, pl_module: Any) -> TrainerMonitor:
         every = self._every_n_steps if self._every_n_steps is not None else trainer.log_every_n_steps
-        # A rule remembers what it saw: each run has rules of its own.
-        rules = None if self._alerts is None else [copy.deepcopy(rule) for rule in self._alerts]
-        series = tuple(dict.fromkeys((*SERIES, *watched(rules or ()))))
+        # Our rules remember what they saw: each run has its own. A user's rule stays the object that the user has.
+        rules = None
+        if self._alerts is not None:
+            rules = [copy.deepcopy(rule) if isinstance(rule, MetricRule) else rule for rule in self._alerts]
         tally = self._settings["tally"].clone().to(pl_module.device)
-        if tally.process_group is None:
+        replicated = tally.process_group is None
+        if replicated:
             tally.process_group = facts.data_parallel_group(trainer)
         decode = self._settings["decode"] or facts.decoder_of(trainer, pl_module)
         settings = {**self._settings, "tally": tally, "decode": decode}
         return TrainerMonitor(
-            trainer, sinks=facts.sinks_of(trainer, series), every_n_steps=every or None, alerts=rules, **settings
+            trainer,
+            replicated,
+            sinks=facts.sinks_of(trainer, self._settings["prefix"]),
+            every_n_steps=every or None,
+            alerts=rules,
+            **settings,
         )
 
     # Training.
@@ -144,7 +152,8 @@ class PerplexityMonitor(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Listen for this micro-batch."""
         monitor = self._running()
-        self._capture.open("train", monitor.tally)
+        if monitor.takes_part:
+            self._capture.open("train", monitor.tally)
         self._capture.batch(batch, facts.step_of(trainer), self._micro_batch)
         self._guard.before(monitor.tally)
 
@@ -169,6 +178,7 @@ class PerplexityMonitor(Callback):
         trainer.should_stop = trainer.should_stop or monitor.should_stop
         kept = {name: report.numbers[name] for name in EPOCH_NUMBERS}
         monitor.publish(Report(report.step, "train_epoch", kept), f"{monitor.prefix}train/", "_epoch")
+        trainer.should_stop = trainer.should_stop or monitor.should_stop
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Log the last, shorter window and let go of files."""
@@ -187,7 +197,7 @@ class PerplexityMonitor(Callback):
         self._begin_pass(trainer, pl_module, "test", trainer.test_dataloaders)
 
     def _begin_pass(self, trainer: Any, pl_module: Any, stage: str, loaders: Any) -> None:
-        if self._monitor is None or self._monitor.trainer is not trainer or self._monitor.ended:
+        if self._monitor is None or self._monitor.trainer is not trainer:
             self._monitor = self._make_monitor(trainer, pl_module)
         if not self._capture.attached:
             self._capture = Capture(*self._capture_settings)
@@ -201,7 +211,8 @@ class PerplexityMonitor(Callback):
         """Listen for this batch."""
         if self._pass is not None:
             tally, repeated = self._pass.begin_batch(dataloader_idx)
-            self._capture.open(self._pass.stage, tally, leave_out=repeated)
+            if self._running().takes_part:
+                self._capture.open(self._pass.stage, tally, leave_out=repeated)
             self._capture.batch(batch, facts.step_of(trainer), batch_idx)
 
     on_test_batch_start = on_validation_batch_start
@@ -212,7 +223,7 @@ class PerplexityMonitor(Callback):
         """Count this batch."""
         if self._pass is not None:
             self._capture.end_batch(outputs)
-            self._pass.sample_ids_given |= self._capture.sample_ids_given
+            self._pass.end_batch(dataloader_idx, self._capture.left_out)
             self._capture.close()
 
     on_test_batch_end = on_validation_batch_end

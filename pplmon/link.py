@@ -29,7 +29,8 @@ class Link:
 
     def __init__(self, pattern: TokenTally) -> None:
         self.pattern = pattern.clone()
-        self.tally = pattern.clone()
+        self.pattern.reset()  # a pattern is its settings, whatever it may have counted before
+        self.tally = self.pattern.clone()
         self.pending: Pending | None = None
         self.severed = False
         self.may_write = True  # False where another group of the same run writes (tensor-parallel replicas)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pplmon import cells
 from pplmon.numbers import Losses
@@ -16,6 +16,13 @@ class View(TokenTally):
     """One number of a tally. All views share their states, so a ``MetricCollection`` of them updates once a batch."""
 
     number = ""
+    # As torchmetrics' own, a view is no part of a module's checkpoint: it counts an epoch, and begins anew.
+    get_extra_state = nn.Module.get_extra_state
+    set_extra_state = nn.Module.set_extra_state
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.persistent(mode=False)
 
     def update(  # type: ignore[override]  # torchmetrics' names, which a MetricCollection passes keywords by
         self, preds: Tensor | TokenStats, target: Tensor | None = None, **kwargs: Any

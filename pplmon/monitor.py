@@ -7,6 +7,7 @@ that is logged every ``every_n_steps``. A read-out is started at one step and ta
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,19 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplmon.alerts import Rule, default_alerts
+from pplmon.alerts import Rule, default_alerts, watched
 from pplmon.cadence import Cadence
 from pplmon.delivery import Delivery, Handler
 from pplmon.evidence import Decode
 from pplmon.judge import Judge
 from pplmon.link import Link
-from pplmon.numbers import CATALOGUE, select
+from pplmon.numbers import CATALOGUE, CORE, select
 from pplmon.passes import Pass
 from pplmon.report import Report, Totals
 from pplmon.sinks.base import Sink
 from pplmon.tally import TokenTally
 from pplmon.tokens import TokenStats
 from pplmon.windows import Windows
+
+VERSION = 1  # of what ``state_dict`` holds
 
 
 class Monitor:
@@ -80,6 +83,7 @@ class Monitor:
         self._abandoned = False
         self._last: Report | None = None
         self._closed: Report | None = None  # logged, and not yet returned by a step
+        self._delivery.watch(watched(self._judge.rules))
         for handler in self._delivery.handlers:
             if hasattr(handler, "bind"):
                 handler.bind(self)
@@ -196,7 +200,9 @@ class Monitor:
         pending, totals = taken
         # When all leave, this was no step but the handshake of ``close``.
         self._all_leave = totals["leaving"] == self._link.ranks
-        step = max(self._step - 1, 0) if self._all_leave else pending.step
+        step = pending.step
+        if self._all_leave:  # micro-batches that no step closed are addressed as those of the step under way
+            step = self._step if self._micro_batch else max(self._step - 1, 0)
         self._step = max(self._step, step + 1)
         self.should_stop = self.should_stop or totals["stop_votes"] > 0
         self._windows.add(totals.silent())
@@ -267,7 +273,7 @@ class Monitor:
         self.collect()
         unread = self._link.whole(self._link.tally)
         return {
-            "version": 1,
+            "version": VERSION,
             "step": self._step,
             "micro_batch": self._micro_batch,
             "unread": unread.silent().state_dict(),
@@ -277,20 +283,32 @@ class Monitor:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back a state, on any number of ranks: nothing is lost or counted twice. Every rank loads the same."""
-        extras = self._link.pattern.extras
-        first = self._link.pattern.group.rank == 0
-        self._windows.load_state_dict(state, extras, first)
+        if state.get("version") != VERSION:
+            warnings.warn(
+                f"pplmon: the checkpoint's state has version {state.get('version')!r}, not {VERSION}; monitoring begins anew",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
+        pattern = self._link.pattern
+        first = pattern.group.rank == 0
+        fitted = partial(Totals.fitted, keep=pattern.top_k, context=pattern.context, extras=pattern.extras)
+        self._windows.load_state_dict(state, fitted, first)
         self._judge.load_state_dict(state["judge"])
         self._step, self._micro_batch = state["step"], state["micro_batch"]
         if first:
-            self._link.tally.add_totals(Totals.from_state_dict(state["unread"], extras))
+            self._link.tally.add_totals(fitted(Totals.from_state_dict(state["unread"])))
 
     def keys(self, report: Report, head: str, tail: str = "") -> dict[str, float | int]:
         """Return the selected, finite numbers of a report under their log keys ``{head}{name}{tail}``."""
-        chosen = {
-            n: v for n, v in report.finite().items() if self._names is None or n in self._names or n not in CATALOGUE
-        }
-        return {f"{head}{name}{tail}": value for name, value in chosen.items()}
+        extras = (
+            self._names is CORE
+        )  # "core" has the numbers of extras, which somebody asked for; a list names all it wants
+        finite = report.finite().items()
+        chosen = [
+            (n, v) for n, v in finite if self._names is None or n in self._names or (extras and n not in CATALOGUE)
+        ]
+        return {f"{head}{name}{tail}": value for name, value in chosen}
 
     def publish(self, report: Report, head: str, tail: str = "") -> None:
         """Show a report under the keys ``{head}{name}{tail}``. A framework's adapter may have more places for them."""

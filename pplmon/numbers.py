@@ -112,22 +112,25 @@ def derive(
     losses = Losses(histogram, max_loss)
     worst_sum = losses.tail(worst_count)
     sequence_units = maxima["sequence_loss_units"]
-    sequences_known = not sums["sequences_unknown"]
 
-    def count(cell: str, unknown: str) -> float | None:
-        return None if sums[unknown] else _ratio(sums[cell], n)
+    def lacks(what: str) -> bool:
+        """True where some token of the window lacked it; in a window without tokens, where some batch did."""
+        return sums[f"{what}_unknown"] > 0 or (not n and maxima[f"{what}_missing"] > 0)
+
+    def rate(cell: str, *needed: str) -> float | None:
+        return None if any(map(lacks, needed)) else _ratio(sums[cell], n)
 
     return {
         "cross_entropy": cross_entropy,
         "perplexity": exp(cross_entropy),
         "bits_per_token": cross_entropy / math.log(2),
-        "bits_per_byte": None if sums["bytes_unknown"] else _ratio(nll / math.log(2), sums["bytes"]),
-        "relative_cross_entropy": cross_entropy / math.log(vocab) if vocab and vocab > 1 else (None if n else NAN),
-        "token_accuracy": count("correct", "correct_unknown"),
+        "bits_per_byte": None if lacks("bytes") else _ratio(nll / math.log(2), sums["bytes"]),
+        "relative_cross_entropy": cross_entropy / math.log(vocab) if vocab and vocab > 1 else None,
+        "token_accuracy": rate("correct", "correct"),
         "mean_target_probability": _ratio(_fixed(sums, "probability"), n),
         "inverse_perplexity": math.exp(-cross_entropy),
         "max_token_loss": max_loss,
-        "max_sequence_loss": _max_sequence(n, sequence_units) if sequences_known else None,
+        "max_sequence_loss": None if lacks("sequences") else _max_sequence(n, sequence_units),
         "token_loss_p50": losses.quantile(0.5),
         "token_loss_p90": losses.quantile(0.9),
         "token_loss_p99": losses.quantile(0.99),
@@ -135,17 +138,15 @@ def derive(
         "worst_1pct_loss": _ratio(worst_sum, worst_count),
         "worst_1pct_share": _share(worst_sum, nll, n),
         "perplexity_without_worst_1pct": exp(_ratio(_rest(nll, worst_sum, losses, n - worst_count), n - worst_count)),
-        "above_uniform_rate": count("above_uniform", "vocab_unknown"),
-        "max_token_excess": max_loss - math.log(vocab) - math.log(n) if vocab and n else (None if n else NAN),
-        "overconfident_error_rate": None
-        if sums["correct_unknown"]
-        else count("overconfident_errors", "top_probability_unknown"),
+        "above_uniform_rate": None if vocab is None and not n else rate("above_uniform", "vocab"),
+        "max_token_excess": None if vocab is None else (max_loss - math.log(vocab) - math.log(n) if n else NAN),
+        "overconfident_error_rate": rate("overconfident_errors", "correct", "top_probability"),
         "nonfinite_tokens": sums["nonfinite_tokens"],
         "capped_tokens": sums["capped_tokens"],
         "invalid_targets": sums["invalid_targets"],
         "duplicate_sequences": sums["duplicate_sequences"] if sums["duplicates_known"] else None,
         "tokens": n,
-        "sequences": sums["sequences"] if sequences_known else None,
+        "sequences": None if lacks("sequences") else sums["sequences"],
     }
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pplmon.report import Report
 from pplmon.tally import TokenTally
 
@@ -30,20 +33,27 @@ class TrainerPass(Pass):
         self._loaders = loaders
         self._repeated = [repeated_sample(loader) for loader in loaders]
         self._batches = [0] * len(loaders)
-        self.sample_ids_given = False  # then the repeated sample was told apart, and left out
+        self._left_out: list[Tensor | None] = [None] * len(loaders)
 
     def begin_batch(self, index: int) -> tuple[TokenTally, int | None]:
-        """Return the loader's tally, and the dataset's row that this rank only repeats."""
+        """Return the loader's tally, and for the loader's last batch the dataset's row that this rank only repeats."""
         self._batches[index] += 1
-        return self.tallies[index], self._repeated[index]
+        last = self._repeated[index] is not None and self._batches[index] == len(self._loaders[index])
+        return self.tallies[index], self._repeated[index] if last else None
+
+    def end_batch(self, index: int, left_out: Tensor | None) -> None:
+        """Note whether the repeated row was left out (a bool on the device, which nobody waits for)."""
+        if left_out is not None:
+            self._left_out[index] = left_out
 
     def count_repeated(self) -> None:
         """Put on record how many sequences were counted twice."""
-        for loader, tally, sample, batches in zip(self._loaders, self.tallies, self._repeated, self._batches):
+        for index, (loader, tally) in enumerate(zip(self._loaders, self.tallies)):
             if _sampler(loader) is not None:
                 # It is the rank's last sample: a pass that was cut short did not come to it.
-                reached = sample is not None and batches == len(loader) and not self.sample_ids_given
-                tally.add_duplicates(int(reached))
+                reached = self._repeated[index] is not None and self._batches[index] == len(loader)
+                left_out = self._left_out[index]
+                tally.add_duplicates(int(reached) if left_out is None else (~left_out).to(torch.int64) * int(reached))
 
 
 def repeated_sample(loader: Any) -> int | None:

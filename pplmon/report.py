@@ -6,13 +6,23 @@ To the left of this page stand tensors, to its right plain numbers.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import add
 from typing import Any, Protocol
 
 from pplmon import cells
-from pplmon.evidence import Decode, Row, WorstSequence, WorstToken, merge_rows, worst_sequence, worst_token
+from pplmon.evidence import (
+    Decode,
+    Row,
+    WorstSequence,
+    WorstToken,
+    merge_rows,
+    with_context,
+    worst_sequence,
+    worst_token,
+)
 from pplmon.numbers import CATALOGUE, derive
 
 Value = float | int | None
@@ -29,7 +39,7 @@ class Derives(Protocol):
 
 
 class Numbers(Mapping[str, Value]):
-    """The numbers of a report. A known name that was not given reads ``None``."""
+    """The numbers of a report. A known name that was not given reads ``None``, and is not ``in`` it."""
 
     def __init__(self, given: Mapping[str, Value]) -> None:
         self._given = dict(given)
@@ -41,6 +51,9 @@ class Numbers(Mapping[str, Value]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._given
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._given.items()))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._given)
@@ -61,6 +74,7 @@ class Report:
     numbers: Mapping[str, Value] = field(default_factory=dict)
     worst: tuple[WorstToken, ...] = ()
     worst_sequences: tuple[WorstSequence, ...] = ()
+    saturated: bool = False  # a sum reached its ceiling: the numbers are no longer right
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "numbers", Numbers(self.numbers))
@@ -102,10 +116,9 @@ class Totals:
     saturated: bool = False  # a sum reached its ceiling and may stand for more: the numbers are not to be trusted
 
     def __add__(self, other: Totals) -> Totals:
-        if self == Totals():
-            return other
-        if other == Totals():
-            return self
+        for one, two in ((self, other), (other, self)):
+            if not one.keep and not any(one.sums) and not one.token_rows:
+                return two
         keep = max(self.keep, other.keep)
         if len(self.extra_sums) != len(other.extra_sums):
             raise ValueError(
@@ -157,6 +170,26 @@ class Totals:
             saturated=state["saturated"],
         )
 
+    def fitted(self, keep: int, context: int, extras: tuple[Derives, ...]) -> Totals:
+        """Return these totals for a tally of other settings: rows cut or filled up; sums of unlike extras begin anew."""
+        size = sum(extra.size for extra in extras)
+        if len(self.extra_sums) not in (0, size):
+            warnings.warn(
+                f"pplmon: a checkpoint holds {len(self.extra_sums)} integers of extras, and this tally has {size}: "
+                "the extras' numbers begin anew",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        same = len(self.extra_sums) == size
+        return replace(
+            self,
+            token_rows=tuple(with_context(row, context) for row in self.token_rows[:keep]),
+            sequence_rows=self.sequence_rows[:keep],
+            keep=keep,
+            extra_sums=self.extra_sums if same else (0,) * size,
+            extras=extras,
+        )
+
     @property
     def empty(self) -> bool:
         """True where nothing was scored: there is nothing to judge or to show."""
@@ -173,7 +206,7 @@ class Totals:
         )
         start = 0
         for extra in self.extras:
-            given.update(extra.numbers(self.extra_sums[start : start + extra.size]))
+            given.update(_numbers_of(extra, self.extra_sums[start : start + extra.size]))
             start += extra.size
         return given
 
@@ -187,4 +220,18 @@ class Totals:
             numbers={**self.numbers(), "tokens_seen": tokens_seen},
             worst=tuple(map(worst_token, self.token_rows)) if evidence else (),
             worst_sequences=tuple(map(worst_sequence, self.sequence_rows)) if evidence else (),
+            saturated=self.saturated,
         )
+
+
+def _numbers_of(extra: Derives, sums: Sequence[int]) -> Mapping[str, Value]:
+    """An extra's numbers; none where it fails, for a number that cannot be had must not end a run."""
+    try:
+        return extra.numbers(sums)
+    except Exception as error:
+        warnings.warn(
+            f"pplmon: {type(extra).__name__}.numbers failed: {type(error).__name__}: {error}; its numbers are left out",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return {}

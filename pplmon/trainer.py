@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch.utils._pytree import tree_leaves
+
 from pplmon.sinks import Console, Journal, Sink
-from pplmon.sinks.lightning_logger import LightningLogger
+from pplmon.sinks.lightning_logger import LightningLogger, is_a
 
 
 def step_of(trainer: Any) -> int:
@@ -34,23 +36,22 @@ def watched_keys(trainer: Any) -> set[str]:
     return {key for key in keys if isinstance(key, str)}
 
 
-def sinks_of(trainer: Any, series: tuple[str, ...]) -> list[Sink]:
+def sinks_of(trainer: Any, prefix: str) -> list[Sink]:
     """The trainer's loggers, the journal beside them, and the console through the progress bar.
 
-    Every rank calls it (asking for the directory is a collective). The others than the first get a journal alone, for
-    what they could not merge.
+    Every rank calls it (asking for the directory is a collective). Lightning has loggers on its first rank only; the
+    others need a journal for what they could not merge, or when the group that they lead writes by itself.
     """
     directory = trainer.log_dir
-    if not trainer.is_global_zero:
-        return [] if trainer.fast_dev_run else [Journal(directory or ".")]
     bar = trainer.progress_bar_callback
     # A bar that is switched off prints nothing at all.
-    sinks: list[Sink] = [Console(print=bar.print if getattr(bar, "is_enabled", False) else None, reports=False)]
+    console = Console(print=bar.print if getattr(bar, "is_enabled", False) else None, reports=False)
     if trainer.fast_dev_run:
-        return sinks  # its loggers are dummies, and it leaves no files
-    run_directory = _wandb_directory(trainer)
-    journal = Journal(run_directory or directory or ".", series=series)
-    return [journal, *(LightningLogger(logger) for logger in trainer.loggers), *sinks]
+        return [console]  # its loggers are dummies, and it leaves no files
+    if not trainer.is_global_zero:
+        return [Journal(directory or ".", prefix=prefix), console]
+    journal = Journal(_wandb_directory(trainer) or directory or ".", prefix=prefix)
+    return [journal, *(LightningLogger(logger) for logger in trainer.loggers), console]
 
 
 def decoder_of(trainer: Any, module: Any) -> Any:
@@ -64,8 +65,9 @@ def decoder_of(trainer: Any, module: Any) -> Any:
 
 
 def loaders_of(loaders: Any) -> list[Any]:
-    """The loaders of a pass, one or several, as a list."""
-    return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]
+    """The loaders of a pass, one or several in any collection, in the order of their ``dataloader_idx``."""
+    flattened = getattr(loaders, "flattened", None)  # a CombinedLoader
+    return list(flattened) if flattened is not None else list(tree_leaves(loaders))
 
 
 def data_parallel_group(trainer: Any) -> Any:
@@ -81,13 +83,13 @@ def finish_forked_runs(trainer: Any) -> None:
     if getattr(launcher, "_start_method", None) != "fork" or not trainer.is_global_zero:
         return
     for logger in trainer.loggers:
-        if "Wandb" in type(logger).__name__:
+        if is_a(logger, "WandbLogger"):
             logger.experiment.finish()
 
 
 def _wandb_directory(trainer: Any) -> str | None:
     """The files of the first logger's W&B run, which W&B uploads when the run ends."""
-    if trainer.loggers and "Wandb" in type(trainer.loggers[0]).__name__:
+    if trainer.loggers and is_a(trainer.loggers[0], "WandbLogger"):
         directory = getattr(trainer.loggers[0].experiment, "dir", None)
         return directory if isinstance(directory, str) else None
     return None

@@ -16,28 +16,41 @@ from pplmon.report import Report
 class TrainerMonitor(Monitor):
     """The monitor of one run of a ``Trainer``."""
 
-    def __init__(self, trainer: Any, **settings: Any) -> None:
+    def __init__(self, trainer: Any, replicated: bool, **settings: Any) -> None:
         super().__init__(**settings)
         self.trainer = trainer
-        self._link.may_write = trainer.is_global_zero
+        # Of several data-parallel groups (tensor-parallel replicas) one writes; a group of the user's writes by itself.
+        self._link.may_write = trainer.is_global_zero or not replicated
         self._held: list[tuple[Report, str, str]] = []
         self._renamed: set[str] = set()
 
     def publish(self, report: Report, head: str, tail: str = "") -> None:
         """Give the numbers to callbacks at once, and to the loggers when no key of the module's can be missed."""
-        self._tell_callbacks(report, head, tail)
+        if not self._link.takes_part:
+            return
+        if not self._abandoned:
+            self._tell_callbacks(report, head, tail)
         self._held.append((report, head, tail))
         if report.stage == "train":
-            self.send_held()
+            self._send_held()
 
     def send_held(self) -> None:
-        """Send the reports that were held back to the sinks."""
+        """Send the reports that were held back to the sinks, now that it is known which keys the module logs itself."""
+        for report, head, tail in self._held:
+            self._tell_callbacks(report, head, tail)
+        self._send_held()
+
+    def _send_held(self) -> None:
         held, self._held = self._held, []
         for report, head, tail in held:
-            self._tell_callbacks(report, head, tail)
             if self.writes:
                 scalars = self.keys(report, head, tail)
                 self._delivery.report(report, {self._key(key): value for key, value in scalars.items()})
+
+    @property
+    def takes_part(self) -> bool:
+        """False on a rank outside the group of the tally."""
+        return self._link.takes_part
 
     def open_pass(self, stage: str, loaders: list[Any]) -> TrainerPass:
         """Begin a pass over these loaders."""
@@ -56,8 +69,8 @@ class TrainerMonitor(Monitor):
         return super().close()
 
     def abandon(self, seconds: float = 10.0) -> None:
-        """Send what was held back, too."""
-        self.send_held()
+        """Send what was held back, too. The trainer's metrics are left alone: reading them may be a collective."""
+        self._send_held()
         super().abandon(seconds)
 
     def _tell_callbacks(self, report: Report, head: str, tail: str) -> None:

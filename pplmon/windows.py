@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pplmon.report import Derives, Totals
+from pplmon.report import Totals
 
 
 class Windows:
@@ -49,10 +49,14 @@ class Windows:
             "tokens_seen": self.tokens_seen,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], extras: tuple[Derives, ...], first: bool) -> None:
-        """Take back a state. Its rows are given to the first rank only, or each would stand there W times."""
-        window = Totals.from_state_dict(state["window"], extras)
+    def load_state_dict(self, state: Mapping[str, Any], fitted: Callable[[Totals], Totals], first: bool) -> None:
+        """Take back a state. Its rows are given to the first rank only, or each would stand there W times.
+
+        ``fitted`` fits totals to the settings of this run.
+        """
+        window = fitted(Totals.from_state_dict(state["window"]))
         self.window = window if first else replace(window, token_rows=(), sequence_rows=())
-        self.epoch = Totals.from_state_dict(state["epoch"], extras)
-        self.worst = Totals.from_state_dict(state["worst"])
+        self.epoch = fitted(Totals.from_state_dict(state["epoch"]))
+        worst = fitted(Totals.from_state_dict(state["worst"]))
+        self.worst = replace(worst, extra_sums=(), extras=())
         self.tokens_seen = state["tokens_seen"]

@@ -59,7 +59,7 @@ def test_an_alert_says_how_much_the_worst_sequence_and_token_explain(tmp_path: A
 
 
 def test_the_worst_of_the_run_is_kept_and_shown_at_the_end(tmp_path: Any) -> None:
-    """Over all windows, also across a checkpoint; in the journal as a report of stage run."""
+    """Over all windows, also across a checkpoint; in the journal as a row of kind worst."""
     first = pplmon.Monitor(every_n_steps=5, alerts=[])
     for step in range(20):
         first.observe(stats(step, bad=7.0 if step == 3 else 0.0))
@@ -70,7 +70,7 @@ def test_the_worst_of_the_run_is_kept_and_shown_at_the_end(tmp_path: Any) -> Non
         resumed.observe(stats(step, bad=5.0 if step == 31 else 0.0))
         resumed.step()
     resumed.close()
-    (row,) = [row for row in read_journal(tmp_path) if row["kind"] == "report" and row["stage"] == "run"]
+    (row,) = [row for row in read_journal(tmp_path) if row["kind"] == "worst"]
     assert [(s["step"], s["sequence"]) for s in row["worst_sequences"][:2]] == [(3, 2), (31, 2)]
     assert {token["step"] for token in row["worst"]} == {3}
     assert row["numbers"] == {}
@@ -92,7 +92,9 @@ def test_a_tokenizer_of_the_module_or_its_data_is_found(tmp_path: Any) -> None:
     for given in (None, lambda ids: "mine"):
         heard: list[pplmon.Alert] = []
         module = make_module(pl.LightningModule)
-        monitor = pplmon.PerplexityMonitor(alerts=[pplmon.Above("max_token_loss", 1.0)], on_alert=heard.append, decode=given)
+        monitor = pplmon.PerplexityMonitor(
+            alerts=[pplmon.Above("max_token_loss", 1.0)], on_alert=heard.append, decode=given
+        )
         trainer = pl.Trainer(
             accelerator="cpu",
             max_epochs=1,

@@ -156,7 +156,7 @@ def test_observed_after_the_last_step_is_not_lost() -> None:
     run(monitor, [[1.0], [2.0]])
     monitor.observe(one(3.0))
     report = monitor.close()
-    assert report is not None and (report.tokens, report.cross_entropy, report.step) == (3, 2.0, 1)
+    assert report is not None and (report.tokens, report.cross_entropy, report.step) == (3, 2.0, 2)
     again = monitor.close()
     assert again == report  # closing twice logs nothing twice
 

@@ -50,7 +50,11 @@ def assert_alike(straight: Path, resumed: Path) -> None:
         assert found[key] == row, key
     assert alerts(resumed) == alerts(straight)
     states = [json.loads((where / "state.json").read_text()) for where in (straight, resumed)]
+    worst = [state.pop("worst") for state in states]
     assert states[0] == states[1]  # the rules' baselines, the counts, the open windows
+    # The run's worst tokens are the same ones, met on other ranks.
+    for rows in ("token_rows", "sequence_rows"):
+        assert [row[0] for row in worst[0][rows]] == [row[0] for row in worst[1][rows]]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["plain", "accumulated"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import Any
 
 from pplmon.evidence import WorstSequence, WorstToken
@@ -97,4 +98,8 @@ class MetricRule:
         return value
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.metric!r})"
+        """Return the call that makes this rule: what is not usual is named, so that two unlike rules look unlike."""
+        parameters = [p for p in signature(type(self)).parameters.values() if hasattr(self, p.name)]
+        needed = [repr(getattr(self, p.name)) for p in parameters if p.default is Parameter.empty]
+        given = [p for p in parameters if p.default is not Parameter.empty and getattr(self, p.name) != p.default]
+        return f"{type(self).__name__}({', '.join(needed + [f'{p.name}={getattr(self, p.name)!r}' for p in given])})"

@@ -56,8 +56,7 @@ class _Threshold(MetricRule):
         if self._beyond < self.for_steps:
             return None
         self._fired = True
-        lasting = f" for {self.for_steps} judged steps" if self.for_steps > 1 else ""
-        return self.alert(report, value, self.threshold, f"is {value:.6g}, {self.word} {self.threshold:g}{lasting}")
+        return self.alert(report, value, self.threshold, self._text(value))
 
     def state_dict(self) -> dict[str, Any]:
         """Return how long the value has been beyond the threshold, and whether that was told."""
@@ -67,20 +66,16 @@ class _Threshold(MetricRule):
         """Take back what ``state_dict`` gave."""
         self._fired, self._beyond = bool(state["fired"]), int(state["beyond"])
 
+    def _text(self, value: float) -> str:
+        lasting = f" for {self.for_steps} judged steps" if self.for_steps > 1 else ""
+        return f"is {value:.6g}, {self.word} {self.threshold:g}{lasting}"
+
     def _distance(self, value: float) -> float:
         # inf − inf is no number; a value at an infinite threshold cannot be, because such a threshold is refused.
         return self.sign * (value - self.threshold)
 
     def _can_fire(self, threshold: float) -> bool:
         raise NotImplementedError
-
-    def __repr__(self) -> str:
-        more = {"for_steps": 1, "after_step": 0, "hysteresis": 0.0}
-        given = "".join(
-            f", {name}={getattr(self, name)!r}" for name, usual in more.items() if getattr(self, name) != usual
-        )
-        stage = "" if self.stage == "train" else f", stage={self.stage!r}"
-        return f"{type(self).__name__}({self.metric!r}, {self.threshold:g}{stage}{given})"
 
 
 class Above(_Threshold):
@@ -108,29 +103,17 @@ class Below(_Threshold):
         return threshold > (CATALOGUE[self.metric].low if self.metric in CATALOGUE else -math.inf)
 
 
-class NonFinite(MetricRule):
+class NonFinite(_Threshold):
     """Alert when a scored token has a loss of NaN or ±inf. It fires on the edge and re-arms at the first clean window."""
 
+    word = "above"
     severity = "critical"
 
     def __init__(self, stage: str = "train") -> None:
-        super().__init__("nonfinite_tokens", stage)
-        self._fired = False
+        super().__init__("nonfinite_tokens", 0.0, stage)
 
-    def judge(self, value: float, report: Report) -> Alert | None:
-        """Return an alert on the first window with sick tokens."""
-        was, self._fired = self._fired, value > 0
-        if was or not self._fired:
-            return None
-        return self.alert(report, value, 0.0, f"is {value:.0f}: scored tokens have a loss of NaN or inf")
+    def _can_fire(self, threshold: float) -> bool:
+        return True
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return whether the last judged window was sick."""
-        return {"fired": self._fired}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
-        self._fired = bool(state["fired"])
-
-    def __repr__(self) -> str:
-        return "NonFinite()"
+    def _text(self, value: float) -> str:
+        return f"is {value:.0f}: scored tokens have a loss of NaN or inf"

@@ -36,8 +36,14 @@ def data_of(batch: Any, targets: Tensor) -> Iterator[tuple[str, Tensor, str | No
         value = batch.get(name)
         if not isinstance(value, Tensor):
             continue
+        if name == "sample_ids" and targets.dim() != 2:
+            continue  # flat logits have no rows that could have an id
         wanted = targets.shape[:1] if name == "sample_ids" else targets.shape
-        if value.shape == wanted or (name == "group_ids" and value.shape == targets.shape[:1]):
+        if value.dim() == 2 and targets.dim() == 1 and value.numel() == targets.numel():
+            value = value.reshape(-1)  # the module flattened logits and targets
+        if value.is_floating_point() and name != "mask":
+            yield name, value, f"batch[{name!r}] is {value.dtype}, not integer: it is not used"
+        elif value.shape == wanted or (name == "group_ids" and value.shape == targets.shape[:1]):
             yield name, value.bool() if name == "mask" else value, None
         elif name not in ("input_ids", "position_ids"):  # a model's own business, unless it fits
             yield name, value, f"batch[{name!r}] has shape {tuple(value.shape)}, not {tuple(wanted)}: it is not used"

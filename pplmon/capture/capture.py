@@ -12,27 +12,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pplmon import cells
 from pplmon.capture.batch import Targets, data_of, first_tensor, targets_of
 from pplmon.capture.modules import fitted, hugging_face_model, labels_given, logits_in, shifts_labels
+from pplmon.capture.observing import keep_out_of_graphs
+from pplmon.capture.words import nothing_found
 from pplmon.tally import TokenTally
 from pplmon.tokens import TokenStats, shifted, token_stats
 
 Logits = str | Callable[[Any, Any], Tensor]
 
 OBSERVE, CONFIGURED, RETURNED, HUGGING_FACE = range(1, 5)
-WAYS = """\
-pplmon found no logits and targets in the first {stage} batch. Use one of these:
-  1. in the module's step:       pplmon.observe(self, logits, targets)
-  2. name them:                  PerplexityMonitor(logits="model.head", targets="labels")
-                                 (a submodule's path or a key of the step's output; a key, attribute or index of the batch)
-  3. return them from the step:  return {{"loss": loss, "logits": logits, "labels": labels}}
-  4. a Hugging Face model that is a submodule of the module and is called with labels=...{hint}"""
 
 
 class Capture:
@@ -50,8 +46,11 @@ class Capture:
         self._batch: Any = None
         self._address: dict[str, int] = {}
         self._pieces: list[TokenStats] = []
+        self._saw_whole = False
+        self._whole: Callable[[], None] | None = None  # counts the pieces, if no whole call comes
+        self._excuse: Exception | None = None  # why a way that was tried on the first batch failed
         self._leave_out: int | None = None
-        self.sample_ids_given = False
+        self.left_out: Tensor | None = None  # on the device: the repeated sequence was masked in this batch
         self._warned: set[str] = set()
 
     # Hooks.
@@ -60,7 +59,7 @@ class Capture:
         """Set the hooks. It has to happen before the module's first compiled call."""
         self.detach()
         self._module = module
-        _disabled.setdefault(_tell_monitors, torch.compiler.disable(_tell_monitors))  # type: ignore[no-untyped-call]
+        keep_out_of_graphs()
         if isinstance(self._logits, str):
             target = dict(module.named_modules()).get(self._logits)
             if target is not None:
@@ -86,7 +85,7 @@ class Capture:
         def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             # Activation checkpointing runs the forward again during backward; that is no new batch.
             if self._stage is not None and torch._C._current_graph_task_id() == -1:
-                self._take_call(module, args, kwargs, output, way)
+                self._try(self._take_call, module, args, kwargs, output, way)
 
         self._hooked = way
         # A measurement is not part of the user's graph.
@@ -96,9 +95,9 @@ class Capture:
     # A stage, and its batches.
 
     def open(self, stage: str, tally: TokenTally, leave_out: int | None = None) -> None:
-        """Listen, and count in ``tally``, but for the sequence whose sample id is ``leave_out``."""
+        """Listen, and count in ``tally``, but for a last sequence of the batch whose sample id is ``leave_out``."""
         self._stage, self._tally, self._leave_out = stage, tally, leave_out
-        self.sample_ids_given = False
+        self.left_out = None
 
     def close(self) -> None:
         """Stop listening."""
@@ -108,8 +107,8 @@ class Capture:
     def batch(self, batch: Any, step: int, micro_batch: int) -> None:
         """A new batch begins."""
         self._batch = batch
-        self._address = {"step": step, "micro_batch": micro_batch}
-        self._pieces = []
+        self._address = {"step": step, "micro_batch": min(micro_batch, 2**cells.MICRO_BITS - 1)}
+        self._pieces, self._whole, self._saw_whole = [], None, False
 
     @torch.no_grad()
     def end_batch(self, outputs: Any) -> None:
@@ -118,21 +117,31 @@ class Capture:
             return
         chosen = self._chosen.get(self._stage)
         if chosen in (None, CONFIGURED) and self._logits is not None and self._hooked != CONFIGURED:
-            self._take_configured(outputs)
+            self._try(self._take_configured, outputs)
         if chosen in (None, RETURNED) and self._logits is None:
-            self._take_returned(outputs)
-        if self._pieces:
+            self._try(self._take_returned, outputs)
+        if self._whole is not None:
+            self._whole()
+        elif self._pieces:
             self._warn("pieces", "a hooked module gave logits for a part of the targets only; they are not counted")
-            self._pieces = []
-        self._batch = None
+        self._pieces, self._whole, self._batch = [], None, None
         if chosen is None:
             self._choose()
 
-    def observe(self, logits: Tensor, targets: Tensor, shift: bool | None = None, **data: Tensor) -> None:
+    def observe(
+        self, logits: Tensor | TokenStats, targets: Tensor | None = None, shift: bool | None = None, **data: Any
+    ) -> None:
         """Way 1: the module's own words. Does nothing outside a stage."""
-        if self._stage is not None:
-            shift = self._shift if shift is None else shift
-            self._count(OBSERVE, logits, targets, shift, {**self._data(targets), **data})
+        if self._stage is None:
+            return
+        if isinstance(logits, TokenStats):
+            found = self._data(logits.targets.view(logits.batch_shape))
+            found.pop("mask", None)  # the stats were masked when they were made
+        elif targets is not None:
+            found = self._data(targets)
+        else:
+            raise TypeError("pplmon.observe needs targets beside logits; only TokenStats come without")
+        self._count(OBSERVE, logits, targets, self._shift if shift is None else shift, {**found, **data})
 
     def _choose(self) -> None:
         assert self._stage is not None and self._tally is not None
@@ -142,10 +151,23 @@ class Capture:
             self._chosen[self._stage] = way
             self._tally.merge_state(trials[way])
             return
-        text = WAYS.format(stage=self._stage, hint=self._near())
+        excuse, self._excuse = self._excuse, None
+        if self._stage == "train" and excuse is not None:
+            raise excuse
+        text = nothing_found(self._stage, self._module, self._logits, hooked=bool(self._hooked))
         if self._stage == "train":
             raise ValueError(text)
-        self._warn(f"none in {self._stage}", text)
+        self._warn(f"none in {self._stage}", text if excuse is None else f"{text}\n{excuse}")
+
+    def _try(self, take: Callable[..., None], *args: Any) -> None:
+        """Take one way. What fails on the first batch may be a way that nobody meant; later it is one odd batch."""
+        try:
+            take(*args)
+        except (TypeError, ValueError) as error:
+            if self._stage in self._chosen:
+                self._warn("odd batch", f"{error}; this batch is not counted")
+            elif self._excuse is None:
+                self._excuse = error
 
     # The four ways.
 
@@ -158,11 +180,13 @@ class Capture:
         if logits is None or targets is None:
             return
         shift = self._shift
-        if shift is None and labels is not None:
+        if shift is None and way == HUGGING_FACE:
             shift = shifts_labels(module)
         fit = fitted(logits, targets)
         if fit is not None:
+            self._pieces, self._whole = [], None  # what came in pieces before was another call (generation)
             self._count(way, fit, targets, shift, self._data(targets))
+            self._saw_whole = True
         elif not self._take_piece(way, logits, targets, shift):
             self._warn(
                 "shape",
@@ -171,26 +195,30 @@ class Capture:
             )
 
     def _take_piece(self, way: int, logits: Tensor, targets: Tensor, shift: bool | None) -> bool:
-        """Count a head that is applied to chunks of positions, once all of its pieces are there."""
+        """Keep what a head gives that is applied to chunks of positions, to count it when all are there."""
         if logits.dim() != 3 or targets.dim() != 2 or logits.shape[0] != targets.shape[0]:
+            return False
+        if self._saw_whole or logits.shape[1] < 2:  # one position at a time is generation
             return False
         start = sum(piece.batch_shape[1] for piece in self._pieces)
         stop = start + logits.shape[1]
         if stop > targets.shape[1]:
             return False
-        tally = self._target_tally(way, shift)
-        if tally is None:
+        assert self._stage is not None and self._tally is not None
+        if self._chosen.get(self._stage, way) != way:
             return True
+        tally = self._tally
+        shifts = tally.shift if shift is None else shift
         data = self._without_repeated(self._data(targets), targets)
         mask = data.pop("mask", None)
-        if tally.shift:
+        if shifts:
             targets, mask = shifted(targets, mask)
         part = slice(start, stop)
         piece = token_stats(logits, targets[:, part], tally.ignore_index, None if mask is None else mask[:, part])
         self._pieces.append(piece)
         if stop == targets.shape[1]:
-            joined, self._pieces = TokenStats.join(self._pieces, shift=tally.shift), []
-            tally.update(joined, **data)
+            joined = TokenStats.join(self._pieces, shift=shifts)
+            self._whole = partial(self._count, way, joined, None, None, data)
         return True
 
     def _take_configured(self, outputs: Any) -> None:
@@ -200,7 +228,10 @@ class Capture:
             self._take_pair(CONFIGURED, logits, given)
 
     def _take_returned(self, outputs: Any) -> None:
-        if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
+        """Needs both halves: a returned Hugging Face output has logits alone, and its model knows about the shift."""
+        if not isinstance(outputs, Mapping) or not isinstance(outputs.get("logits"), Tensor):
+            return
+        if self._targets is not None or first_tensor(outputs) is not None:
             self._take_pair(RETURNED, outputs["logits"], outputs)
 
     def _take_pair(self, way: int, logits: Tensor, outputs: Mapping[str, Any]) -> None:
@@ -212,12 +243,20 @@ class Capture:
             fit = fitted(logits, targets)
             self._count(way, logits if fit is None else fit, targets, self._shift, self._data(targets))
 
-    def _count(self, way: int, logits: Any, targets: Tensor, shift: bool | None, data: dict[str, Any]) -> None:
-        tally = self._target_tally(way, shift)
-        if tally is not None:
-            tally.update(logits, targets, **self._without_repeated(data, targets))
+    def _count(self, way: int, logits: Any, targets: Tensor | None, shift: bool | None, data: dict[str, Any]) -> None:
+        tally = self._target_tally(way)
+        if tally is None:
+            return
+        usual, tally.shift = tally.shift, tally.shift if shift is None else shift
+        try:
+            tally.update(logits, targets, **(data if targets is None else self._without_repeated(data, targets)))
+        except Exception:
+            self._trials.pop(way, None)  # a way that fails on the first batch has found nothing
+            raise
+        finally:
+            tally.shift = usual
 
-    def _target_tally(self, way: int, shift: bool | None) -> TokenTally | None:
+    def _target_tally(self, way: int) -> TokenTally | None:
         """The tally that this way counts in: the stage's own, once chosen; before that one of its own."""
         assert self._stage is not None and self._tally is not None
         tally: TokenTally | None
@@ -228,8 +267,6 @@ class Capture:
                 self._trials[way] = self._tally.clone()
                 self._trials[way].reset()
             tally = self._trials[way]
-        if tally is not None and shift is not None:
-            tally.shift = shift
         return tally
 
     def _data(self, targets: Tensor) -> dict[str, Any]:
@@ -246,54 +283,20 @@ class Capture:
         return found
 
     def _without_repeated(self, data: dict[str, Any], targets: Tensor) -> dict[str, Any]:
-        """Mask the sequence that a sampler gave a second time, where ``sample_ids`` tell which it is."""
+        """Mask the sequence that a sampler gave a second time, where ``sample_ids`` say that it is the dataset's row."""
         samples = data.get("sample_ids")
-        self.sample_ids_given |= samples is not None
         if samples is None or self._leave_out is None or targets.dim() != 2:
             return data
-        kept = (samples.to(targets.device) != self._leave_out).unsqueeze(1).expand(targets.shape)
+        last = torch.arange(len(samples), device=targets.device) == len(samples) - 1
+        repeated = last & (samples.to(targets.device) == self._leave_out)
+        self.left_out = repeated.any()
+        kept = ~repeated.unsqueeze(1).expand(targets.shape)
         mask = data.get("mask")
         return {**data, "mask": kept if mask is None else mask.to(targets.device) & kept}
 
     # Words.
 
-    def _near(self) -> str:
-        if not isinstance(self._logits, str) or self._module is None:
-            return ""
-        names = [name for name, _ in self._module.named_modules() if name]
-        near = get_close_matches(self._logits, names, n=3, cutoff=0.3) or names[:5]
-        if self._hooked:
-            return f"\nThe submodule {self._logits!r} gave no logits that fit the targets."
-        return (
-            f"\nlogits={self._logits!r} is neither a submodule of {type(self._module).__name__} (nearest: "
-            f"{', '.join(near) or 'none'}) nor a key of what the step returned."
-        )
-
     def _warn(self, about: str, text: str) -> None:
         if about not in self._warned:
             self._warned.add(about)
             warnings.warn(f"pplmon: {text}", stacklevel=3)
-
-
-def observe(module: nn.Module, logits: Tensor, targets: Tensor, **data: Any) -> None:
-    """Show logits [B, T, V] or [N, V] and targets to the monitors of the module's trainer; does nothing without one.
-
-    ``data`` are what ``TokenTally.update`` takes (mask, document_ids, sample_ids, …) and ``shift``.
-    """
-    _outside_the_graph(_tell_monitors)(module, logits, targets, data)
-
-
-def _tell_monitors(module: nn.Module, logits: Tensor, targets: Tensor, data: dict[str, Any]) -> None:
-    # A LightningModule raises where it has no trainer, so its private attribute is asked.
-    for callback in getattr(getattr(module, "_trainer", None), "callbacks", ()):
-        take = getattr(callback, "observe_tokens", None)
-        if take is not None:
-            take(logits, targets, **data)
-
-
-_disabled: dict[Callable[..., None], Callable[..., None]] = {}
-
-
-def _outside_the_graph(function: Callable[..., None]) -> Callable[..., None]:
-    """Keep a function out of a compiled step. Known from the first ``attach`` on: importing the compiler takes a second."""
-    return _disabled.get(function, function)

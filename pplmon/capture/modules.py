@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 # Heads named like causal ones that score labels as given: the decoder of an encoder–decoder family by itself, mostly.
@@ -60,8 +61,8 @@ def fitted(logits: Tensor, targets: Tensor) -> Tensor | None:
     """Return logits that fit the targets, flat ones [B·T, V] viewed as [B, T, V]; ``None`` where they do not fit."""
     if logits.shape[:-1] == targets.shape:
         return logits
-    if logits.dim() == 2 and targets.dim() == 2 and logits.shape[0] == targets.numel() and logits.is_contiguous():
-        return logits.view(*targets.shape, logits.shape[1])
+    if logits.dim() == 2 and targets.dim() == 2 and logits.shape[0] == targets.numel():
+        return torch.unflatten(logits, 0, tuple(targets.shape))
     return None
 
 

@@ -31,17 +31,25 @@ class Journal(Sink):
     """Append to ``<directory>/pplmon.jsonl``; the directory is made on first use.
 
     ``series`` names the numbers of a ``judged`` row, one of which is written per read-out: keep it compact.
+    ``prefix`` tells the rows of two monitors in one file apart.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], series: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], series: Sequence[str] | None = None, prefix: str = ""
+    ) -> None:
         self._path = Path(directory) / FILE_NAME
         self._series = SERIES if series is None else tuple(series)
+        self._prefix = prefix
         self._file: BinaryIO | None = None
 
     @property
     def path(self) -> Path:
         """The file."""
         return self._path
+
+    def watch(self, names: Sequence[str]) -> None:
+        """Add the numbers that rules watch to the ``judged`` rows, so that a replay sees what they saw."""
+        self._series = tuple(dict.fromkeys((*self._series, *names)))
 
     def start(self, run: Mapping[str, Any]) -> None:
         """Write what is known of the run."""
@@ -66,8 +74,8 @@ class Journal(Sink):
         os.fsync(file.fileno())
 
     def finished(self, report: Report) -> None:
-        """Write the run's worst as a report of stage "run"."""
-        self._write({"kind": "report"} | _report_fields(report)).flush()
+        """Write the run's worst, as kind ``worst``."""
+        self._write({"kind": "worst"} | _report_fields(report)).flush()
 
     def local(self, report: Report, rank: int) -> None:
         """Write what one rank counted and could not merge, to ``pplmon.rank{r}.jsonl`` beside the journal."""
@@ -84,7 +92,7 @@ class Journal(Sink):
             file.close()
 
     def _write(self, row: Mapping[str, Any]) -> BinaryIO:
-        line = _line(row)
+        line = _line({**row, "prefix": self._prefix} if self._prefix else row)
         try:
             if self._file is None:
                 self._file = _open_to_append(self._path)
@@ -140,6 +148,7 @@ def _report_fields(report: Report) -> dict[str, Any]:
         "numbers": report.as_dict(),
         "worst": [_known(asdict(token)) for token in report.worst],
         "worst_sequences": [_known(asdict(sequence)) for sequence in report.worst_sequences],
+        **({"saturated": True} if report.saturated else {}),
     }
 
 
@@ -167,8 +176,8 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 def _identity(row: Mapping[str, Any], number: int) -> tuple[Any, ...]:
     """What makes a row a repetition of another."""
-    address = (row["kind"], row.get("stage"), row.get("step"))
-    if row["kind"] in ("judged", "report"):
+    address = (row["kind"], row.get("prefix"), row.get("stage"), row.get("step"))
+    if row["kind"] in ("judged", "report", "worst"):
         return address
     if row["kind"] == "alert":
         # Two rules of one kind may fire at one step: on two metrics, or at two thresholds.

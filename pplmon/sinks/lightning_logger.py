@@ -47,10 +47,13 @@ class LightningLogger(Sink):
 
 
 def _backend(logger: Any) -> tuple[TensorBoard | None, WandB | None]:
-    """Tell what stands behind a logger by what it can do, so that any version of the class will do."""
-    name = type(logger).__name__
-    if "TensorBoard" in name:
+    if is_a(logger, "TensorBoardLogger"):
         return TensorBoard(writer=logger.experiment), None
-    if "Wandb" in name:
+    if is_a(logger, "WandbLogger"):
         return None, WandB(run=logger.experiment)
     return None, None
+
+
+def is_a(thing: Any, name: str) -> bool:
+    """True for an instance of a class of this name or of a subclass: Lightning has each class twice."""
+    return any(base.__name__ == name for base in type(thing).__mro__)

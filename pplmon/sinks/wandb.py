@@ -42,6 +42,9 @@ class WandB(Sink):
         if self._run is None:
             import wandb
 
+            if wandb.run is not None and not self._init:  # the user's own, which is theirs to finish
+                self._run, self._ours = wandb.run, False
+                return self._run
             self._run = wandb.init(**self._init)
             self._run.define_metric(STEP)
             self._run.define_metric("*", step_metric=STEP)

@@ -106,7 +106,7 @@ def sums(batch: Batch, per_sequence: SequenceSums | None, token_bytes: Tensor | 
     return torch.stack([parts.get(name, none) for name in cells.SUMS])
 
 
-def maxima(batch: Batch, per_sequence: SequenceSums | None) -> Tensor:
+def maxima(batch: Batch, per_sequence: SequenceSums | None, token_bytes: Tensor | None) -> Tensor:
     """Return the maxima of ``cells.MAXIMA`` [M]."""
     empty = torch.full_like(batch.units[:1], -1).squeeze(0)
     vocab = batch.stats.vocab_size
@@ -118,9 +118,18 @@ def maxima(batch: Batch, per_sequence: SequenceSums | None) -> Tensor:
     if per_sequence is not None:
         parts["sequence_loss_units"] = per_sequence.mean_units.amax()
     if vocab is not None:
-        some = batch.valid.any()
-        parts["vocab_size"] = torch.where(some, vocab, -1)
-        parts["vocab_complement"] = torch.where(some, cells.VOCAB_LIMIT - vocab, -1)
+        parts["vocab_size"] = torch.full_like(empty, vocab)
+        parts["vocab_complement"] = torch.full_like(empty, cells.VOCAB_LIMIT - vocab)
+    missing = {
+        "sequences": per_sequence,
+        "correct": batch.stats.correct,
+        "top_probability": batch.stats.top_probability,
+        "vocab": vocab,
+        "bytes": token_bytes,
+    }
+    for name, value in missing.items():
+        if value is None:
+            parts[f"{name}_missing"] = torch.ones_like(empty)
     return torch.stack([parts.get(name, empty) for name in cells.MAXIMA])
 
 

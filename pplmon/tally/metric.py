@@ -97,6 +97,9 @@ class TokenTally(Metric):
         self._columns = cells.TOKEN_COLUMNS + 2 * context + 1
         self._add("sums", (len(cells.SUMS),), 0, merge_sums)
         self._add("maxima", (len(cells.MAXIMA),), -1, merge_maxima)
+        if self.token_bytes is None:  # known before the first batch
+            self.maxima[cells.MAXIMA.index("bytes_missing")] = 1
+            self._defaults["maxima"] = self.maxima.clone()
         self._add("histogram", (cells.BUCKETS,), 0, merge_counts)
         self._add("token_rows", (top_k, self._columns), -1, merge_rows)
         self._add("sequence_rows", (top_k, cells.SEQUENCE_COLUMNS), -1, merge_rows)
@@ -151,7 +154,7 @@ class TokenTally(Metric):
             position_ids=_check_positions(position_ids, stats),
         )
         self._merge("sums", count.sums(batch, per_sequence, self.token_bytes))
-        self._merge("maxima", count.maxima(batch, per_sequence))
+        self._merge("maxima", count.maxima(batch, per_sequence, self.token_bytes))
         self._merge("histogram", count.histogram(batch))
         self._merge("token_rows", worst.token_rows(batch, address, self.top_k, self.context))
         self._merge("sequence_rows", worst.sequence_rows(batch, per_sequence, address, self.top_k))
@@ -190,7 +193,7 @@ class TokenTally(Metric):
         """The ranks whose tokens are counted together."""
         return Group(self.process_group)
 
-    def add_duplicates(self, sequences: int) -> None:
+    def add_duplicates(self, sequences: int | Tensor) -> None:
         """Count sequences that a sampler repeated to fill the last batch, on one rank only."""
         known, cell = cells.SUMS.index("duplicates_known"), cells.SUMS.index("duplicate_sequences")
         self.sums = self.sums.clone()

@@ -33,7 +33,9 @@ class Address(NamedTuple):
     def where(self, sequence: Tensor, position: Tensor) -> Tensor:
         """Rank, row and column in one integer."""
         rank = self.rank << (cells.SEQUENCE_BITS + cells.POSITION_BITS)
-        return (sequence << cells.POSITION_BITS) + position + rank
+        row = sequence.clamp_max(2**cells.SEQUENCE_BITS - 1)  # a batch beyond these bounds reads as the last that fits
+        column = position.clamp_max(2**cells.POSITION_BITS - 1)
+        return (row << cells.POSITION_BITS) + column + rank
 
     def position(self, sequence: Tensor, column: Tensor, length: int) -> Tensor:
         """The column, or what the caller says is its place in the whole sequence."""
@@ -78,7 +80,7 @@ def sequence_rows(batch: Batch, sums: SequenceSums | None, address: Address, kee
         return batch.bits.new_full((keep, cells.SEQUENCE_COLUMNS), -1)
     count = sums.tokens.numel()
     length = batch.stats.batch_shape[-1]
-    # A mean is below 2**42 units, so a number of sequences below 2**21 can share the key with it; beyond that many,
+    # A mean is below 2**42 units, so a number of sequences below 2**20 can share the key with it; beyond that many,
     # ties between equal means fall as topk likes.
     order = torch.arange(count, device=batch.bits.device)
     key = torch.where(sums.mean_units >= 0, (sums.mean_units << 20) + (2**20 - 1 - order).clamp_min(0), -1)
