@@ -202,3 +202,189 @@ def test_a_number_that_was_not_given_is_not_in_the_report() -> None:
     report = pplmon.Report(step=1, numbers={"perplexity": 2.0})
     assert "perplexity" in report.numbers and "cross_entropy" not in report.numbers
     assert report.cross_entropy is None
+
+
+def saved(**settings: Any) -> dict[str, Any]:
+    """A monitor's state with an open window and tokens that were not read out."""
+    monitor = pplmon.Monitor(alerts=[], tally=pplmon.TokenTally(**settings))
+    for loss in (1.0, 2.0):
+        monitor.observe(one(*[loss] * 20))
+        monitor.step()
+    monitor.observe(one(3.0))
+    return monitor.state_dict()
+
+
+@pytest.mark.parametrize("settings", [{"context": 2}, {"context": 20}, {"top_k": 3}, {"top_k": 30}])
+def test_a_run_resumes_with_other_settings(settings: dict[str, int]) -> None:
+    """Rows are cut or filled up; numbers are what they were."""
+    monitor = pplmon.Monitor(alerts=[], tally=pplmon.TokenTally(**settings))  # type: ignore[arg-type]
+    monitor.load_state_dict(saved())
+    monitor.observe(one(4.0))
+    report = monitor.close()
+    assert report is not None and (report.tokens, report.max_token_loss) == (42, 4.0)
+    assert {len(token.context_ids) for token in report.worst} == {2 * settings.get("context", 8) + 1}
+    middle = settings.get("context", 8)
+    assert all(token.context_losses[middle] == token.loss for token in report.worst)
+
+
+class Halves:
+    """An extra of a user's own that fails when it is asked for its number."""
+
+    size = 1
+
+    def update(self, stats: TokenStats, valid: Any, logits: Any, **data: Any) -> torch.Tensor:
+        return valid.sum().reshape(1)
+
+    def numbers(self, sums: Any) -> dict[str, float]:
+        return {"mine/half": 1 / (sums[0] - 2)}
+
+
+def test_an_extra_that_fails_costs_its_own_number_only() -> None:
+    """And extras that were not there when the state was saved begin anew."""
+    monitor = pplmon.Monitor(alerts=[], tally=pplmon.TokenTally(extras=[Halves()]))
+    monitor.observe(one(1.0, 2.0))
+    with pytest.warns(RuntimeWarning, match=r"Halves\.numbers failed: ZeroDivisionError"):
+        report = monitor.close()
+    assert report is not None and report.cross_entropy == 1.5
+    resumed = pplmon.Monitor(alerts=[], tally=pplmon.TokenTally(extras=[Halves()]))
+    with pytest.warns(RuntimeWarning, match="ZeroDivision|begin anew"):
+        resumed.load_state_dict({**saved(), "window": saved()["window"] | {"extra_sums": [1, 2]}})
+    resumed.observe(one(1.0))
+    last = resumed.close()
+    assert last is not None and last.tokens == 42
+
+
+def test_a_state_of_another_version_begins_anew() -> None:
+    """And says so."""
+    monitor = pplmon.Monitor(alerts=[])
+    with pytest.warns(RuntimeWarning, match="version 99"):
+        monitor.load_state_dict({"version": 99})
+
+
+def test_rules_of_one_kind_are_told_apart_in_a_checkpoint() -> None:
+    """By stage and settings, and rules of the user's by their class, in order."""
+
+    class Counts:
+        def __init__(self) -> None:
+            self.n = 0
+
+        def __call__(self, report: pplmon.Report) -> None:
+            self.n += 1
+
+        def state_dict(self) -> dict[str, int]:
+            return {"n": self.n}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.n = state["n"]
+
+    first = [pplmon.NonFinite(), pplmon.NonFinite("val"), Counts()]
+    monitor = pplmon.Monitor(alerts=first)
+    monitor.observe(one(math.nan, 1.0))
+    monitor.flush()
+    second = [Counts(), pplmon.NonFinite("val"), pplmon.NonFinite()]
+    resumed = pplmon.Monitor(alerts=second)
+    resumed.load_state_dict(monitor.state_dict())
+    assert second[0].n == 1  # type: ignore[union-attr]
+    assert [rule.state_dict()["fired"] for rule in second[1:]] == [False, True]  # type: ignore[union-attr]
+    assert (
+        repr(pplmon.Spike("cross_entropy", limit=8.0, stage="val")) == "Spike('cross_entropy', limit=8.0, stage='val')"
+    )
+
+
+def test_a_pattern_is_its_settings_only() -> None:
+    """What a tally counted before it became a pattern is not counted again."""
+    pattern = pplmon.TokenTally()
+    pattern.update(one(1.0, 2.0, 3.0))
+    monitor = pplmon.Monitor(alerts=[], tally=pattern)
+    monitor.observe(one(5.0))
+    last = monitor.close()
+    assert last is not None and last.tokens == 1
+
+
+def test_a_list_of_numbers_logs_those_and_core_logs_extras_too() -> None:
+    """An extra was asked for; a list names everything that is wanted."""
+
+    class Keys(pplmon.sinks.Sink):
+        def __init__(self) -> None:
+            self.keys: set[str] = set()
+
+        def report(self, report: pplmon.Report, scalars: Any) -> None:
+            self.keys |= set(scalars)
+
+    found = []
+    for numbers in ("core", ["perplexity"], ["perplexity", "mine/half"]):
+        sink = Keys()
+        tally = pplmon.TokenTally(extras=[Halves()])
+        monitor = pplmon.Monitor(alerts=[], sinks=[sink], numbers=numbers, tally=tally)
+        monitor.observe(one(1.0, 2.0, 3.0))
+        monitor.close()
+        found.append(sink.keys)
+    assert "train/mine/half" in found[0]
+    assert found[1:] == [{"train/perplexity"}, {"train/perplexity", "train/mine/half"}]
+
+
+def test_views_are_no_part_of_a_modules_checkpoint() -> None:
+    """As torchmetrics' own: a checkpoint of a module that had theirs loads."""
+
+    class Module(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(2))
+            self.perplexity = pplmon.Perplexity()
+
+    assert set(Module().state_dict()) == {"weight"}
+    Module().load_state_dict({"weight": torch.ones(2)})
+
+
+def test_the_journal_has_what_the_rules_saw(tmp_path: Any) -> None:
+    """A number that only a rule looks at is in the judged rows, also of a plain monitor."""
+    rules = [pplmon.Above("bits_per_token", 0.1)]
+    monitor = pplmon.Monitor(alerts=rules, sinks=[pplmon.sinks.Journal(tmp_path)])
+    monitor.observe(one(1.0))
+    monitor.close()
+    (row,) = [row for row in pplmon.sinks.read_journal(tmp_path) if row["kind"] == "judged"]
+    assert row["numbers"]["bits_per_token"] == pytest.approx(1 / math.log(2))
+
+
+def test_what_was_never_known_is_none_without_tokens_too() -> None:
+    """No table of bytes, no rows, no V: not NaN."""
+    ignored = TokenStats.from_losses(torch.ones(3), torch.full((3,), -100))
+    tally = pplmon.TokenTally()
+    tally.update(ignored)
+    report = tally.report()
+    for name in ("bits_per_byte", "sequences", "max_sequence_loss", "token_accuracy", "relative_cross_entropy"):
+        assert report.numbers[name] is None, name
+    assert math.isnan(report.cross_entropy or 0.0)
+
+
+def test_a_run_of_the_users_own_is_not_finished(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``wandb.init`` was called before us: the run is theirs."""
+    wandb = pytest.importorskip("wandb")
+    for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DIR", str(tmp_path))):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()
+    run = wandb.init(project="p")
+    monitor = pplmon.Monitor(alerts=[], sinks=[pplmon.sinks.WandB()])
+    monitor.observe(one(1.0))
+    monitor.close()
+    assert wandb.run is run
+    run.log({"mine": 1})
+    run.finish()
+
+
+def test_one_rule_without_its_list_is_told() -> None:
+    """Iterating over it would be an odd error."""
+    with pytest.raises(TypeError, match=r"write \[NonFinite\(\)\]"):
+        pplmon.Monitor(alerts=pplmon.NonFinite())  # type: ignore[arg-type]
+
+
+def test_a_handler_that_exits_is_told_how_to_stop() -> None:
+    """SystemExit from one rank would leave the others waiting."""
+
+    def leaves(alert: pplmon.Alert) -> None:
+        raise SystemExit
+
+    monitor = pplmon.Monitor(alerts=[pplmon.Above("max_token_loss", 1.0)], on_alert=leaves)
+    monitor.observe(one(5.0))
+    with pytest.warns(RuntimeWarning, match=r"pplmon\.Stop\(\)"):
+        monitor.close()

@@ -174,7 +174,9 @@ def test_no_valid_token_is_nan() -> None:
         numbers = tally.report().numbers
         counts = {"nonfinite_tokens", "capped_tokens", "invalid_targets", "tokens", "sequences"}
         assert all(numbers[name] == 0 for name in counts)
-        unknown = set() if update else {"relative_cross_entropy", "above_uniform_rate", "max_token_excess"}  # they need V
+        unknown = (
+            set() if update else {"relative_cross_entropy", "above_uniform_rate", "max_token_excess"}
+        )  # they need V
         assert all(numbers[name] is None for name in unknown)
         rest = set(numbers) - counts - unknown - {"tokens_seen", "duplicate_sequences"}
         assert all(math.isnan(numbers[name]) for name in rest), {k: numbers[k] for k in rest}
