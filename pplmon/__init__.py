@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from pplmon import sinks
-from pplmon.actions import Stop
+from pplmon.actions import Checkpoint, Notify, SaveBatch, Stop, Webhook
 from pplmon.alerts import Above, Alert, Below, NonFinite, Rule, Spike, default_alerts
 from pplmon.capture import observe
 from pplmon.evidence import WorstSequence, WorstToken
@@ -36,15 +36,18 @@ __all__ = [
     "Above",
     "Alert",
     "Below",
+    "Checkpoint",
     "CrossEntropy",
     "Extra",
     "MaxTokenLoss",
     "Monitor",
     "NonFinite",
+    "Notify",
     "Perplexity",
     "PerplexityMonitor",
     "Report",
     "Rule",
+    "SaveBatch",
     "Spike",
     "Stop",
     "TokenAccuracy",
@@ -52,6 +55,7 @@ __all__ = [
     "TokenStats",
     "TokenTally",
     "Totals",
+    "Webhook",
     "WorstSequence",
     "WorstToken",
     "default_alerts",

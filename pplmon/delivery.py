@@ -1,4 +1,13 @@
-"""Deliver what was seen to sinks and handlers, and contain their failures: monitoring never hurts the run."""
+"""Deliver what was seen to sinks and handlers, and contain their failures: monitoring never hurts the run.
+
+A handler is a callable ``Alert -> None``, called on the writing rank; with ``everywhere = True`` on all ranks. It may
+have these methods, too, which are called on all ranks:
+
+- ``bind(monitor)``: a run begins;
+- ``see(step, micro_batch, batch)``: a micro-batch of training is about to be counted;
+- ``settle()``: an optimizer step is closed, and what was put off at an alert may be done;
+- ``drain()``: the run is over.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +45,7 @@ class Delivery:
         for handler in self.handlers:
             if not callable(handler):
                 raise TypeError(f"on_alert takes callables Alert -> None, got {type(handler).__name__}")
+        self.watchers = [handler for handler in self.handlers if callable(getattr(handler, "see", None))]
         self._failures: Counter[int] = Counter()
         self._named_slow: set[int] = set()
 
@@ -77,6 +87,18 @@ class Delivery:
             elif writes:
                 self.guard(handler, "alert", _in_time, handler, alert)
 
+    def see(self, step: int, micro_batch: int, batch: object) -> None:
+        """Show a micro-batch of training to the handlers that wish to see it."""
+        for handler in self.watchers:
+            self.guard(handler, "see", handler.see, step, micro_batch, batch)  # type: ignore[attr-defined]
+
+    def settle(self) -> None:
+        """Let handlers do what they put off, however long it takes: a checkpoint is no surprise."""
+        for handler in self.handlers:
+            settle = getattr(handler, "settle", None)
+            if settle is not None:
+                self._contained(handler, "settle", settle)
+
     def local(self, report: Report, rank: int) -> None:
         """Write what one rank could not merge, to its own journal."""
         for sink in self._sinks:
@@ -84,29 +106,36 @@ class Delivery:
                 self.guard(sink, "local", sink.local, report, rank)
 
     def close(self) -> None:
-        """Close every sink, those that were left out, too: they let go of what they hold."""
+        """Close every sink, those that were left out, too: they let go of what they hold. Then drain the handlers."""
         for sink in self._sinks:
             if self._failures[id(sink)] < FAILURES:
                 self.guard(sink, "close", sink.close)
             else:
                 with contextlib.suppress(Exception):
                     sink.close()
+        for handler in self.handlers:
+            drain = getattr(handler, "drain", None)
+            if drain is not None:
+                self._contained(handler, "drain", drain)
 
     def guard(self, who: object, what: str, call: Callable[..., object], *args: object) -> Any:
-        """Call, and turn an exception into a warning. Returns the result, ``None`` after a failure."""
-        if self._failures[id(who)] >= FAILURES:
-            return None
+        """Call, name it if it is slow, and turn an exception into a warning. Returns the result, ``None`` after a failure."""
         begun = time.monotonic()
-        try:
-            result = call(*args)
-        except Exception as error:  # whatever it is, training goes on
-            self._failed(who, what, error)
-            return None
+        result = self._contained(who, what, call, *args)
         taken = time.monotonic() - begun
         if taken > SLOW_S and id(who) not in self._named_slow:
             self._named_slow.add(id(who))
             _warn(f"{_name(who)} took {taken:.1f} s at {what!r}; the training step waited for it.")
         return result
+
+    def _contained(self, who: object, what: str, call: Callable[..., object], *args: object) -> Any:
+        if self._failures[id(who)] >= FAILURES:
+            return None
+        try:
+            return call(*args)
+        except Exception as error:  # whatever it is, training goes on
+            self._failed(who, what, error)
+            return None
 
     def _failed(self, who: object, what: str, error: Exception) -> None:
         self._failures[id(who)] += 1

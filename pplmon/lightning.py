@@ -155,6 +155,7 @@ class PerplexityMonitor(Callback):
         if monitor.takes_part:
             self._capture.open("train", monitor.tally)
         self._capture.batch(batch, facts.step_of(trainer), self._micro_batch)
+        monitor.see(facts.step_of(trainer), self._micro_batch, batch)
         self._guard.before(monitor.tally)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

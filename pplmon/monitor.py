@@ -105,6 +105,8 @@ class Monitor:
         if self._pass is None:
             tally, step, micro_batch = self._link.tally, self._step, self._micro_batch
             self._micro_batch += 1
+            if self._delivery.watchers:
+                self.see(step, micro_batch, _batch(logits, targets, mask, document_ids, sample_ids, batch_data))
         else:
             tally, step, micro_batch = self._pass.tallies[0], max(self._step - 1, 0), self._pass.batches
             self._pass.batches += 1
@@ -132,6 +134,7 @@ class Monitor:
             self.collect()
         finally:  # what it may raise is about an earlier step; this one is counted all the same
             self._close_step(step)
+        self._delivery.settle()
         # A pass or a checkpoint in between may have taken the window in.
         report, self._closed = self._closed, None
         return report
@@ -176,6 +179,8 @@ class Monitor:
             self._show_worst_of_run()
             if self._link.severed:
                 self._write_own()
+            else:
+                self._delivery.settle()
             self._delivery.close()
         return self._last
 
@@ -190,6 +195,15 @@ class Monitor:
     def writes(self) -> bool:
         """True on the rank that shows things: the first of its group."""
         return self._link.writes
+
+    @property
+    def rank(self) -> int:
+        """This process's rank in the run, as addresses give it."""
+        return self._link.pattern.group.global_rank
+
+    def see(self, step: int, micro_batch: int, batch: object) -> None:
+        """Show a micro-batch of training to the handlers that wish to see it."""
+        self._delivery.see(step, micro_batch, batch)
 
     def collect(self) -> None:
         """Take in the read-out under way, if any: judge it, add it to its window, log the window if it closed."""
@@ -324,7 +338,11 @@ class Monitor:
             while self._link.takes_part and not self._link.severed and not self._all_leave:
                 self._link.tally.signal("leaving")
                 due = self.cadence.next_read_out(self._step)
+                # What handlers put off may have collectives of its own: they come where the ranks that go on have theirs.
+                if due != self._step:
+                    self._delivery.settle()
                 self._link.launch(due, self.cadence.closes_window(due))
+                self._delivery.settle()
                 self.collect()
 
     def _start(self) -> None:
@@ -374,3 +392,18 @@ class Monitor:
         if self.decode is None or not evidence or not self.writes:
             return report
         return self._delivery.guard(self.decode, "decode", report.decoded, self.decode) or report
+
+
+def _batch(
+    logits: Tensor | TokenStats,
+    targets: Tensor | None,
+    mask: Tensor | None,
+    document_ids: Tensor | None,
+    sample_ids: Tensor | None,
+    batch_data: Mapping[str, Tensor],
+) -> dict[str, Tensor | None]:
+    """What ``observe`` was told of a micro-batch, without its logits."""
+    if isinstance(logits, TokenStats):
+        targets = logits.targets.view(logits.batch_shape)
+    own = {"targets": targets, "mask": mask, "document_ids": document_ids, "sample_ids": sample_ids}
+    return {**own, **batch_data}

@@ -17,8 +17,9 @@ class TrainerMonitor(Monitor):
     """The monitor of one run of a ``Trainer``."""
 
     def __init__(self, trainer: Any, replicated: bool, **settings: Any) -> None:
+        self.trainer = trainer  # the handlers that the constructor binds ask for these two
+        self.log_dir = trainer.log_dir or trainer.default_root_dir  # on every rank: asking is a collective
         super().__init__(**settings)
-        self.trainer = trainer
         # Of several data-parallel groups (tensor-parallel replicas) one writes; a group of the user's writes by itself.
         self._link.may_write = trainer.is_global_zero or not replicated
         self._held: list[tuple[Report, str, str]] = []

@@ -33,6 +33,7 @@ ROOMS = {
     "metrics": {"cells", "numbers", "tally", "tokens"},
     "alerts": STATE,
     "sinks": JUDGE,
+    "actions": JUDGE | {"sinks"},
     "delivery": JUDGE | {"sinks"},
     "judge": RUN - {"monitor"},
     "monitor": RUN,
@@ -47,7 +48,16 @@ ANY = {"cli", "demo", "demo_model", "demo_plan", "demo_summary", "demo_text", "t
 NO_TORCH = (*STATE, "alerts", "delivery", "judge")
 DISTRIBUTED = ("tally", "kernels.vocab_parallel")
 FRAMEWORKS = {"pytorch_lightning", "lightning", "lightning_fabric"}
-HEAVY = ("wandb", "tensorboard", "torch.utils.tensorboard", "pytorch_lightning", "lightning", "transformers", "rich")
+HEAVY = (
+    "wandb",
+    "apprise",
+    "tensorboard",
+    "torch.utils.tensorboard",
+    "pytorch_lightning",
+    "lightning",
+    "transformers",
+    "rich",
+)
 
 
 def imports(source: str, package: str = "pplmon") -> Iterator[str]:

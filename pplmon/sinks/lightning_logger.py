@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any
 
 from pplmon.alerts import Alert
 from pplmon.report import Report
 from pplmon.sinks.base import Sink
 from pplmon.sinks.tensorboard import TensorBoard
-from pplmon.sinks.wandb import WandB
+from pplmon.sinks.text import alert_markdown
+from pplmon.sinks.wandb import LEVELS, WandB, title
 
 
 class LightningLogger(Sink):
@@ -33,6 +36,8 @@ class LightningLogger(Sink):
             self._board.alert(alert)
         if self._run is not None:
             self._run.alert(alert)
+        if self._board is None and self._run is None:
+            _alert_by_experiment(getattr(self._logger, "experiment", None), alert)
 
     def finished(self, report: Report) -> None:
         """Show the run's worst where the backend can show text or tables."""
@@ -57,3 +62,17 @@ def _backend(logger: Any) -> tuple[TensorBoard | None, WandB | None]:
 def is_a(thing: Any, name: str) -> bool:
     """True for an instance of a class of this name or of a subclass: Lightning has each class twice."""
     return any(base.__name__ == name for base in type(thing).__mro__)
+
+
+def _alert_by_experiment(experiment: Any, alert: Alert) -> None:
+    """Call ``experiment.alert(title, text, level)`` where there is such a method, as in wandb and trackio."""
+    tell = getattr(experiment, "alert", None)
+    if not callable(tell):
+        return
+    known = inspect.signature(tell).parameters
+    level: Any = LEVELS[alert.severity]
+    usual = known["level"].default if "level" in known else None
+    if isinstance(usual, Enum):  # trackio wants a member of its own enum, which has the same names
+        level = type(usual)[level]
+    step = {"step": alert.step} if "step" in known and alert.step is not None else {}
+    tell(title=title(alert), text=alert_markdown(alert), level=level, **step)

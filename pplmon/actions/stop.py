@@ -1,4 +1,4 @@
-"""What may be done about an alert: ready handlers for ``on_alert``."""
+"""``Stop``: end the run."""
 
 from __future__ import annotations
 
