@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pplmon import __version__
-from pplmon.demo_plan import LOGGERS, Plan
+from pplmon.demo.plan import LOGGERS, Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         plan = Plan(options.steps, options.logger, options.devices, options.corrupt_step, options.out, options.seed)
     except ValueError as error:
         parser.error(str(error))
-    from pplmon.demo import run  # Lightning takes seconds to load: --help and a wrong flag need none of it
+    from pplmon.demo.run import run  # Lightning takes seconds to load: --help and a wrong flag need none of it
 
     return run(plan)
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pplmon.alerts import Alert
-from pplmon.delivery import Delivery
+from pplmon.monitor.delivery import Delivery
 from pplmon.report import Totals
 from pplmon.tally import TokenTally
 from pplmon.tokens import TokenStats

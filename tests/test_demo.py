@@ -12,9 +12,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pplmon.cli import main
-from pplmon.demo_plan import BATCH, SETTLED, Plan
-from pplmon.demo_summary import corruption_found, numbers, verdict
-from pplmon.demo_text import CONTEXT, HeldOutWindows, TrainingWindows, decode, language_reference
+from pplmon.demo.plan import BATCH, SETTLED, Plan
+from pplmon.demo.summary import corruption_found, numbers, verdict
+from pplmon.demo.text import CONTEXT, HeldOutWindows, TrainingWindows, decode, language_reference
 from pplmon.sinks.journal import read_journal
 
 STEPS = SETTLED + 3

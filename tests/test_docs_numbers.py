@@ -11,7 +11,7 @@ import torch
 
 import pplmon
 from pplmon import cells
-from pplmon.lightning import EPOCH_NUMBERS
+from pplmon.lightning.callback import EPOCH_NUMBERS
 from pplmon.numbers import CATALOGUE
 from pplmon.tally.count import OVERCONFIDENT, ROUNDING
 

@@ -21,7 +21,7 @@ STATE = {"cells", "numbers", "evidence", "report"}
 JUDGE = STATE | {"alerts"}
 MEASURE = {"tokens", "kernels"}
 COUNT = STATE | MEASURE | {"tally"}
-RUN = JUDGE | COUNT | {"sinks", "delivery", "judge", "monitor"}
+RUN = JUDGE | COUNT | {"sinks", "monitor"}
 ROOMS = {
     "cells": set(),
     "numbers": {"cells"},
@@ -32,21 +32,16 @@ ROOMS = {
     "tally": STATE | {"tokens"},
     "metrics": {"cells", "numbers", "tally", "tokens"},
     "alerts": STATE,
-    "sinks": JUDGE,
     "actions": JUDGE | {"sinks"},
-    "delivery": JUDGE | {"sinks"},
-    "judge": RUN - {"monitor"},
+    "sinks": JUDGE,
     "monitor": RUN,
-    "capture": {"tokens", "tally"},
-    "guard": {"cells", "tally"},
-    "trainer": {"sinks"},
-    "trainer_monitor": RUN | {"trainer"},
-    "lightning": RUN | {"capture", "guard", "trainer", "trainer_monitor"},
+    "capture": {"cells", "tally", "tokens"},
+    "lightning": RUN | {"capture"},
 }
-ANY = {"cli", "demo", "demo_model", "demo_plan", "demo_summary", "demo_text", "testing"}  # and pplmon itself
+ANY = {"cli", "demo", "testing"}  # and pplmon itself
 
-NO_TORCH = (*STATE, "alerts", "delivery", "judge")
-DISTRIBUTED = ("tally", "kernels.vocab_parallel")
+NO_TORCH = (*STATE, "alerts")
+DISTRIBUTED = ("tally", "kernels.vocab_parallel", "testing")  # testing starts ranks of its own
 FRAMEWORKS = {"pytorch_lightning", "lightning", "lightning_fabric"}
 HEAVY = (
     "wandb",
@@ -121,7 +116,7 @@ def test_ranks_are_merged_in_one_place(module: str) -> None:
 def test_only_the_wiring_knows_a_framework(module: str) -> None:
     """Lightning is imported by ``lightning`` and by the demo."""
     found = {name.split(".")[0] for name in imports(MODULES[module].read_text(encoding="utf-8"))}
-    if room_of(module) not in {"lightning", "demo", "demo_model"}:
+    if room_of(module) not in {"lightning", "demo"}:
         assert not found & FRAMEWORKS
 
 

@@ -147,7 +147,7 @@ def _pplmon(arguments: list[str]) -> None:
         patch.setattr(argparse.ArgumentParser, "parse_args", caught)
         assert cli.main(arguments) == 0
     if arguments[0] == "demo":
-        from pplmon.demo_plan import Plan
+        from pplmon.demo.plan import Plan
 
         Plan(**plans[0])  # refuses what the demo would
 
@@ -267,7 +267,7 @@ def test_the_table_of_numbers() -> None:
 
 def test_the_picture_is_one_and_its_caption_is_true() -> None:
     """A PNG, small enough for a clone, of the step that the demo corrupts."""
-    from pplmon.demo_plan import BATCH, Plan
+    from pplmon.demo.plan import BATCH, Plan
 
     picture = (ROOT / "docs/tensorboard.png").read_bytes()
     assert picture.startswith(b"\x89PNG\r\n")

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 import pplmon
 from pplmon import TokenStats, TokenTally, cells
-from pplmon.passes import TrainerPass
+from pplmon.monitor.passes import TrainerPass
 from pplmon.report import Totals
 from pplmon.testing import run_on_ranks
 

@@ -1,7 +1,7 @@
 """What may be done about an alert: ready handlers for ``on_alert``.
 
 A handler is any callable ``Alert -> None``; it is called on the writing rank, unless it has ``everywhere = True``. It may
-also have the methods that ``pplmon.delivery`` names, which the handlers here are made of.
+also have the methods that ``pplmon.monitor.delivery`` names, which the handlers here are made of.
 """
 
 from pplmon.actions.batch import SaveBatch

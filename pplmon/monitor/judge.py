@@ -10,9 +10,9 @@ from typing import Any
 from pplmon import cells
 from pplmon.alerts import Alert, MetricRule, Rule
 from pplmon.alerts.baseline import Baseline
-from pplmon.delivery import Delivery
 from pplmon.evidence import WorstSequence, WorstToken
-from pplmon.link import Link
+from pplmon.monitor.delivery import Delivery
+from pplmon.monitor.link import Link
 from pplmon.numbers import share_of_jump
 from pplmon.report import Report, Totals
 

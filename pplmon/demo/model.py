@@ -8,7 +8,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 import pplmon
-from pplmon.demo_text import CONTEXT, Sequences
+from pplmon.demo.text import CONTEXT, Sequences
 
 VOCABULARY = 256  # bytes
 WIDTH = 128

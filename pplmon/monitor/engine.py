@@ -1,15 +1,10 @@
-"""WHEN: cadence, windows, late read-out, and the order report → alerts → sinks. No framework.
-
-Two cadences: the tally is read out and judged every ``judge_every_n_steps``; what was read out is added into the window
-that is logged every ``every_n_steps``. A read-out is started at one step and taken in at the next, so no step waits.
-"""
+"""What happens to a read-out, whoever decides when there is one: window, rules, sinks, checkpoint."""
 
 from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -18,39 +13,26 @@ import torch
 from torch import Tensor
 
 from pplmon.alerts import Rule, default_alerts, watched
-from pplmon.cadence import Cadence
-from pplmon.delivery import Delivery, Handler
 from pplmon.evidence import Decode
-from pplmon.judge import Judge
-from pplmon.link import Link
+from pplmon.monitor.cadence import Cadence
+from pplmon.monitor.delivery import Delivery, Handler
+from pplmon.monitor.judge import Judge
+from pplmon.monitor.link import Link
+from pplmon.monitor.passes import Pass
+from pplmon.monitor.windows import Windows
 from pplmon.numbers import CATALOGUE, CORE, select
-from pplmon.passes import Pass
 from pplmon.report import Report, Totals
 from pplmon.sinks.base import Sink
 from pplmon.tally import TokenTally
 from pplmon.tokens import TokenStats
-from pplmon.windows import Windows
 
 VERSION = 1  # of what ``state_dict`` holds
 
 
-class Monitor:
-    """Watches a training loop: ``observe`` every micro-batch, ``step`` every optimizer step, ``close`` at the end.
+class Engine:
+    """Everything that happens to a read-out: it is taken in, judged, added to its window, shown, and saved.
 
-    Args:
-        every_n_steps: optimizer steps in a logged window.
-        judge_every_n_steps: optimizer steps between two read-outs, at which the rules judge.
-        numbers: "core", "all" or a list of names: what is logged.
-        prefix: put before every log key, ``{prefix}{stage}/{name}``.
-        tally: the pattern that is cloned for each stage.
-        sinks: where to show things (see ``pplmon.sinks``); used on the first rank of the group only.
-        alerts: rules ``Report -> Alert | None``; ``None`` takes ``default_alerts()``, ``[]`` is off.
-        on_alert: one callable or several, ``Alert -> None``, called on the first rank of the group.
-        decode: ids -> str, to show the text around a worst token.
-
-    Raises:
-        ValueError: a cadence below 1, or an unknown name. Also at the first read-out that found targets outside the
-            vocabulary (on every rank; what was accumulated stays). Later ones are an alert.
+    ``Monitor`` adds the verbs of a training loop; every rank of the group calls the methods here alike.
     """
 
     def __init__(
@@ -88,104 +70,6 @@ class Monitor:
             if hasattr(handler, "bind"):
                 handler.bind(self)
 
-    # What the training loop calls.
-
-    def observe(
-        self,
-        logits: Tensor | TokenStats,
-        targets: Tensor | None = None,
-        mask: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        sample_ids: Tensor | None = None,
-        **batch_data: Tensor,
-    ) -> None:
-        """Count one micro-batch (arguments as ``TokenTally.update``). Never waits for the device."""
-        if not self._link.takes_part:
-            return
-        if self._pass is None:
-            tally, step, micro_batch = self._link.tally, self._step, self._micro_batch
-            self._micro_batch += 1
-            if self._delivery.watchers:
-                self.see(step, micro_batch, _batch(logits, targets, mask, document_ids, sample_ids, batch_data))
-        else:
-            tally, step, micro_batch = self._pass.tallies[0], max(self._step - 1, 0), self._pass.batches
-            self._pass.batches += 1
-        tally.update(
-            logits,
-            targets,
-            mask=mask,
-            document_ids=document_ids,
-            sample_ids=sample_ids,
-            step=step,
-            micro_batch=micro_batch,
-            **batch_data,
-        )
-
-    def step(self) -> Report | None:
-        """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``.
-
-        Every rank of the group calls it equally often; one that runs out of data calls ``close``.
-        """
-        return self.step_to(self._step)
-
-    def step_to(self, step: int) -> Report | None:
-        """Close the optimizer step ``step`` (0-based), for a framework that counts by itself."""
-        try:
-            self.collect()
-        finally:  # what it may raise is about an earlier step; this one is counted all the same
-            self._close_step(step)
-        self._delivery.settle()
-        # A pass or a checkpoint in between may have taken the window in.
-        report, self._closed = self._closed, None
-        return report
-
-    def _close_step(self, step: int) -> None:
-        closes = self.cadence.closes_window(step)
-        if self.cadence.reads_out(step):
-            self._link.launch(step, closes)
-        self._step, self._micro_batch = step + 1, 0
-        if closes and self.wait_for_window:
-            self.collect()
-
-    @contextmanager
-    def stage(self, stage: str) -> Iterator[Pass]:
-        """Count a whole pass apart: ``with monitor.stage("val") as val: …``; then ``val.report``."""
-        if stage not in ("val", "test"):
-            raise ValueError(f'a stage is "val" or "test", got {stage!r}; what is outside is "train"')
-        opened = Pass(stage, self._link.pattern)
-        self._pass = opened
-        try:
-            yield opened
-        finally:
-            self._pass = None
-        self.finish(opened, max(self._step - 1, 0))
-
-    def request_stop(self) -> None:
-        """Wish to stop. It travels with the next read-out; ``should_stop`` then turns true on all ranks at one step."""
-        self._link.tally.signal("stop_votes")
-
-    def close(self) -> Report | None:
-        """Wait for what is under way, log the last, shorter window, close the sinks; returns the last report.
-
-        A rank that runs out of data before the others takes part in their read-outs until all have closed.
-        """
-        if self._abandoned:
-            return self._last
-        try:
-            self._leave()
-        finally:
-            self._all_leave = False
-            self._log_rest()
-            self._show_worst_of_run()
-            if self._link.severed:
-                self._write_own()
-            else:
-                self._delivery.settle()
-            self._delivery.close()
-        return self._last
-
-    # What a framework's adapter calls besides.
-
     @property
     def tally(self) -> TokenTally:
         """The tally of the step under way."""
@@ -200,10 +84,6 @@ class Monitor:
     def rank(self) -> int:
         """This process's rank in the run, as addresses give it."""
         return self._link.pattern.group.global_rank
-
-    def see(self, step: int, micro_batch: int, batch: object) -> None:
-        """Show a micro-batch of training to the handlers that wish to see it."""
-        self._delivery.see(step, micro_batch, batch)
 
     def collect(self) -> None:
         """Take in the read-out under way, if any: judge it, add it to its window, log the window if it closed."""
@@ -328,22 +208,6 @@ class Monitor:
         """Show a report under the keys ``{head}{name}{tail}``. A framework's adapter may have more places for them."""
         if self.writes:
             self._delivery.report(report, self.keys(report, head, tail))
-
-    # How it is done.
-
-    def _leave(self) -> None:
-        try:
-            self.collect()
-        finally:
-            while self._link.takes_part and not self._link.severed and not self._all_leave:
-                self._link.tally.signal("leaving")
-                due = self.cadence.next_read_out(self._step)
-                # What handlers put off may have collectives of its own: they come where the ranks that go on have theirs.
-                if due != self._step:
-                    self._delivery.settle()
-                self._link.launch(due, self.cadence.closes_window(due))
-                self._delivery.settle()
-                self.collect()
 
     def _start(self) -> None:
         if not self._started and self.writes:

@@ -16,10 +16,10 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import pplmon
-from pplmon.demo_model import ByteModel
-from pplmon.demo_plan import Plan
-from pplmon.demo_summary import corruption_found, show_summary
-from pplmon.demo_text import CONTEXT, HeldOutWindows, Sequences, TrainingWindows, decode, language_reference
+from pplmon.demo.model import ByteModel
+from pplmon.demo.plan import Plan
+from pplmon.demo.summary import corruption_found, show_summary
+from pplmon.demo.text import CONTEXT, HeldOutWindows, Sequences, TrainingWindows, decode, language_reference
 from pplmon.sinks.journal import FILE_NAME, read_journal
 
 MOST_THREADS = 4  # more do not make a model this small faster

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from pplmon import trainer as facts
+from pplmon.lightning import trainer as facts
 from pplmon.monitor import Monitor
-from pplmon.passes import TrainerPass
+from pplmon.monitor.passes import TrainerPass
 from pplmon.report import Report
 
 

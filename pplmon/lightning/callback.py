@@ -13,19 +13,19 @@ try:
 except ImportError:  # the same classes under the other name
     from lightning.pytorch import Callback  # type: ignore[assignment,no-redef,import-not-found,unused-ignore]
 
-from pplmon import trainer as facts
 from pplmon.alerts import MetricRule, Rule
-from pplmon.cadence import Cadence
 from pplmon.capture import Capture, Logits, Targets
-from pplmon.delivery import Handler
 from pplmon.evidence import Decode
-from pplmon.guard import LossGuard
-from pplmon.judge import check_rules
+from pplmon.lightning import trainer as facts
+from pplmon.lightning.guard import LossGuard
+from pplmon.lightning.monitor import TrainerMonitor
+from pplmon.monitor.cadence import Cadence
+from pplmon.monitor.delivery import Handler
+from pplmon.monitor.judge import check_rules
+from pplmon.monitor.passes import TrainerPass
 from pplmon.numbers import CATALOGUE, select
-from pplmon.passes import TrainerPass
 from pplmon.report import Report
 from pplmon.tally import TokenTally
-from pplmon.trainer_monitor import TrainerMonitor
 
 EPOCH_NUMBERS = ("cross_entropy", "perplexity", "token_accuracy", "max_token_loss")
 
