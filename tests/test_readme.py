@@ -71,10 +71,11 @@ def commands() -> list[Any]:
 
 
 def run_python(code: str, cwd: Path) -> str:
-    """Run code in a process of its own, where pplmon's own warnings are errors; return what it printed."""
+    """Run code as a script in a process of its own, where pplmon's warnings are errors; return what it printed."""
+    (cwd / "block.py").write_text(code, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "block.py"],
         cwd=cwd,
         env=environment,
         capture_output=True,

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
 
 from tests.launch import ROOT
 
@@ -42,16 +37,3 @@ def test_every_fault_names_a_test_that_is_there() -> None:
 def test_every_test_that_the_pages_name_is_there() -> None:
     """In the text, too."""
     assert set(re.findall(r"`(test_\w+)`", PAGE)) <= names_there()
-
-
-@pytest.mark.ranks
-def test_the_example_runs(tmp_path: Path) -> None:
-    """As it stands there, from a file."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    (tmp_path / "example.py").write_text(code)
-    command = [sys.executable, str(tmp_path / "example.py")]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
