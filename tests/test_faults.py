@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import pplmon
-from pplmon import delivery
+from pplmon.monitor import delivery
 from pplmon.sinks import Journal, Sink
 from pplmon.sinks.journal import read_journal
 from tests.fault_script import TOKENS, stats
