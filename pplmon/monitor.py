@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplmon.alerts import Rule, default_alerts
+from pplmon.alerts import Rule, default_alerts, watched
 from pplmon.cadence import Cadence
 from pplmon.delivery import Delivery, Handler
 from pplmon.evidence import Decode
@@ -79,6 +79,7 @@ class Monitor:
         self._all_leave = False
         self._abandoned = False
         self._last: Report | None = None
+        self._resumed_at: int | None = None  # the step at which a loaded state goes on
         for handler in self._delivery.handlers:
             if hasattr(handler, "bind"):
                 handler.bind(self)
@@ -239,6 +240,7 @@ class Monitor:
         taken = self._link.take() if self._link.arrives(seconds) else None
         self._link.sever()
         if taken is not None:
+            self._start()
             self._windows.add(taken[1].silent())
             self._judge.without_raising(taken[1], partial(self._report, taken[0].step, "train"))
         window = self._windows.window
@@ -275,6 +277,10 @@ class Monitor:
         self._windows.load_state_dict(state, extras, first)
         self._judge.load_state_dict(state["judge"])
         self._step, self._micro_batch = state["step"], state["micro_batch"]
+        self._resumed_at, self._started = (
+            self._step,
+            False,
+        )  # the journal has to tell what the rules remember from here on
         if first:
             self._link.tally.add_totals(Totals.from_state_dict(state["unread"], extras))
 
@@ -313,7 +319,10 @@ class Monitor:
             "python": platform.python_version(),
             "ranks": self._link.ranks,
             **asdict(self.cadence),
+            "resumed_at": self._resumed_at,
+            "memory": None if self._resumed_at is None else self._judge.memory(),
             "alerts": [repr(rule) for rule in self._judge.rules],
+            "watched": watched(self._judge.rules),
         }
 
     def _log_window(self, step: int) -> Report:

@@ -36,6 +36,7 @@ ROOMS = {
     "delivery": JUDGE | {"sinks"},
     "judge": RUN - {"monitor"},
     "monitor": RUN,
+    "replay": JUDGE | {"sinks", "delivery"},
     "capture": {"tokens", "tally"},
     "guard": {"cells", "tally"},
     "trainer": {"sinks"},
@@ -44,7 +45,7 @@ ROOMS = {
 }
 ANY = {"cli", "demo", "demo_model", "demo_plan", "demo_summary", "demo_text", "testing"}  # and pplmon itself
 
-NO_TORCH = (*STATE, "alerts", "delivery", "judge")
+NO_TORCH = (*STATE, "alerts", "delivery", "judge", "replay")
 DISTRIBUTED = ("tally", "kernels.vocab_parallel")
 FRAMEWORKS = {"pytorch_lightning", "lightning", "lightning_fabric"}
 HEAVY = ("wandb", "tensorboard", "torch.utils.tensorboard", "pytorch_lightning", "lightning", "transformers", "rich")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -97,4 +98,24 @@ class MetricRule:
         return value
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.metric!r})"
+        """Return the call that makes this rule: the journal keeps it, and ``pplmon replay`` reads it back."""
+        parameters = inspect.signature(type(self)).parameters
+        parts = [
+            _literal(value) if parameters[name].default is inspect.Parameter.empty else f"{name}={_literal(value)}"
+            for name, value in options(self).items()
+            if value != parameters[name].default
+        ]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def options(rule: MetricRule) -> dict[str, Any]:
+    """Return the arguments that a rule was made with, by name: those that it keeps as attributes of the same name."""
+    names = inspect.signature(type(rule)).parameters
+    return {name: getattr(rule, name) for name in names if hasattr(rule, name)}
+
+
+def _literal(value: Any) -> str:
+    """Return a value as a literal that reads back as itself: a short one where there is one."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return repr(value)

@@ -49,6 +49,7 @@ class Spike(MetricRule):
             raise ValueError(f"leak must be a finite number of at least 0, got {leak!r}")
         if not 0 < limit < math.inf:
             raise ValueError(f"limit must be above 0 and finite, or Spike can never fire or never rest; got {limit!r}")
+        self.window, self.gap = window, gap
         self.leak, self.limit, self.quiet_steps, self.recovery_steps = leak, limit, quiet_steps, recovery_steps
         self._baseline = Baseline(window, gap)
         self._bucket = 0.0

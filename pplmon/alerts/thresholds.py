@@ -74,14 +74,6 @@ class _Threshold(MetricRule):
     def _can_fire(self, threshold: float) -> bool:
         raise NotImplementedError
 
-    def __repr__(self) -> str:
-        more = {"for_steps": 1, "after_step": 0, "hysteresis": 0.0}
-        given = "".join(
-            f", {name}={getattr(self, name)!r}" for name, usual in more.items() if getattr(self, name) != usual
-        )
-        stage = "" if self.stage == "train" else f", stage={self.stage!r}"
-        return f"{type(self).__name__}({self.metric!r}, {self.threshold:g}{stage}{given})"
-
 
 class Above(_Threshold):
     """Alert when a number is above ``threshold`` (in its own unit) for ``for_steps`` judged values in a row.
@@ -131,6 +123,3 @@ class NonFinite(MetricRule):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave."""
         self._fired = bool(state["fired"])
-
-    def __repr__(self) -> str:
-        return "NonFinite()"
