@@ -113,7 +113,7 @@ class Life:
             return
 
 
-@settings(max_examples=30, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=25, phases=[Phase.explicit, Phase.generate])
 @given(
     script=st.lists(st.tuples(STEP, BATCH), min_size=25, max_size=60),
     every=st.integers(1, 7),

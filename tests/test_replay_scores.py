@@ -128,7 +128,7 @@ def noise(seed: int, length: int, kind: str) -> Series:
         ("exponential", "Above('cross_entropy', 1, for_steps=2)", 100_000, 20.0),
         ("gauss", "Below('cross_entropy', 1)", 100_000, 20.0),
         ("exponential", "Above('cross_entropy', 1)", 10_000, 5.0),  # beyond the data: half an alarm is wanted
-        ("exponential", "Spike('cross_entropy', window=32, gap=4)", 60_000, 40.0),
+        ("exponential", "Spike('cross_entropy', window=32, gap=4)", 30_000, 80.0),
     ],
 )
 def test_a_suggested_threshold_gives_the_wanted_rate(kind: str, text: str, steps: int, rate: float) -> None:

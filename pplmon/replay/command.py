@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from pplmon.alerts import NonFinite
 from pplmon.replay.columns import parse_map
 from pplmon.replay.rules import EXAMPLE, Rules
 from pplmon.replay.run import run
@@ -66,7 +67,8 @@ def _replay(options: argparse.Namespace) -> int:
         result = run(series, rules)
         watch = Watch(series, incidents)
         tuned = [] if options.wanted_rate is None else rules.metric_rules().values()
-        suggestions = [suggest(rule, options.wanted_rate, series, watch) for rule in tuned]
+        tunable = [rule for rule in tuned if not isinstance(rule, NonFinite)]  # it has no threshold
+        suggestions = [suggest(rule, options.wanted_rate, series, watch) for rule in tunable]
     except (ReplayError, OSError) as error:
         print(f"pplmon replay: {error}", file=sys.stderr)
         return 2
