@@ -355,7 +355,7 @@ def test_default_alerts_are_fresh() -> None:
         "Spike('cross_entropy')",
         "Spike('max_sequence_loss')",
         "Spike('worst_1pct_loss')",
-        "Above('max_token_excess', 14.0)",
+        "Above('max_token_excess', 14)",
     ]
     sick = Report(step=0, numbers={"nonfinite_tokens": 2, "max_token_excess": 20.0, "cross_entropy": 1.0})
     assert [bool(rule(sick)) for rule in first] == [True, False, False, False, True]

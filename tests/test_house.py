@@ -35,12 +35,13 @@ ROOMS = {
     "actions": JUDGE | {"sinks"},
     "sinks": JUDGE,
     "monitor": RUN,
+    "replay": JUDGE | {"sinks", "monitor"},
     "capture": {"cells", "tally", "tokens"},
     "lightning": RUN | {"capture"},
 }
 ANY = {"cli", "demo", "testing"}  # and pplmon itself
 
-NO_TORCH = (*STATE, "alerts")
+NO_TORCH = (*STATE, "alerts", "replay")
 DISTRIBUTED = ("tally", "kernels.vocab_parallel", "testing")  # testing starts ranks of its own
 FRAMEWORKS = {"pytorch_lightning", "lightning", "lightning_fabric"}
 HEAVY = (

@@ -287,7 +287,7 @@ def test_rules_of_one_kind_are_told_apart_in_a_checkpoint() -> None:
     assert second[0].n == 1  # type: ignore[union-attr]
     assert [rule.state_dict()["fired"] for rule in second[1:]] == [False, True]  # type: ignore[union-attr]
     assert (
-        repr(pplmon.Spike("cross_entropy", limit=8.0, stage="val")) == "Spike('cross_entropy', limit=8.0, stage='val')"
+        repr(pplmon.Spike("cross_entropy", limit=8.0, stage="val")) == "Spike('cross_entropy', limit=8, stage='val')"
     )
 
 

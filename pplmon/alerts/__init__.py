@@ -5,8 +5,24 @@ otherwise, and read only a report's numbers, which are the same on every rank: s
 """
 
 from pplmon.alerts.defaults import default_alerts, watched
-from pplmon.alerts.rule import Alert, MetricRule, Rule
+from pplmon.alerts.memory import TargetCheck, checked, remembered, remind
+from pplmon.alerts.rule import Alert, MetricRule, Rule, options
 from pplmon.alerts.spike import Spike
 from pplmon.alerts.thresholds import Above, Below, NonFinite
 
-__all__ = ["Above", "Alert", "Below", "MetricRule", "NonFinite", "Rule", "Spike", "default_alerts", "watched"]
+__all__ = [
+    "Above",
+    "Alert",
+    "Below",
+    "MetricRule",
+    "NonFinite",
+    "Rule",
+    "Spike",
+    "TargetCheck",
+    "checked",
+    "default_alerts",
+    "options",
+    "remembered",
+    "remind",
+    "watched",
+]

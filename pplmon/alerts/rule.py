@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from inspect import Parameter, signature
 from typing import Any
 
 from pplmon.evidence import WorstSequence, WorstToken
@@ -98,8 +98,24 @@ class MetricRule:
         return value
 
     def __repr__(self) -> str:
-        """Return the call that makes this rule: what is not usual is named, so that two unlike rules look unlike."""
-        parameters = [p for p in signature(type(self)).parameters.values() if hasattr(self, p.name)]
-        needed = [repr(getattr(self, p.name)) for p in parameters if p.default is Parameter.empty]
-        given = [p for p in parameters if p.default is not Parameter.empty and getattr(self, p.name) != p.default]
-        return f"{type(self).__name__}({', '.join(needed + [f'{p.name}={getattr(self, p.name)!r}' for p in given])})"
+        """Return the call that makes this rule: the journal keeps it, and ``pplmon replay`` reads it back."""
+        parameters = inspect.signature(type(self)).parameters
+        parts = [
+            _literal(value) if parameters[name].default is inspect.Parameter.empty else f"{name}={_literal(value)}"
+            for name, value in options(self).items()
+            if value != parameters[name].default
+        ]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def options(rule: MetricRule) -> dict[str, Any]:
+    """Return the arguments that a rule was made with, by name: those that it keeps as attributes of the same name."""
+    names = inspect.signature(type(rule)).parameters
+    return {name: getattr(rule, name) for name in names if hasattr(rule, name)}
+
+
+def _literal(value: Any) -> str:
+    """Return a value as a literal that reads back as itself: a short one where there is one."""
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return repr(value)

@@ -49,12 +49,6 @@ class Delivery:
         self._failures: Counter[int] = Counter()
         self._named_slow: set[int] = set()
 
-    def watch(self, names: Sequence[str]) -> None:
-        """Tell the journal which numbers the rules watch."""
-        for sink in self._sinks:
-            if isinstance(sink, Journal):
-                sink.watch(names)
-
     def start(self, run: Mapping[str, Any]) -> None:
         """Tell every sink that a run begins."""
         for sink in self._sinks:

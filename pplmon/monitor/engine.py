@@ -65,7 +65,7 @@ class Engine:
         self._abandoned = False
         self._last: Report | None = None
         self._closed: Report | None = None  # logged, and not yet returned by a step
-        self._delivery.watch(watched(self._judge.rules))
+        self._resumed_at: int | None = None  # the step at which a loaded state goes on
         for handler in self._delivery.handlers:
             if hasattr(handler, "bind"):
                 handler.bind(self)
@@ -145,6 +145,7 @@ class Engine:
         taken = self._link.take() if self._link.arrives(seconds) else None
         self._link.sever()
         if taken is not None:
+            self._start()
             self._windows.add(taken[1].silent())
             self._judge.without_raising(taken[1], partial(self._report, taken[0].step, "train"))
         window = self._windows.window
@@ -190,6 +191,10 @@ class Engine:
         self._windows.load_state_dict(state, fitted, first)
         self._judge.load_state_dict(state["judge"])
         self._step, self._micro_batch = state["step"], state["micro_batch"]
+        self._resumed_at, self._started = (
+            self._step,
+            False,
+        )  # the journal has to tell what the rules remember from here on
         if first:
             self._link.tally.add_totals(fitted(Totals.from_state_dict(state["unread"])))
 
@@ -220,7 +225,10 @@ class Engine:
             "python": platform.python_version(),
             "ranks": self._link.ranks,
             **asdict(self.cadence),
+            "resumed_at": self._resumed_at,
+            "memory": None if self._resumed_at is None else self._judge.memory(),
             "alerts": [repr(rule) for rule in self._judge.rules],
+            "watched": watched(self._judge.rules),
         }
 
     def _log_window(self, step: int) -> Report:

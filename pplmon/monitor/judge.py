@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pplmon import cells
-from pplmon.alerts import Alert, MetricRule, Rule
+from pplmon.alerts import Alert, MetricRule, Rule, TargetCheck, checked, remembered, remind
 from pplmon.alerts.baseline import Baseline
 from pplmon.evidence import WorstSequence, WorstToken
 from pplmon.monitor.delivery import Delivery
@@ -24,8 +24,7 @@ class Judge:
         self.rules = check_rules(rules)
         self._delivery, self._link = delivery, link
         self._reads_rows = not all(getattr(rule, "numbers_only", False) for rule in self.rules)
-        self._first = True
-        self._invalid = False
+        self._targets = TargetCheck()
         self._usual = Baseline(window=128, gap=16)  # the cross-entropy of earlier read-outs, for blame
 
     def __call__(self, totals: Totals, report_of: Callable[[Totals, bool], Report], gathered: bool = False) -> None:
@@ -45,11 +44,11 @@ class Judge:
             # A rule of the user's may look at the worst tokens, and has to see the same ones on every rank.
             totals, gathered = self._link.gather(totals), True
         report = report_of(totals, self._reads_rows)
-        if self._link.writes:
-            self._delivery.judged(report)
         alerts = self._check_targets(totals, report)
+        if self._link.writes:
+            self._delivery.judged(report)  # not before: a replay takes it that the rules saw this row
         raised = [self._delivery.guard(rule, "judging", rule, report) for rule in self.rules]
-        alerts += [self._checked(rule, alert) for rule, alert in zip(self.rules, raised) if alert is not None]
+        alerts += [checked(rule, alert) for rule, alert in zip(self.rules, raised) if alert is not None]
         usual = self._usual.median() if self._usual.armed and report.stage == "train" else None
         self._learn(report)
         if alerts:
@@ -60,32 +59,23 @@ class Judge:
 
     def without_raising(self, totals: Totals, report_of: Callable[[Totals, bool], Report]) -> None:
         """Judge while another exception is on its way."""
-        self._first = False
+        self._targets.first = False
         self._delivery.guard(self, "judging", self, totals, report_of)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the rules remember, as plain values; a rule of the user's takes part if it has the same method."""
-        rules: list[Any] = [[_identity(rule), getattr(rule, "state_dict", dict)()] for rule in self.rules]
-        return {"first": self._first, "invalid": self._invalid, "rules": rules, "usual": self._usual.values()}
+        return {**self._targets.state_dict(), "rules": remembered(self.rules), "usual": self._usual.values()}
+
+    def memory(self) -> dict[str, Any]:
+        """Return what our own rules remember, for the journal: where a replay of a resumed run has to begin."""
+        ours = [rule for rule in self.rules if isinstance(rule, MetricRule)]
+        return {**self._targets.state_dict(), "rules": remembered(ours)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Give each rule back what it remembered; a rule that was not there before begins anew."""
-        self._first, self._invalid = state["first"], state["invalid"]
+        self._targets.load_state_dict(state)
         self._usual.restore(state["usual"])
-        saved = [tuple(entry) for entry in state["rules"]]
-        for rule in self.rules:
-            found = next((entry for entry in saved if entry[0] == _identity(rule)), None)
-            if found is not None:
-                saved.remove(found)
-                if found[1]:
-                    rule.load_state_dict(found[1])  # type: ignore[attr-defined]
-
-    def _checked(self, rule: Rule, raised: Any) -> Alert:
-        """An answer that is no alert is one all the same: somebody meant to be told."""
-        if isinstance(raised, Alert):
-            return raised
-        name = getattr(rule, "__name__", repr(rule))
-        return Alert(name, f"{name} answered {raised!r}; a rule returns a pplmon.Alert or None")
+        remind(self.rules, state["rules"])
 
     def _learn(self, report: Report) -> None:
         value = report.numbers.get("cross_entropy")
@@ -105,9 +95,9 @@ class Judge:
 
     def _check_targets(self, totals: Totals, report: Report) -> list[Alert]:
         """Raise at the first read-out that there is; later, alert on the edge."""
-        count, first = totals["invalid_targets"], self._first
-        was, self._first, self._invalid = self._invalid, False, count > 0
-        if not count or was:
+        count = totals["invalid_targets"]
+        verdict = self._targets.verdict(count)
+        if verdict is None:
             return []
         size, example = totals["vocab_size"], totals["invalid_target_example"] - cells.EXAMPLE_OFFSET
         text = (
@@ -115,20 +105,9 @@ class Judge:
             f"ignore_index is {self._link.pattern.ignore_index}. Does the tokenizer fit the model, and is padding marked by "
             "ignore_index or left out by mask?"
         )
-        if first:
+        if verdict == "error":
             raise ValueError(text)
-        if not self.rules:
-            return []
-        text = f"step {report.step}: {text}"
-        return [Alert("InvalidTargets", text, "invalid_targets", report.step, report.stage, count, 0.0, "critical")]
-
-
-def _identity(rule: Rule) -> str:
-    """What tells a rule from another in a checkpoint. Of several alike, the first saved is the first to be restored."""
-    if isinstance(rule, MetricRule):
-        return repr(rule)
-    named = rule if hasattr(rule, "__qualname__") else type(rule)
-    return f"{getattr(named, '__module__', '')}.{getattr(named, '__qualname__', '')}"
+        return [self._targets.alert(report.step, report.stage, count, text)] if self.rules else []
 
 
 def _blame(evidence: Report, usual: float | None, worst: Sequence[WorstToken | WorstSequence]) -> float | None:

@@ -1,4 +1,4 @@
-"""What a place that shows things is: four verbs, each of which may be left out."""
+"""What a place that shows things is: a few verbs, each of which may be left out."""
 
 from __future__ import annotations
 

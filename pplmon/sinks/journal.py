@@ -22,7 +22,8 @@ from pplmon.sinks.base import Sink
 from pplmon.sinks.text import finite_or_text
 
 FILE_NAME = "pplmon.jsonl"
-SERIES = tuple(dict.fromkeys((*CORE, "worst_1pct_loss", "max_token_excess", "relative_cross_entropy", "tokens")))
+_BESIDE = ("worst_1pct_loss", "max_token_excess", "relative_cross_entropy", "tokens", "invalid_targets")
+SERIES = tuple(dict.fromkeys((*CORE, *_BESIDE)))
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _LOSSES = ("loss", "context_losses", "predicted_probability")  # of a worst token or sequence: what may be non-finite
 
@@ -30,7 +31,8 @@ _LOSSES = ("loss", "context_losses", "predicted_probability")  # of a worst toke
 class Journal(Sink):
     """Append to ``<directory>/pplmon.jsonl``; the directory is made on first use.
 
-    ``series`` names the numbers of a ``judged`` row, one of which is written per read-out: keep it compact.
+    ``series`` names the numbers of a ``judged`` row, one of which is written per read-out: keep it compact. ``None``
+    takes ``SERIES`` and what the monitor's rules watch, so that ``pplmon replay`` sees what they saw.
     ``prefix`` tells the rows of two monitors in one file apart.
     """
 
@@ -40,6 +42,7 @@ class Journal(Sink):
         self._path = Path(directory) / FILE_NAME
         self._series = SERIES if series is None else tuple(series)
         self._prefix = prefix
+        self._adds_watched = series is None
         self._file: BinaryIO | None = None
 
     @property
@@ -47,12 +50,10 @@ class Journal(Sink):
         """The file."""
         return self._path
 
-    def watch(self, names: Sequence[str]) -> None:
-        """Add the numbers that rules watch to the ``judged`` rows, so that a replay sees what they saw."""
-        self._series = tuple(dict.fromkeys((*self._series, *names)))
-
     def start(self, run: Mapping[str, Any]) -> None:
         """Write what is known of the run."""
+        if self._adds_watched:
+            self._series = tuple(dict.fromkeys((*self._series, *run.get("watched", ()))))
         self._write({"kind": "run"} | {name: value for name, value in run.items() if name != "kind"}).flush()
 
     def judged(self, report: Report) -> None:

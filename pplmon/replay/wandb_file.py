@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+HEADER = (b":W&B", 0xBEE1, 0)
 BLOCK = 32 * 1024
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
@@ -28,11 +29,16 @@ class OfflineRun:
 
 
 def read_run(path: Path) -> OfflineRun:
-    """Return the records of one ``.wandb`` file."""
-    from wandb.proto import wandb_internal_pb2 as pb
+    """Return the records of one ``.wandb`` file. A record that a kill cut short is passed over, with what follows.
 
+    Raises:
+        ValueError: it is no such file.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    pb: Any = wandb_internal_pb2  # its names are made when it is imported
     run = OfflineRun()
-    for data in _records(path.read_bytes()):
+    for data in _records(path):
         record = pb.Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
@@ -61,9 +67,13 @@ def _items(items: Any) -> dict[str, Any]:
     return found
 
 
-def _records(data: bytes) -> Iterator[bytes]:
-    magic, number, version = struct.unpack("<4sHB", data[:7])
-    assert (magic, number, version) == (b":W&B", 0xBEE1, 0)
+def _records(path: Path) -> Iterator[bytes]:
+    data = path.read_bytes()
+    if len(data) < 7 or struct.unpack("<4sHB", data[:7]) != HEADER:
+        raise ValueError(
+            f"{path} is no .wandb file of a run: it does not begin with W&B's mark. Give the file run-<id>.wandb of an "
+            "offline run"
+        )
     position, parts = 7, b""
     while position + 7 <= len(data):
         left = BLOCK - position % BLOCK
@@ -73,6 +83,8 @@ def _records(data: bytes) -> Iterator[bytes]:
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
         chunk = data[position + 7 : position + 7 + length]
         position += 7 + length
+        if len(chunk) < length or kind not in (FULL, FIRST, MIDDLE, LAST):
+            return  # cut short, or zeros that were never written
         parts = chunk if kind in (FULL, FIRST) else parts + chunk
         if kind in (FULL, LAST):
             yield parts

@@ -1,0 +1,33 @@
+"""REPLAY: run rules over a run that is over, to see when each would have fired, and to tune it.
+
+    series = replay.read("runs/a")
+    result = replay.run(series, replay.Rules(["live"], series))
+
+``pplmon replay`` is the command. From a journal it reproduces the live alerts exactly: the rules are the same objects,
+and judge the same numbers.
+"""
+
+from pplmon.replay.rules import Rules, parse_rule
+from pplmon.replay.run import Fired, Result, run
+from pplmon.replay.score import Incident, Score, scores
+from pplmon.replay.series import ReplayError, Row, Segment, Series
+from pplmon.replay.sources import read
+from pplmon.replay.suggest import Suggestion, suggest
+
+__all__ = [
+    "Fired",
+    "Incident",
+    "ReplayError",
+    "Result",
+    "Row",
+    "Rules",
+    "Score",
+    "Segment",
+    "Series",
+    "Suggestion",
+    "parse_rule",
+    "read",
+    "run",
+    "scores",
+    "suggest",
+]

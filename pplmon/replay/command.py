@@ -1,0 +1,80 @@
+"""``pplmon replay``: its options, and the order in which things are done."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pplmon.alerts import NonFinite
+from pplmon.replay.columns import parse_map
+from pplmon.replay.rules import EXAMPLE, Rules
+from pplmon.replay.run import run
+from pplmon.replay.score import Incident, Watch, scores
+from pplmon.replay.series import ReplayError
+from pplmon.replay.show import as_json, show
+from pplmon.replay.sources import read
+from pplmon.replay.suggest import check_rate, suggest
+
+RULE_HELP = (
+    f'a rule as in Python, "{EXAMPLE}" (literals only: nothing is run), or "default", or "live" (a journal\'s own rules), '
+    "or FILE.py:NAME for one of your own (that file is run); may be repeated. Without it: live from a journal, else default"
+)
+
+
+def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    text = "run alert rules over a run that is over: when each would have fired, how good it is, how to tune it"
+    replay = commands.add_parser("replay", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    replay.add_argument(
+        "path",
+        type=Path,
+        help="a journal, a TensorBoard directory, a W&B offline run or a CSV: the file or its directory",
+    )
+    replay.add_argument("--rule", action="append", default=[], metavar="RULE", help=RULE_HELP)
+    replay.add_argument(
+        "--incident",
+        action="append",
+        default=[],
+        metavar="STEP[-STEP]",
+        help="where something was wrong indeed: gives recall, delay and false alarms; may be repeated",
+    )
+    replay.add_argument(
+        "--wanted-rate", type=float, metavar="N", help="suggest thresholds for N false alarms per 100,000 steps"
+    )
+    replay.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="COLUMN=NUMBER",
+        help="what a column of a log is, as in loss=cross_entropy or loss=val/cross_entropy; may be repeated",
+    )
+    replay.add_argument(
+        "--step", metavar="COLUMN", help="the column that counts optimizer steps, where it is not found"
+    )
+    replay.add_argument("--json", action="store_true", help="print one JSON object")
+    replay.set_defaults(run=_replay)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    """Replay, and return the exit code: 2 where something that was given does not fit."""
+    try:
+        if options.wanted_rate is not None:
+            check_rate(options.wanted_rate)
+        incidents = [Incident.parse(text) for text in options.incident]
+        series = read(options.path, dict(map(parse_map, options.map)), options.step)
+        rules = Rules(options.rule, series)
+        result = run(series, rules)
+        watch = Watch(series, incidents)
+        tuned = [] if options.wanted_rate is None else rules.metric_rules().values()
+        tunable = [rule for rule in tuned if not isinstance(rule, NonFinite)]  # it has no threshold
+        suggestions = [suggest(rule, options.wanted_rate, series, watch) for rule in tunable]
+    except (ReplayError, OSError) as error:
+        print(f"pplmon replay: {error}", file=sys.stderr)
+        return 2
+    scored = scores(watch, result.rules, result.fired)
+    if options.json:
+        print(as_json(series, result, scored, suggestions))
+    else:
+        show(series, result, scored, suggestions)
+    return 0

@@ -1,0 +1,129 @@
+"""How good a rule was: which marked incidents it caught, how fast, and how often it cried wolf."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from pplmon.replay.run import Fired
+from pplmon.replay.series import ReplayError, Series
+
+WITHIN = 200  # optimizer steps: alarms that close together are one event, and an incident is over so long after its end
+PER = 100_000  # steps that a rate counts
+
+
+@dataclass(frozen=True)
+class Incident:
+    """Steps (0-based, both included) at which something was wrong indeed."""
+
+    start: int
+    end: int
+
+    @classmethod
+    def parse(cls, text: str) -> Incident:
+        """Read ``18402`` or ``18000-18500``."""
+        found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", text)
+        if found is None:
+            raise ReplayError(f"--incident wants a step or a range of steps, as 18402 or 18000-18500; got {text!r}")
+        start, end = int(found[1]), int(found[2] or found[1])
+        if end < start:
+            raise ReplayError(f"--incident {text}: it ends before it begins; write {end}-{start}")
+        return cls(start, end)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One rule, or all of them together."""
+
+    rule: str
+    alerts: int
+    events: int  # alarms within WITHIN steps of an event's first are that event
+    incidents: int
+    caught: int
+    delays: tuple[int, ...]  # optimizer steps from an incident's start to its first alarm, for those caught
+    false_events: int
+    quiet_steps: int  # optimizer steps outside incidents
+
+    @property
+    def recall(self) -> float | None:
+        """The share of incidents that were caught."""
+        return self.caught / self.incidents if self.incidents else None
+
+    @property
+    def delay(self) -> float | None:
+        """The median delay in optimizer steps."""
+        return median(self.delays) if self.delays else None
+
+    @property
+    def false_per_100k(self) -> float | None:
+        """False alarms per 100,000 quiet steps."""
+        return self.false_events * PER / self.quiet_steps if self.quiet_steps else None
+
+
+class Watch:
+    """The steps of a series, and which of them were quiet."""
+
+    def __init__(self, series: Series, incidents: Sequence[Incident] = ()) -> None:
+        self.spans, self.incidents = series.spans(), tuple(incidents)
+        # With rows further apart, what happens 200 steps later is seen up to a row later.
+        self.within = WITHIN + series.spacing() - 1
+        last = max(end for _, end in self.spans)
+        for incident in incidents:
+            if not any(incident.start <= end and incident.end >= start for start, end in self.spans):
+                raise ReplayError(f"--incident {incident.start}: the run has steps {self.spans[0][0]} to {last} only")
+        self.quiet_steps = sum(self._quiet(*span) for span in self.spans)
+
+    def in_incident(self, step: int) -> bool:
+        """True from an incident's start until it is over."""
+        return any(i.start <= step <= i.end + self.within for i in self.incidents)
+
+    def events(self, alarms: Iterable[tuple[int, int]]) -> list[list[int]]:
+        """Group alarms, (run, step), into events; return each event's steps."""
+        events: list[tuple[int, list[int]]] = []
+        for run, step in sorted(alarms):
+            if events and events[-1][0] == run and step - events[-1][1][0] <= self.within:
+                events[-1][1].append(step)
+            else:
+                events.append((run, [step]))
+        return [steps for _, steps in events]
+
+    def false_events(self, alarms: Iterable[tuple[int, int]]) -> int:
+        """Count the events none of whose alarms lies in an incident."""
+        return sum(not any(map(self.in_incident, steps)) for steps in self.events(alarms))
+
+    def score(self, rule: str, fired: Sequence[Fired]) -> Score:
+        """Score one rule's alerts."""
+        alarms = [(f.run, f.alert.step) for f in fired if not f.repeated and f.alert.step is not None]
+        steps = sorted(step for _, step in alarms)
+        delays = []
+        for incident in self.incidents:
+            seen = next((s for s in steps if incident.start <= s <= incident.end + self.within), None)
+            if seen is not None:
+                delays.append(seen - incident.start)
+        return Score(
+            rule=rule,
+            alerts=len(fired),
+            events=len(self.events(alarms)),
+            incidents=len(self.incidents),
+            caught=len(delays),
+            delays=tuple(delays),
+            false_events=self.false_events(alarms),
+            quiet_steps=self.quiet_steps,
+        )
+
+    def _quiet(self, start: int, end: int) -> int:
+        """Count a run's steps outside incidents."""
+        quiet, at = 0, start
+        for incident in sorted(self.incidents, key=lambda i: i.start):
+            quiet += max(0, min(incident.start, end + 1) - at)
+            at = max(at, incident.end + self.within + 1)
+        return quiet + max(0, end + 1 - at)
+
+
+def scores(watch: Watch, rules: Sequence[str], fired: Sequence[Fired]) -> list[Score]:
+    """Score every rule by itself, and with more than one all of them together, last."""
+    labels = list(dict.fromkeys([*rules, *(f.rule for f in fired)]))
+    each = [watch.score(label, [f for f in fired if f.rule == label]) for label in labels]
+    return [*each, watch.score("any of them", fired)] if len(each) > 1 else each
