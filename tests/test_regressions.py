@@ -286,9 +286,7 @@ def test_rules_of_one_kind_are_told_apart_in_a_checkpoint() -> None:
     resumed.load_state_dict(monitor.state_dict())
     assert second[0].n == 1  # type: ignore[union-attr]
     assert [rule.state_dict()["fired"] for rule in second[1:]] == [False, True]  # type: ignore[union-attr]
-    assert (
-        repr(pplmon.Spike("cross_entropy", limit=8.0, stage="val")) == "Spike('cross_entropy', limit=8, stage='val')"
-    )
+    assert repr(pplmon.Spike("cross_entropy", limit=8.0, stage="val")) == "Spike('cross_entropy', limit=8, stage='val')"
 
 
 def test_a_pattern_is_its_settings_only() -> None:

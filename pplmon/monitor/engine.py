@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pplmon.alerts import Rule, default_alerts, watched
 from pplmon.evidence import Decode
@@ -24,7 +23,6 @@ from pplmon.numbers import CATALOGUE, CORE, select
 from pplmon.report import Report, Totals
 from pplmon.sinks.base import Sink
 from pplmon.tally import TokenTally
-from pplmon.tokens import TokenStats
 
 VERSION = 1  # of what ``state_dict`` holds
 
@@ -264,18 +262,3 @@ class Engine:
         if self.decode is None or not evidence or not self.writes:
             return report
         return self._delivery.guard(self.decode, "decode", report.decoded, self.decode) or report
-
-
-def _batch(
-    logits: Tensor | TokenStats,
-    targets: Tensor | None,
-    mask: Tensor | None,
-    document_ids: Tensor | None,
-    sample_ids: Tensor | None,
-    batch_data: Mapping[str, Tensor],
-) -> dict[str, Tensor | None]:
-    """What ``observe`` was told of a micro-batch, without its logits."""
-    if isinstance(logits, TokenStats):
-        targets = logits.targets.view(logits.batch_shape)
-    own = {"targets": targets, "mask": mask, "document_ids": document_ids, "sample_ids": sample_ids}
-    return {**own, **batch_data}

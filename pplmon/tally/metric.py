@@ -17,11 +17,10 @@ from torchmetrics import Metric
 
 from pplmon import cells
 from pplmon.report import Derives, Report, Totals
-from pplmon.tally import count, worst
+from pplmon.tally import count, inputs, worst
 from pplmon.tally.group import Group
 from pplmon.tally.layout import merge_counts, merge_maxima, merge_rows, merge_sums
 from pplmon.tally.readout import ALONE, ReadOut, State, gather_rows, state_of
-from pplmon.tally.sequences import Sequences, documents_as_sequences, rows_as_sequences
 from pplmon.tokens import TokenStats, token_stats
 
 _SETTINGS = ("ignore_index", "shift", "top_k", "context", "min_sequence_tokens", "context_parallel")
@@ -93,7 +92,7 @@ class TokenTally(Metric):
         self.top_k, self.context, self.min_sequence_tokens = top_k, context, min_sequence_tokens
         self.extras = tuple(extras)
         self._for_numbers = False
-        self.register_buffer("token_bytes", _byte_table(token_bytes), persistent=False)
+        self.register_buffer("token_bytes", inputs.byte_table(token_bytes), persistent=False)
         self._columns = cells.TOKEN_COLUMNS + 2 * context + 1
         self._add("sums", (len(cells.SUMS),), 0, merge_sums)
         self._add("maxima", (len(cells.MAXIMA),), -1, merge_maxima)
@@ -142,16 +141,16 @@ class TokenTally(Metric):
             self.to(stats.nll.device)
         if not stats.nll.numel():
             return
-        sequences = None if self.context_parallel else _sequences(stats, document_ids)
-        sample_ids = _check_samples(sample_ids, stats)
+        sequences = None if self.context_parallel else inputs.cut(stats, document_ids)
+        sample_ids = inputs.check_samples(sample_ids, stats)
         batch = count.prepare(stats, sequences)
         per_sequence = count.count_sequences(batch, self.min_sequence_tokens)
         address = worst.Address(
-            step=_natural("step", step, 63 - cells.MICRO_BITS),
-            micro_batch=_natural("micro_batch", micro_batch, cells.MICRO_BITS),
+            step=inputs.natural("step", step, 63 - cells.MICRO_BITS),
+            micro_batch=inputs.natural("micro_batch", micro_batch, cells.MICRO_BITS),
             rank=self.group.global_rank,
             sample_ids=sample_ids,
-            position_ids=_check_positions(position_ids, stats),
+            position_ids=inputs.check_positions(position_ids, stats),
         )
         self._merge("sums", count.sums(batch, per_sequence, self.token_bytes))
         self._merge("maxima", count.maxima(batch, per_sequence, self.token_bytes))
@@ -316,50 +315,3 @@ class TokenTally(Metric):
         group = None if self.process_group is None else id(self.process_group)
         settings = (group, *(getattr(self, name) for name in _SETTINGS), table, extras)
         return "settings_" + hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
-
-
-def _sequences(stats: TokenStats, document_ids: Tensor | None) -> Sequences | None:
-    if document_ids is None:
-        return rows_as_sequences(stats)
-    if tuple(document_ids.shape) != stats.batch_shape:
-        raise ValueError(
-            f"document_ids must have the shape of targets {stats.batch_shape}, got {tuple(document_ids.shape)}"
-        )
-    if document_ids.is_floating_point():
-        raise TypeError(f"document_ids must be integers, got {document_ids.dtype}")
-    return documents_as_sequences(stats, document_ids)
-
-
-def _check_samples(sample_ids: Tensor | None, stats: TokenStats) -> Tensor | None:
-    if sample_ids is None:
-        return None
-    if len(stats.batch_shape) != 2 or tuple(sample_ids.shape) != stats.batch_shape[:1]:
-        wanted = stats.batch_shape[:1] if len(stats.batch_shape) == 2 else "none, since [N, V] logits have no rows"
-        raise ValueError(f"sample_ids must be [B], one id for each row: {wanted}; got shape {tuple(sample_ids.shape)}")
-    if sample_ids.is_floating_point():
-        raise TypeError(f"sample_ids must be integers, got {sample_ids.dtype}")
-    return sample_ids.to(stats.nll.device, torch.int64)
-
-
-def _check_positions(position_ids: Tensor | None, stats: TokenStats) -> Tensor | None:
-    if position_ids is None:
-        return None
-    if tuple(position_ids.shape) != stats.batch_shape:
-        shape = tuple(position_ids.shape)
-        raise ValueError(f"position_ids must have the shape of targets {stats.batch_shape}, got {shape}")
-    return position_ids.detach().reshape(-1).to(stats.nll.device, torch.int64)
-
-
-def _byte_table(token_bytes: Sequence[int] | Tensor | None) -> Tensor | None:
-    if token_bytes is None:
-        return None
-    table = torch.as_tensor(token_bytes)
-    if table.dim() != 1 or table.is_floating_point() or bool((table < 0).any()):
-        raise ValueError("token_bytes must be [V] non-negative integers: the number of bytes that each id stands for")
-    return table.to(torch.int64)
-
-
-def _natural(name: str, value: int, bits: int) -> int:
-    if not 0 <= value < 2**bits:
-        raise ValueError(f"{name} must be from 0 to 2^{bits} − 1, got {value}")
-    return value

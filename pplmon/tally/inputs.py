@@ -1,0 +1,63 @@
+"""What ``TokenTally`` is given, checked: a wrong shape or dtype is told at once, with what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pplmon.tally.sequences import Sequences, documents_as_sequences, rows_as_sequences
+from pplmon.tokens import TokenStats
+
+
+def cut(stats: TokenStats, document_ids: Tensor | None) -> Sequences | None:
+    """Return the batch cut into sequences: its rows, or the documents in them."""
+    if document_ids is None:
+        return rows_as_sequences(stats)
+    if tuple(document_ids.shape) != stats.batch_shape:
+        raise ValueError(
+            f"document_ids must have the shape of targets {stats.batch_shape}, got {tuple(document_ids.shape)}"
+        )
+    if document_ids.is_floating_point():
+        raise TypeError(f"document_ids must be integers, got {document_ids.dtype}")
+    return documents_as_sequences(stats, document_ids)
+
+
+def check_samples(sample_ids: Tensor | None, stats: TokenStats) -> Tensor | None:
+    """Return [B] int64 on the device of the stats."""
+    if sample_ids is None:
+        return None
+    if len(stats.batch_shape) != 2 or tuple(sample_ids.shape) != stats.batch_shape[:1]:
+        wanted = stats.batch_shape[:1] if len(stats.batch_shape) == 2 else "none, since [N, V] logits have no rows"
+        raise ValueError(f"sample_ids must be [B], one id for each row: {wanted}; got shape {tuple(sample_ids.shape)}")
+    if sample_ids.is_floating_point():
+        raise TypeError(f"sample_ids must be integers, got {sample_ids.dtype}")
+    return sample_ids.to(stats.nll.device, torch.int64)
+
+
+def check_positions(position_ids: Tensor | None, stats: TokenStats) -> Tensor | None:
+    """Return [N] int64 on the device of the stats."""
+    if position_ids is None:
+        return None
+    if tuple(position_ids.shape) != stats.batch_shape:
+        shape = tuple(position_ids.shape)
+        raise ValueError(f"position_ids must have the shape of targets {stats.batch_shape}, got {shape}")
+    return position_ids.detach().reshape(-1).to(stats.nll.device, torch.int64)
+
+
+def byte_table(token_bytes: Sequence[int] | Tensor | None) -> Tensor | None:
+    """Return [V] int64."""
+    if token_bytes is None:
+        return None
+    table = torch.as_tensor(token_bytes)
+    if table.dim() != 1 or table.is_floating_point() or bool((table < 0).any()):
+        raise ValueError("token_bytes must be [V] non-negative integers: the number of bytes that each id stands for")
+    return table.to(torch.int64)
+
+
+def natural(name: str, value: int, bits: int) -> int:
+    """Return a number that fits so many bits of an address."""
+    if not 0 <= value < 2**bits:
+        raise ValueError(f"{name} must be from 0 to 2^{bits} − 1, got {value}")
+    return value
