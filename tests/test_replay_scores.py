@@ -63,6 +63,9 @@ def test_incidents_give_recall_delay_and_false_alarms() -> None:
     # What follows an alarm of the incident within 200 steps belongs to it; one step later does not.
     assert scored(series_of(high_at(2100, 2300)), ABOVE, "2000").false_events == 0
     assert scored(series_of(high_at(2100, 2301)), ABOVE, "2000").false_events == 1
+    # An alarm shortly before an incident is no foresight: it is false, though the incident is caught.
+    early = scored(series_of(high_at(1950, 2003)), ABOVE, "2000")
+    assert (early.caught, early.delays, early.false_events) == (1, (3,), 1)
 
 
 def test_incidents_may_overlap_and_lie_at_the_edges() -> None:

@@ -65,7 +65,7 @@ class Plan:
         )
         if self.corrupted_step is None:
             return (
-                f"{what}.\nNo sequence is corrupted: the alerts need {SETTLED} steps to learn what is usual. Give "
+                f"{what}.\nNo sequence is corrupted: before step {SETTLED} the alerts hardly know what is usual. Give "
                 f"--steps {SETTLED + 1} or more to see one found."
             )
         return (

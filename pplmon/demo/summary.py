@@ -42,7 +42,7 @@ def summary_table(rows: Sequence[Row], title: str) -> Table:
     """Return first, best, worst and last of the numbers in ``SHOWN`` over the logged windows and passes."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
-    for header in ("first", "best", "worst", "worst at", "last"):
+    for header in ("first", "best", "worst", "in the window to", "last"):
         table.add_column(header, justify="right")
     for key, more_is_better in SHOWN.items():
         series = numbers(rows, key)

@@ -90,8 +90,8 @@ class Watch:
         return [steps for _, steps in events]
 
     def false_events(self, alarms: Iterable[tuple[int, int]]) -> int:
-        """Count the events none of whose alarms lies in an incident."""
-        return sum(not any(map(self.in_incident, steps)) for steps in self.events(alarms))
+        """Count the events that do not begin in an incident: an alarm just before one is false all the same."""
+        return sum(not self.in_incident(steps[0]) for steps in self.events(alarms))
 
     def score(self, rule: str, fired: Sequence[Fired]) -> Score:
         """Score one rule's alerts."""

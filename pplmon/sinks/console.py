@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pplmon.alerts import Alert
-from pplmon.evidence import WorstToken
+from pplmon.evidence import WorstSequence, WorstToken
 from pplmon.report import Report
 from pplmon.sinks.base import Sink
 from pplmon.sinks.text import blame, brief, visible
@@ -48,8 +48,9 @@ class Console(Sink):
         from rich.panel import Panel
         from rich.text import Text
 
-        parts: list[Any] = [Text(visible("\n".join([alert.text, *blame(alert)])))]
+        parts: list[Any] = [Text(visible(alert.text))]
         if alert.worst and alert.worst != self._shown:  # rules that fire at one step have one and the same evidence
+            parts += [Text("\n".join([*blame(alert), *map(_sequence_line, alert.worst_sequences[:1])]))]
             parts += [Text(), _token_table(alert.worst[:TOKENS])]
             self._shown = alert.worst
         heading = Text(visible(f"pplmon {alert.severity}: {alert.rule}"))
@@ -103,6 +104,15 @@ def _token_table(tokens: Sequence[WorstToken]) -> Any:
     for row in zip(*shown.values()):
         table.add_row(*map(Text, row))
     return table
+
+
+def _sequence_line(sequence: WorstSequence) -> str:
+    """Name the worst sequence: what a person looks up first."""
+    parts = [f"sequence {sequence.sequence}"]
+    parts += [] if sequence.document_id is None else [f"document {sequence.document_id}"]
+    parts += [] if sequence.sample_id is None else [f"sample {sequence.sample_id}"]
+    parts += [f"rank {sequence.rank}"] if sequence.rank else []
+    return f"Worst sequence: {', '.join(parts)}, {brief(sequence.loss)} nats per token over {sequence.tokens} tokens."
 
 
 def _where(token: WorstToken) -> str:
