@@ -25,6 +25,8 @@ class Peer:
     def __call__(self, report: pplmon.Report) -> pplmon.Alert | None:
         """Judge one report."""
         value = report.numbers[self._metric]
+        if report.nonfinite_tokens:
+            value = math.nan  # ours leaves sick tokens out of the mean; the loss that they are given at home is NaN
         if report.stage != "train" or value is None or not self.beyond(float(value), report.step):
             return None
         name = type(self).__name__

@@ -153,10 +153,17 @@ def _share(found: list[bool]) -> float:
 
 
 def alerts(rules: Rule | Sequence[Rule], run: Run) -> list[tuple[int, pplmon.Alert]]:
-    """Every alert of a rule, or of several, on a run: (place of its report, alert)."""
+    """Every alert of a rule, or of several, on a run: (place of its report, alert).
+
+    Without those that tell a second time: "did not recover" is about a spike that was counted 200 steps before.
+    """
     several = rules if isinstance(rules, Sequence) else [rules]
     raised = ((place, rule(report)) for place, report in enumerate(run.reports) for rule in several)
-    return [(place, alert) for place, alert in raised if alert is not None]
+    return [(place, alert) for place, alert in raised if alert is not None and not _second(alert)]
+
+
+def _second(alert: pplmon.Alert) -> bool:
+    return alert.rule == "Spike" and alert.severity == "critical"
 
 
 def score(make: Rules, runs: Sequence[Run]) -> Score:
