@@ -353,7 +353,7 @@ def test_default_alerts_are_fresh() -> None:
     assert [repr(rule) for rule in first] == [
         "NonFinite()",
         "Spike('cross_entropy')",
-        "Spike('max_sequence_loss')",
+        "Spike('max_sequence_loss', limit=8)",
         "Spike('worst_1pct_loss')",
         "Above('max_token_excess', 14)",
     ]

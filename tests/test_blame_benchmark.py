@@ -15,9 +15,8 @@ import pplmon
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are no part of the package
 
-from pplmon.demo_text import language_reference  # noqa: E402
-
 from benchmarks.blame import faults, peers, score, simulate  # noqa: E402
+from pplmon.demo.text import language_reference  # noqa: E402
 
 PAGE = (ROOT / "docs/alerts.md").read_text(encoding="utf-8")
 CALM = [1.9, 2.1] * 100  # mean 2, standard deviation 0.1

@@ -31,10 +31,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from pplmon.demo_text import language_reference
 from torch import Tensor, nn
 
 import pplmon
+from pplmon.demo.text import language_reference
 from pplmon.testing import corrupted, run_on_ranks
 
 WIDTH, HEADS = 64, 2
