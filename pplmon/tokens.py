@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplmon.kernels import eager
+from pplmon.kernels import eager, pick
 
 _COLUMNS = ("nll", "correct", "top_probability", "predicted", "targets", "scored", "invalid", "entropy")
 NEGATIVE_LIMIT = -1e-3  # rounding may bring a loss a little below 0; a log-probability passed for a loss is far below
@@ -128,6 +128,7 @@ def token_stats(
     mask: Tensor | None = None,
     shift: bool = False,
     entropy: bool = False,
+    kernel: str | None = None,
 ) -> TokenStats:
     """Measure every token once: no graph, no host sync, no copy of the logits.
 
@@ -138,11 +139,13 @@ def token_stats(
         mask: [B, T] or [N] bool, True = scored. It belongs to the target.
         shift: logits at t predict the target at t+1. Moves the targets, never the logits; needs [B, T, V].
         entropy: also give the entropy of each prediction, in nats.
+        kernel: which way to measure; ``None`` takes the fastest that runs on the logits' device.
 
     Raises:
         ValueError: shapes that do not fit each other. TypeError: integer logits, non-integer targets, a mask not bool.
     """
     _check_logits(logits, targets)
+    pick(kernel, logits)
     mask = _check_mask(mask, targets)
     if shift:
         if logits.dim() == 2:

@@ -1,1 +1,17 @@
-"""One file per way to measure logits; each has a ``measure`` with the signature of ``eager.measure``."""
+"""One file per way to measure logits, and which of them is taken.
+
+``eager`` is the reference and runs on every device; the others give the same numbers, and are chosen by ``pick``.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+KERNELS = ("eager",)
+
+
+def pick(kernel: str | None, logits: Tensor) -> str:
+    """Return the name of the kernel that measures ``logits``: the one asked for, else the fastest that runs there."""
+    if kernel is not None and kernel not in KERNELS:
+        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, or None for the fastest, got {kernel!r}")
+    return kernel or "eager"

@@ -47,6 +47,7 @@ class TokenTally(Metric):
         token_bytes: [V] ints, the bytes that each id stands for (0 for special ones); gives ``bits_per_byte``.
         process_group: the ranks whose tokens are counted together; ``None`` is all of them.
         extras: optional measurements (see ``Extra``).
+        kernel: which way to measure logits (see ``token_stats``).
         kwargs: what ``torchmetrics.Metric`` takes.
 
     Memory: about 17 KiB of int64 states, whatever the number of tokens.
@@ -73,6 +74,7 @@ class TokenTally(Metric):
         process_group: Any = None,
         extras: Sequence[Extra] = (),
         context_parallel: bool = False,
+        kernel: str | None = None,
         **kwargs: Any,
     ) -> None:
         # A cached result would let a rank without news return early while the others wait for it.
@@ -90,7 +92,7 @@ class TokenTally(Metric):
             )
         self.ignore_index, self.shift, self.context_parallel = ignore_index, shift, context_parallel
         self.top_k, self.context, self.min_sequence_tokens = top_k, context, min_sequence_tokens
-        self.extras = tuple(extras)
+        self.extras, self.kernel = tuple(extras), kernel
         self._for_numbers = False
         self.register_buffer("token_bytes", inputs.byte_table(token_bytes), persistent=False)
         self._columns = cells.TOKEN_COLUMNS + 2 * context + 1
@@ -276,7 +278,7 @@ class TokenTally(Metric):
         if not isinstance(logits, TokenStats):
             if targets is None:
                 raise TypeError("update needs targets beside logits; only TokenStats come without")
-            return token_stats(logits, targets, self.ignore_index, mask, self.shift), logits
+            return token_stats(logits, targets, self.ignore_index, mask, self.shift, kernel=self.kernel), logits
         if targets is not None or mask is not None:
             raise TypeError("TokenStats already hold targets and mask: give those to token_stats or from_losses")
         return logits, None
