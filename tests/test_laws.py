@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pplmon
 from pplmon import Report, TokenStats, TokenTally, Totals, token_stats
+from pplmon.tally.arrays import OnTorch
 from tests.reference import rows_of
 
 LENGTH = 9
@@ -255,6 +256,13 @@ def calls() -> dict[str, Callable[[], object]]:
     }
 
 
+@pytest.fixture
+def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count CPU tensors as those of a device are counted: with torch's operators, which can be watched."""
+    monkeypatch.setattr(pplmon.tally.batch, "arrays_on", OnTorch)
+
+
+@pytest.mark.usefixtures("as_on_a_device")
 @pytest.mark.parametrize("name", calls())
 def test_law_4_no_host_sync(name: str) -> None:
     """No operator of a measurement or an update waits for the device, on the first call and later."""

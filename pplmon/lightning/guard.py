@@ -26,7 +26,7 @@ class LossGuard:
     def before(self, tally: TokenTally) -> None:
         """Remember what the tally held before this micro-batch."""
         if not self.done:
-            self._before = tally.sums
+            self._before = tally.sums.clone()
 
     @torch.no_grad()
     def after(self, tally: TokenTally, loss: Tensor | None) -> None:

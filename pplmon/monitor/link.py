@@ -68,7 +68,7 @@ class Link:
         except RuntimeError as error:  # some backends say at once that a rank is gone
             self.sever(f"a collective failed ({error})")
         else:
-            self.tally.reset()
+            self.tally.clear()
 
     def take(self) -> tuple[Pending, Totals] | None:
         """Wait for the read-out under way and return it; ``None`` where there is none, or where it was lost."""

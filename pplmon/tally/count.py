@@ -1,6 +1,7 @@
-"""One batch of ``TokenStats`` becomes integers: sums, histogram, maxima.
+"""One batch of ``TokenStats`` becomes integers, which are added to a tally's sums, maxima and histogram in place.
 
-Nothing here waits for the device: no item(), no boolean indexing, no tensor made from Python values.
+Nothing here waits for the device: no item(), no boolean indexing, no tensor made from Python values. Shapes: R rows,
+T columns, N = R·T tokens, S sequences.
 """
 
 from __future__ import annotations
@@ -8,135 +9,151 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from pplmon import cells
-from pplmon.tally.layout import FRACTION_MASK
+from pplmon.tally.arrays import Array, Arrays
+from pplmon.tally.layout import FRACTION_MASK, carry
 from pplmon.tally.sequences import Sequences
-from pplmon.tokens import TokenStats
 
 SCALE = 2.0**cells.FRACTION_BITS
 OVERCONFIDENT = 0.9
 ROUNDING = 1 + 2.0**-20  # exactly uniform logits give ln V up to a rounding, and are not worse than uniform
+NAN_BITS = 0x7F800001  # one pattern for every NaN, so that all sick tokens sort alike on all devices
+
+
+class Columns(NamedTuple):
+    """The columns of ``TokenStats`` that are counted, each [N]."""
+
+    nll: Array
+    correct: Array | None
+    top_probability: Array | None
+    predicted: Array | None
+    targets: Array
+    scored: Array
+    invalid: Array
+    vocab_size: int | None
+    shape: tuple[int, int]  # (R, T); flat stats are one row
+    shift: bool
 
 
 class Batch(NamedTuple):
     """One batch, ready to be counted."""
 
-    stats: TokenStats
-    scored: Tensor  # [N] bool
-    valid: Tensor  # [N] bool: scored and finite
-    invalid: Tensor  # [N] bool: to be scored, but outside the vocabulary
-    units: Tensor  # [N] int64: the loss in 2**-32 nats, capped; 0 where not valid
-    bits: Tensor  # [N] int64: float bits of the loss, NaN and inf included; −1 where not scored
+    columns: Columns
+    scored: Array  # [N] bool
+    valid: Array  # [N] bool: scored and finite
+    invalid: Array  # [N] bool: to be scored, but outside the vocabulary
+    loss: Array  # [N] float32 nats; 0 where not valid
+    units: Array  # [2, N] int64: the loss, capped, in 2**-32 nats, and p(target) in 2**-32; 0 where not valid
+    bits: Array  # [N] int32: float bits of the loss, NaN and inf included; −1 where not scored
     sequences: Sequences | None
 
 
 class SequenceSums(NamedTuple):
     """Per sequence [S]: valid tokens, and the mean loss in 2**-32 nats (−1 where too short)."""
 
-    tokens: Tensor
-    mean_units: Tensor
+    tokens: Array
+    mean_units: Array
 
 
-def prepare(stats: TokenStats, sequences: Sequences | None) -> Batch:
+def prepare(xp: Arrays, columns: Columns, sequences: Sequences | None) -> Batch:
     """Decide which tokens count, and turn their losses into integers."""
-    scored, invalid = stats.scored, stats.invalid
+    nll, scored, invalid = columns.nll, columns.scored, columns.invalid
     if sequences is not None and sequences.crosses is not None:
         scored, invalid = scored & ~sequences.crosses, invalid & ~sequences.crosses
-    valid = scored & torch.isfinite(stats.nll)
-    capped = torch.where(valid, stats.nll, 0.0).clamp_max(cells.CAP_NATS)
-    units = (capped * SCALE).round().to(torch.int64)
-    # One pattern for every NaN, so that all sick tokens sort alike on all devices.
-    clean = torch.where(torch.isnan(stats.nll), torch.nan, stats.nll)
-    bits = torch.where(scored, clean.view(torch.int32).to(torch.int64) & 0x7FFFFFFF, -1)
-    return Batch(stats, scored, valid, invalid, units, bits, sequences)
+    valid = scored & (nll < math.inf)  # not NaN either
+    loss = xp.where(valid, nll, 0.0)
+    amounts = xp.stack([loss.clip(0.0, cells.CAP_NATS), xp.exp(-loss)])
+    amounts *= valid
+    amounts *= SCALE
+    bits = (nll.view(xp.int32) & 0x7FFFFFFF).clip(0, NAN_BITS)
+    units = xp.integers(xp.round(amounts))
+    return Batch(columns, scored, valid, invalid, loss, units, xp.where(scored, bits, -1), sequences)
 
 
-def count_sequences(batch: Batch, least: int) -> SequenceSums | None:
+def count_sequences(xp: Arrays, batch: Batch, least: int) -> SequenceSums | None:
     """Sum each sequence's valid tokens, in integers, so that the order cannot matter."""
-    if batch.sequences is None:
+    sequences = batch.sequences
+    if sequences is None:
         return None
-    zeros = torch.zeros(batch.sequences.count, dtype=torch.int64, device=batch.units.device)
-    tokens = zeros.scatter_add(0, batch.sequences.segment, batch.valid.to(torch.int64))
-    total = zeros.scatter_add(0, batch.sequences.segment, batch.units)
-    mean = torch.div(total, tokens.clamp_min(1), rounding_mode="floor")
-    return SequenceSums(tokens, torch.where(tokens >= max(least, 1), mean, -1))
+    if sequences.first is None:
+        shape = (sequences.rows, sequences.length)
+        tokens, total = batch.valid.reshape(shape).sum(1), batch.units[0].reshape(shape).sum(1)
+    else:
+        tokens = xp.sums_by(sequences.first, xp.integers(batch.valid))
+        total = xp.sums_by(sequences.first, batch.units[0])
+    return SequenceSums(tokens, xp.where(tokens >= max(least, 1), total // tokens.clip(1, None), -1))
 
 
-def sums(batch: Batch, per_sequence: SequenceSums | None, token_bytes: Tensor | None) -> Tensor:
-    """Return the sums of ``cells.SUMS`` [S]."""
-    stats, valid = batch.stats, batch.valid
-    tokens = valid.sum()
-    none = torch.zeros_like(tokens)
-    probability = (torch.exp(-torch.where(valid, stats.nll, torch.inf)) * SCALE).round().to(torch.int64)
+def add_sums(
+    xp: Arrays, sums: Array, batch: Batch, per_sequence: SequenceSums | None, token_bytes: Array | None
+) -> None:
+    """Add the batch to the sums of ``cells.SUMS`` [len(SUMS)], in place."""
+    columns, valid = batch.columns, batch.valid
+    tokens = xp.count(valid)
+    whole, fraction = (batch.units >> cells.FRACTION_BITS).sum(1), (batch.units & FRACTION_MASK).sum(1)
     parts = {
         "tokens": tokens,
-        "nll_whole": (batch.units >> cells.FRACTION_BITS).sum(),
-        "nll_fraction": (batch.units & FRACTION_MASK).sum(),
-        "probability_whole": (probability >> cells.FRACTION_BITS).sum(),
-        "probability_fraction": (probability & FRACTION_MASK).sum(),
-        "nonfinite_tokens": (batch.scored & ~valid).sum(),
-        "capped_tokens": (valid & (stats.nll >= cells.CAP_NATS)).sum(),
-        "invalid_targets": batch.invalid.sum(),
+        "nll_whole": whole[0],
+        "nll_fraction": fraction[0],
+        "probability_whole": whole[1],
+        "probability_fraction": fraction[1],
+        "nonfinite_tokens": xp.count(batch.scored) - tokens,
+        "capped_tokens": xp.count(batch.loss >= cells.CAP_NATS),
+        "invalid_targets": xp.count(batch.invalid),
         "sequences_unknown" if per_sequence is None else "sequences": (
-            tokens if per_sequence is None else (per_sequence.tokens > 0).sum()
+            tokens if per_sequence is None else xp.count(per_sequence.tokens > 0)
         ),
     }
-    if stats.correct is None:
+    if columns.correct is None:
         parts["correct_unknown"] = tokens
     else:
-        parts["correct"] = (valid & stats.correct).sum()
-    if stats.top_probability is None:
+        parts["correct"] = xp.count(valid & columns.correct)
+    if columns.top_probability is None:
         parts["top_probability_unknown"] = tokens
-    elif stats.correct is not None:
-        parts["overconfident_errors"] = (valid & ~stats.correct & (stats.top_probability >= OVERCONFIDENT)).sum()
-    if stats.vocab_size is None:
+    elif columns.correct is not None:
+        parts["overconfident_errors"] = xp.count((columns.top_probability >= OVERCONFIDENT) & valid & ~columns.correct)
+    if columns.vocab_size is None:
         parts["vocab_unknown"] = tokens
     else:
-        parts["above_uniform"] = (valid & (stats.nll > math.log(stats.vocab_size) * ROUNDING)).sum()
+        parts["above_uniform"] = xp.count(batch.loss > math.log(columns.vocab_size) * ROUNDING)
     if token_bytes is None:
         parts["bytes_unknown"] = tokens
     else:
-        known = valid & (stats.targets < len(token_bytes))
-        index = torch.where(known, stats.targets, 0)
-        parts["bytes"] = torch.where(known, token_bytes[index], 0).sum()
-        parts["bytes_unknown"] = (valid & ~known).sum()
-    return torch.stack([parts.get(name, none) for name in cells.SUMS])
+        known = valid & (columns.targets < len(token_bytes))
+        parts["bytes"] = xp.where(known, token_bytes[xp.where(known, columns.targets, 0)], 0).sum()
+        parts["bytes_unknown"] = tokens - xp.count(known)
+    sums += xp.vector([parts.get(name, 0) for name in cells.SUMS])
+    carry(xp, sums)
 
 
-def maxima(batch: Batch, per_sequence: SequenceSums | None, token_bytes: Tensor | None) -> Tensor:
-    """Return the maxima of ``cells.MAXIMA`` [M]."""
-    empty = torch.full_like(batch.units[:1], -1).squeeze(0)
-    vocab = batch.stats.vocab_size
-    example = batch.stats.targets.clamp(-cells.EXAMPLE_OFFSET, cells.EXAMPLE_OFFSET) + cells.EXAMPLE_OFFSET
+def raise_maxima(
+    xp: Arrays, maxima: Array, batch: Batch, per_sequence: SequenceSums | None, token_bytes: Array | None
+) -> None:
+    """Take the batch into the maxima of ``cells.MAXIMA`` [len(MAXIMA)], in place."""
+    columns, vocab = batch.columns, batch.columns.vocab_size
+    example = columns.targets.clip(-cells.EXAMPLE_OFFSET, cells.EXAMPLE_OFFSET)
     parts = {
-        "token_loss_bits": torch.where(batch.valid, batch.bits, -1).amax(),
-        "invalid_target_example": torch.where(batch.invalid, example, -1).amax(),
+        "token_loss_bits": xp.integers(xp.largest(xp.where(batch.valid, batch.bits, -1))),
+        "invalid_target_example": xp.largest(xp.where(batch.invalid, example, -1 - cells.EXAMPLE_OFFSET))
+        + cells.EXAMPLE_OFFSET,
     }
     if per_sequence is not None:
-        parts["sequence_loss_units"] = per_sequence.mean_units.amax()
+        parts["sequence_loss_units"] = xp.largest(per_sequence.mean_units)
     if vocab is not None:
-        parts["vocab_size"] = torch.full_like(empty, vocab)
-        parts["vocab_complement"] = torch.full_like(empty, cells.VOCAB_LIMIT - vocab)
+        parts["vocab_size"], parts["vocab_complement"] = vocab, cells.VOCAB_LIMIT - vocab
     missing = {
         "sequences": per_sequence,
-        "correct": batch.stats.correct,
-        "top_probability": batch.stats.top_probability,
+        "correct": columns.correct,
+        "top_probability": columns.top_probability,
         "vocab": vocab,
         "bytes": token_bytes,
     }
-    for name, value in missing.items():
-        if value is None:
-            parts[f"{name}_missing"] = torch.ones_like(empty)
-    return torch.stack([parts.get(name, empty) for name in cells.MAXIMA])
+    parts |= {f"{name}_missing": 1 for name, value in missing.items() if value is None}
+    xp.maximum(maxima, xp.vector([parts.get(name, -1) for name in cells.MAXIMA]), out=maxima)
 
 
-def histogram(batch: Batch) -> Tensor:
-    """Count losses by the upper bits of their float pattern [cells.BUCKETS]."""
-    bucket = ((batch.bits >> cells.BUCKET_SHIFT) - cells.BUCKET_OFFSET).clamp(0, cells.BUCKETS - 1)
-    counts = torch.zeros(cells.BUCKETS, dtype=torch.int64, device=batch.bits.device)
-    # scatter_add_ of integers: exact in any order, and neither waits for the device (bincount) nor is refused in
-    # deterministic mode (histc).
-    return counts.scatter_add_(0, bucket, batch.valid.to(torch.int64))
+def add_histogram(xp: Arrays, histogram: Array, batch: Batch) -> None:
+    """Count losses by the upper bits of their float pattern [cells.BUCKETS], in place."""
+    bucket = ((batch.bits >> cells.BUCKET_SHIFT) - cells.BUCKET_OFFSET).clip(0, cells.BUCKETS - 1)
+    xp.add_counts(histogram, bucket, batch.valid)
+    xp.limit(histogram, cells.CEILING)

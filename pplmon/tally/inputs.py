@@ -7,21 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pplmon.tally.sequences import Sequences, documents_as_sequences, rows_as_sequences
 from pplmon.tokens import TokenStats
 
 
-def cut(stats: TokenStats, document_ids: Tensor | None) -> Sequences | None:
-    """Return the batch cut into sequences: its rows, or the documents in them."""
+def check_documents(document_ids: Tensor | None, stats: TokenStats) -> Tensor | None:
+    """Return [R, T] int64 on the device of the stats; flat ones are one row."""
     if document_ids is None:
-        return rows_as_sequences(stats)
+        return None
     if tuple(document_ids.shape) != stats.batch_shape:
         raise ValueError(
             f"document_ids must have the shape of targets {stats.batch_shape}, got {tuple(document_ids.shape)}"
         )
     if document_ids.is_floating_point():
         raise TypeError(f"document_ids must be integers, got {document_ids.dtype}")
-    return documents_as_sequences(stats, document_ids)
+    return document_ids.detach().reshape(-1, stats.batch_shape[-1]).to(stats.nll.device, torch.int64)
 
 
 def check_samples(sample_ids: Tensor | None, stats: TokenStats) -> Tensor | None:

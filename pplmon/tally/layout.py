@@ -6,22 +6,36 @@ Two parts at the ceiling of 2**62 − 1 add to less than 2**63, so a sum is clam
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pplmon import cells
+from pplmon.tally.arrays import Array, Arrays, OnTorch
 
-_WHOLE = tuple(i for i, name in enumerate(cells.SUMS) if name.endswith("_whole"))
+
 FRACTION_MASK = 2**cells.FRACTION_BITS - 1
+
+
+def _every_other(suffix: str) -> slice:
+    """The sums of that name, as a slice, which is a view; an index would be a copy."""
+    at = [index for index, name in enumerate(cells.SUMS) if name.endswith(suffix)]
+    return slice(at[0], at[-1] + 1, at[1] - at[0])
+
+
+_WHOLES, _FRACTIONS = _every_other("_whole"), _every_other("_fraction")
+
+
+def carry(xp: Arrays, sums: Array) -> None:
+    """Carry full fractions into whole nats, and stay at the ceiling instead of wrapping; in place."""
+    sums[_WHOLES] += sums[_FRACTIONS] >> cells.FRACTION_BITS
+    sums[_FRACTIONS] &= FRACTION_MASK
+    xp.limit(sums, cells.CEILING)
 
 
 def merge_sums(parts: Tensor) -> Tensor:
     """Add, carry full fractions into whole nats, and stay at the ceiling instead of wrapping."""
     total = parts.sum(0)
-    for whole in _WHOLE:  # the fraction's cell follows
-        total[whole] += total[whole + 1] >> cells.FRACTION_BITS
-        total[whole + 1] &= FRACTION_MASK
-    return total.clamp_max(cells.CEILING)
+    carry(OnTorch(total.device), total)
+    return total
 
 
 def merge_counts(parts: Tensor) -> Tensor:
@@ -37,8 +51,5 @@ def merge_maxima(parts: Tensor) -> Tensor:
 def merge_rows(parts: Tensor) -> Tensor:
     """Keep the K worst of [P, K, C] rows: the largest loss first, then the earliest address. Empty rows (−1) are last."""
     rows = parts.flatten(0, 1)
-    # Sorted by index, from the least key to the first: moving the rows themselves costs ten times as much for many ranks.
-    order = torch.argsort(rows[:, cells.WHERE], stable=True)
-    order = order[torch.argsort(rows[order, cells.WHEN], stable=True)]
-    order = order[torch.argsort(rows[order, 0], stable=True, descending=True)]
+    order = OnTorch(rows.device).order(rows[:, 0], rows[:, cells.WHEN], rows[:, cells.WHERE])
     return rows[order[: parts.shape[1]]]

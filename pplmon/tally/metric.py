@@ -17,7 +17,8 @@ from torchmetrics import Metric
 
 from pplmon import cells
 from pplmon.report import Derives, Report, Totals
-from pplmon.tally import count, inputs, worst
+from pplmon.tally import inputs
+from pplmon.tally.batch import Given, Settings, add
 from pplmon.tally.group import Group
 from pplmon.tally.layout import merge_counts, merge_maxima, merge_rows, merge_sums
 from pplmon.tally.readout import ALONE, ReadOut, State, gather_rows, state_of
@@ -143,25 +144,20 @@ class TokenTally(Metric):
             self.to(stats.nll.device)
         if not stats.nll.numel():
             return
-        sequences = None if self.context_parallel else inputs.cut(stats, document_ids)
-        sample_ids = inputs.check_samples(sample_ids, stats)
-        batch = count.prepare(stats, sequences)
-        per_sequence = count.count_sequences(batch, self.min_sequence_tokens)
-        address = worst.Address(
+        given = Given(
             step=inputs.natural("step", step, 63 - cells.MICRO_BITS),
             micro_batch=inputs.natural("micro_batch", micro_batch, cells.MICRO_BITS),
             rank=self.group.global_rank,
-            sample_ids=sample_ids,
+            documents=inputs.check_documents(document_ids, stats),
+            sample_ids=inputs.check_samples(sample_ids, stats),
             position_ids=inputs.check_positions(position_ids, stats),
         )
-        self._merge("sums", count.sums(batch, per_sequence, self.token_bytes))
-        self._merge("maxima", count.maxima(batch, per_sequence, self.token_bytes))
-        self._merge("histogram", count.histogram(batch))
-        self._merge("token_rows", worst.token_rows(batch, address, self.top_k, self.context))
-        self._merge("sequence_rows", worst.sequence_rows(batch, per_sequence, address, self.top_k))
+        whole = not self.context_parallel
+        state = self._writable()
+        valid = add(state, stats, given, Settings(self.min_sequence_tokens, self.context, whole, self.token_bytes))
         if self.extras:
-            parts = [extra.update(stats, batch.valid, raw, **batch_data) for extra in self.extras]
-            self._merge("extra_sums", torch.cat(parts))
+            parts = [extra.update(stats, valid, raw, **batch_data) for extra in self.extras]
+            state.extra_sums.add_(torch.cat(parts)).clamp_max_(cells.CEILING)
 
     def compute(self) -> Any:
         """Return the numbers of §2 of the contract, as 0-dim tensors by name, over all ranks (every rank calls it).
@@ -196,20 +192,20 @@ class TokenTally(Metric):
 
     def add_duplicates(self, sequences: int | Tensor) -> None:
         """Count sequences that a sampler repeated to fill the last batch, on one rank only."""
-        known, cell = cells.SUMS.index("duplicates_known"), cells.SUMS.index("duplicate_sequences")
-        self.sums = self.sums.clone()
-        self.sums[known] += 1
-        self.sums[cell] += sequences
+        sums = self._writable().sums
+        sums[cells.SUMS.index("duplicates_known")] += 1
+        sums[cells.SUMS.index("duplicate_sequences")] += sequences
 
     def signal(self, cell: str) -> None:
         """Add 1 to "stop_votes" or "leaving": what a rank tells all others with the next read-out."""
-        self.sums = self.sums.clone()
-        self.sums[cells.SUMS.index(cell)] += 1
+        self._writable().sums[cells.SUMS.index(cell)] += 1
 
     def add_totals(self, totals: Totals) -> None:
         """Add host totals, as from a checkpoint. Of a group's ranks one does, or they would count W times."""
-        for name, part in state_of(totals, self._state())._asdict().items():
-            self._merge(name, part)
+        own = self._writable()
+        for name, part in state_of(totals, own)._asdict().items():
+            state: Tensor = getattr(own, name)
+            state.copy_(self._reductions[name](torch.stack([state, part])))  # type: ignore[operator,misc]
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Put the group's totals in place of this rank's (``torchmetrics.Metric.sync``), with three collectives."""
@@ -246,6 +242,21 @@ class TokenTally(Metric):
         twin.process_group = self.process_group
         return twin
 
+    def reset(self) -> None:
+        """Begin anew, with the states where they were (``torchmetrics.Metric.reset`` makes new ones)."""
+        own = self._writable()
+        super().reset()
+        self._keep(own)
+
+    def clear(self) -> None:
+        """Forget what was counted, and nothing else."""
+        self._keep(self._writable())
+
+    def _keep(self, own: State) -> None:
+        for name, tensor in own._asdict().items():
+            tensor.copy_(self._defaults[name])
+            setattr(self, name, tensor)
+
     def clone(self) -> TokenTally:
         """Return a copy that counts over the same group."""
         return deepcopy(self)
@@ -268,6 +279,8 @@ class TokenTally(Metric):
                     "load it with the top_k, context and extras that it was saved with"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
+        for name in State._fields:  # what was loaded stays as it is, also when this tally counts on
+            setattr(self, name, getattr(self, name).clone())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "process_group": None}  # a ProcessGroup cannot be pickled
@@ -283,9 +296,13 @@ class TokenTally(Metric):
             raise TypeError("TokenStats already hold targets and mask: give those to token_stats or from_losses")
         return logits, None
 
-    def _merge(self, name: str, part: Tensor) -> None:
-        # A new tensor, not an in-place sum: states that were made under inference_mode stay usable outside it.
-        setattr(self, name, self._reductions[name](torch.stack([getattr(self, name), part])))  # type: ignore[operator,misc]
+    def _writable(self) -> State:
+        """Return the states, to be changed in place, so that a captured graph finds them where they were."""
+        for name in State._fields:
+            tensor: Tensor = getattr(self, name)
+            if tensor.is_inference() and not torch.is_inference_mode_enabled():
+                setattr(self, name, tensor.clone())  # made under inference_mode, it could not be changed outside
+        return self._state()
 
     def _state(self) -> State:
         return State(*(getattr(self, name) for name in State._fields))

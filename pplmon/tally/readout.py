@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pplmon import cells
-from pplmon.evidence import Row, merge_rows
+from pplmon.evidence import Row
 from pplmon.report import Derives, Totals
 from pplmon.tally.group import Group
-from pplmon.tally.layout import merge_rows as merge_parts
+from pplmon.tally.layout import merge_rows
 
 
 class State(NamedTuple):
@@ -37,13 +37,16 @@ class ReadOut:
     """One read-out under way: started at a step, taken in later."""
 
     def __init__(self, state: State, group: Group, extras: tuple[Derives, ...]) -> None:
-        """Start the reduction (every rank of the group does) and the copy to the host, and wait for neither."""
-        self._state, self._extras = state, extras
+        """Copy the state, and start its reduction (every rank of the group does) and the way to the host; wait for none."""
+        # A copy in the order of the step: what is counted from here on changes the states in place.
+        self._own = torch.cat([part.flatten() for part in _in_order(state)])
+        self._shapes = State(*(part.shape for part in state))  # type: ignore[arg-type]
+        self._extras = extras
         self._work: list[Any] = []
         self._host: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
         self._ceiling = min(cells.CEILING, (2**63 - 1) // max(group.size, 1))
-        if state.sums.is_cuda:
+        if self._own.is_cuda:
             self._start_beside_the_step(group)
         else:
             self._start(group)
@@ -52,24 +55,9 @@ class ReadOut:
         """Wait, and return the group's numbers with this rank's own rows."""
         if self._copied is not None and self._host is not None:
             self._copied.synchronize()
-            packed = self._host
-        else:
-            packed = self._packed()
-        state = self._state
-        values: list[int] = packed.tolist()
-        take = _Taker(values)
-        summed = state.sums.numel() + state.histogram.numel() + state.extra_sums.numel()
-        return Totals(
-            saturated=self._check(max(values[:summed])),
-            sums=take(state.sums.numel()),
-            histogram=take(state.histogram.numel()),
-            extra_sums=take(state.extra_sums.numel()),
-            maxima=take(state.maxima.numel()),
-            token_rows=merge_rows(take.rows(state.token_rows), len(state.token_rows)),
-            sequence_rows=merge_rows(take.rows(state.sequence_rows), len(state.sequence_rows)),
-            keep=len(state.token_rows),
-            extras=self._extras,
-        )
+            return self._read(self._host)
+        self._wait()
+        return self._read(self._all)
 
     def arrived(self) -> bool:
         """True when ``totals`` would not wait. Asks no other rank."""
@@ -79,7 +67,22 @@ class ReadOut:
 
     def local(self) -> Totals:
         """Return this rank's own totals, whatever became of the others. No collective."""
-        return ReadOut(self._state, ALONE, self._extras).totals()
+        return self._read(self._own)
+
+    def _read(self, packed: Tensor) -> Totals:
+        take, shapes = _Taker(packed.tolist()), self._shapes
+        sums, histogram, extra_sums = (take(shape.numel()) for shape in (shapes.sums, shapes.histogram, shapes.extra_sums))
+        return Totals(
+            sums=sums,
+            histogram=histogram,
+            extra_sums=extra_sums,
+            maxima=take(shapes.maxima.numel()),
+            token_rows=take.rows(shapes.token_rows),
+            sequence_rows=take.rows(shapes.sequence_rows),
+            keep=shapes.token_rows[0],
+            extras=self._extras,
+            saturated=self._check(max(sums + extra_sums)),  # no bucket holds more than all tokens
+        )
 
     def _check(self, largest: int) -> bool:
         """Say so when a sum may have reached the ceiling on some rank."""
@@ -89,43 +92,47 @@ class ReadOut:
                 f"pplmon: a sum reached its ceiling of {self._ceiling} and stays there: the numbers of this window are no "
                 "longer right. Read out more often.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return saturated
 
     def _start(self, group: Group) -> None:
-        state = self._state
-        self._sum = torch.cat([state.sums, state.histogram, state.extra_sums])
-        self._max = state.maxima.clone()
+        self._all = self._own
         if group.size > 1:
+            self._all = self._own.clone()
+            shapes = self._shapes
+            summed = shapes.sums.numel() + shapes.histogram.numel() + shapes.extra_sums.numel()
+            sums, maxima = self._all[:summed], self._all[summed : summed + shapes.maxima.numel()]
             # SUM cannot saturate: so that W ranks at the ceiling cannot wrap, each gives at most its part.
-            self._sum.clamp_max_(self._ceiling)
+            sums.clamp_max_(self._ceiling)
             self._work = [
-                dist.all_reduce(self._sum, dist.ReduceOp.SUM, group=group.handle, async_op=True),
-                dist.all_reduce(self._max, dist.ReduceOp.MAX, group=group.handle, async_op=True),
+                dist.all_reduce(sums, dist.ReduceOp.SUM, group=group.handle, async_op=True),
+                dist.all_reduce(maxima, dist.ReduceOp.MAX, group=group.handle, async_op=True),
             ]
 
-    def _packed(self) -> Tensor:
+    def _wait(self) -> None:
         for work in self._work:
             work.wait()
         self._work = []
-        state = self._state
-        return torch.cat([self._sum, self._max, state.token_rows.flatten(), state.sequence_rows.flatten()])
 
     def _start_beside_the_step(self, group: Group) -> None:
         """On a stream of its own: a copy that is queued on the step's stream would wait for the whole next step."""
-        device = self._state.sums.device
+        device = self._own.device
         stream = _side_stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             self._start(group)
-            packed = self._packed()  # with NCCL, wait() makes this stream wait, not the host
-            self._host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
-            self._host.copy_(packed, non_blocking=True)
+            self._wait()  # with NCCL, this makes the stream wait, not the host
+            self._host = torch.empty(self._all.shape, dtype=torch.int64, pin_memory=True)
+            self._host.copy_(self._all, non_blocking=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(stream)
-        for tensor in self._state:  # their memory must not be reused before this stream has read them
-            tensor.record_stream(stream)
+        self._own.record_stream(stream)  # its memory must not be reused before this stream has read it
+
+
+def _in_order(state: State) -> tuple[Tensor, ...]:
+    """What is summed, then the maxima, then the rows: so that each reduction is over one piece."""
+    return state.sums, state.histogram, state.extra_sums, state.maxima, state.token_rows, state.sequence_rows
 
 
 class _Alone(Group):
@@ -177,14 +184,10 @@ def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int
     dist.all_gather(parts, own, group=group.handle)
     # Merged on the device: as Python rows those of ten thousand ranks would hold a step up for seconds.
     stacked, of_tokens = torch.stack(parts), keep * columns
-    tokens = merge_parts(stacked[:, :of_tokens].reshape(group.size, keep, columns))
-    sequences = merge_parts(stacked[:, of_tokens:].reshape(group.size, keep, cells.SEQUENCE_COLUMNS))
+    tokens = merge_rows(stacked[:, :of_tokens].reshape(group.size, keep, columns))
+    sequences = merge_rows(stacked[:, of_tokens:].reshape(group.size, keep, cells.SEQUENCE_COLUMNS))
     take = _Taker(torch.cat([tokens.flatten(), sequences.flatten()]).tolist())
-    return replace(
-        totals,
-        token_rows=merge_rows(take.rows(tokens), keep),
-        sequence_rows=merge_rows(take.rows(sequences), keep),
-    )
+    return replace(totals, token_rows=take.rows(tokens.shape), sequence_rows=take.rows(sequences.shape))
 
 
 class _Taker:
@@ -197,9 +200,10 @@ class _Taker:
         self._at += count
         return tuple(self._values[self._at - count : self._at])
 
-    def rows(self, like: Tensor) -> list[Row]:
-        count, columns = like.shape
-        return [self(columns) for _ in range(count)]
+    def rows(self, shape: torch.Size) -> tuple[Row, ...]:
+        """Take rows [K, C], which are sorted; those that are empty stand last and are left out."""
+        rows = [self(shape[1]) for _ in range(shape[0])]
+        return tuple(row for row in rows if row[0] >= 0)
 
 
 def _flat(rows: Sequence[Row], keep: int, columns: int) -> list[int]:
