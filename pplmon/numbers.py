@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
+from operator import mul
 
 from pplmon import cells
 
@@ -192,9 +193,13 @@ class Losses:
         first = bisect_right(self._up_to, rest) if count else len(self._up_to)
         if first == len(self._up_to):
             return 0.0
+        last = bisect_left(self._up_to, self._up_to[-1])  # the bucket of the largest: the only one that it limits
         partial = (self._up_to[first] - rest) * self._value(first)
-        full = zip(self._counts[first + 1 :], range(first + 1, len(self._counts)))
-        return partial + sum(n * self._value(bucket) for n, bucket in full if n)
+        if first == last:
+            return partial
+        between = slice(first + 1, last)
+        full = sum(map(mul, self._counts[between], cells.BUCKET_VALUES[between]), start=0.0)
+        return partial + full + self._counts[last] * self._value(last)
 
     def head(self, count: int) -> float:
         """Σ of the ``count`` smallest losses."""

@@ -40,7 +40,9 @@ def test_numpy_and_torch_count_alike(monkeypatch: pytest.MonkeyPatch, data: st.D
     shift, parts = data.draw(st.booleans(), "shift"), []
     for _ in range(2):
         batch, documents = data.draw(stats(ROWS))
-        lacking = data.draw(st.sets(st.sampled_from(["correct", "top_probability", "predicted", "vocab_size"])), "lacking")
+        lacking = data.draw(
+            st.sets(st.sampled_from(["correct", "top_probability", "predicted", "vocab_size"])), "lacking"
+        )
         fields = {**batch.__dict__, **dict.fromkeys(lacking), "shift": shift}
         if data.draw(st.booleans(), "flat"):
             fields["batch_shape"] = (batch.nll.numel(),)

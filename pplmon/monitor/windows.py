@@ -13,20 +13,30 @@ class Windows:
     """Totals over ranks, added up as they are read out. Their rows are this rank's own until a window is logged."""
 
     def __init__(self) -> None:
-        self.window = Totals()
-        self.epoch = Totals()
+        self._window, self._epoch = Totals(), Totals()
+        self._recent = Totals()  # of both: a step adds once, not twice
         self.tokens_seen = 0
         self.worst = Totals()  # the run's worst rows, of all ranks; no numbers
 
+    @property
+    def window(self) -> Totals:
+        """The open window."""
+        self._fold()
+        return self._window
+
+    @window.setter
+    def window(self, totals: Totals) -> None:
+        self._fold()
+        self._window = totals
+
     def add(self, totals: Totals) -> None:
         """Add one read-out."""
-        self.window = self.window + totals
-        self.epoch = self.epoch + totals
+        self._recent = self._recent + totals
         self.tokens_seen += totals["tokens"]
 
     def end_window(self) -> Totals:
         """Return the window, and open the next."""
-        window, self.window = self.window, Totals()
+        window, self._window = self.window, Totals()
         return window
 
     def remember(self, window: Totals) -> None:
@@ -36,12 +46,18 @@ class Windows:
 
     def end_epoch(self) -> Totals:
         """Return the epoch, and open the next."""
-        epoch, self.epoch = self.epoch, Totals()
+        self._fold()
+        epoch, self._epoch = self._epoch, Totals()
         return epoch
+
+    def _fold(self) -> None:
+        recent, self._recent = self._recent, Totals()
+        self._window, self._epoch = self._window + recent, self._epoch + recent
 
     def state_dict(self, window: Totals) -> dict[str, Any]:
         """Return everything as plain values; ``window`` is the open one with the rows of all ranks."""
-        epoch = replace(self.epoch, token_rows=(), sequence_rows=())  # an epoch's numbers have no evidence
+        self._fold()
+        epoch = replace(self._epoch, token_rows=(), sequence_rows=())  # an epoch's numbers have no evidence
         return {
             "window": window.state_dict(),
             "epoch": epoch.state_dict(),
@@ -55,8 +71,9 @@ class Windows:
         ``fitted`` fits totals to the settings of this run.
         """
         window = fitted(Totals.from_state_dict(state["window"]))
-        self.window = window if first else replace(window, token_rows=(), sequence_rows=())
-        self.epoch = fitted(Totals.from_state_dict(state["epoch"]))
+        self._recent = Totals()
+        self._window = window if first else replace(window, token_rows=(), sequence_rows=())
+        self._epoch = fitted(Totals.from_state_dict(state["epoch"]))
         worst = fitted(Totals.from_state_dict(state["worst"]))
         self.worst = replace(worst, extra_sums=(), extras=())
         self.tokens_seen = state["tokens_seen"]

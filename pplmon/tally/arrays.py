@@ -23,9 +23,14 @@ Array: TypeAlias = Any  # a Tensor, or the numpy array over its memory
 class OnTorch:
     """Tensors of one device."""
 
-    where, stack, concatenate = staticmethod(torch.where), staticmethod(torch.stack), staticmethod(torch.cat)
-    exp, round, maximum = staticmethod(torch.exp), staticmethod(torch.round), staticmethod(torch.maximum)
-    full_like, int32 = staticmethod(torch.full_like), torch.int32
+    where: Any = staticmethod(torch.where)
+    concatenate: Any = staticmethod(torch.cat)
+    clip: Any = staticmethod(torch.clip)
+    exp: Any = staticmethod(torch.exp)
+    round: Any = staticmethod(torch.round)
+    maximum: Any = staticmethod(torch.maximum)
+    full_like: Any = staticmethod(torch.full_like)
+    int32: Any = torch.int32
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -41,6 +46,9 @@ class OnTorch:
 
     def full(self, shape: Sequence[int], value: int) -> Array:
         return torch.full(tuple(shape), value, dtype=torch.int64, device=self.device)
+
+    def stack(self, rows: Sequence[Array]) -> Array:
+        return torch.stack(list(rows))
 
     def vector(self, values: Sequence[Any]) -> Array:
         """Return scalars, of which some may be plain integers, as one int64 vector."""
@@ -93,9 +101,12 @@ class OnTorch:
 class OnNumpy:
     """Tensors on a CPU, as the arrays over their memory."""
 
-    where, stack, concatenate = staticmethod(np.where), staticmethod(np.stack), staticmethod(np.concatenate)
-    round, maximum = staticmethod(np.rint), staticmethod(np.maximum)
-    full_like, int32 = staticmethod(np.full_like), np.int32
+    where: Any = staticmethod(np.where)
+    concatenate: Any = staticmethod(np.concatenate)
+    round: Any = staticmethod(np.rint)
+    maximum: Any = staticmethod(np.maximum)
+    full_like: Any = staticmethod(np.full_like)
+    int32: Any = np.int32
 
     def of(self, tensor: Tensor) -> Array:
         return tensor.numpy()
@@ -111,6 +122,12 @@ class OnNumpy:
 
     def full(self, shape: Sequence[int], value: int) -> Array:
         return np.full(shape, value, np.int64)
+
+    def clip(self, values: Array, low: float, high: float) -> Array:
+        return np.minimum(np.maximum(values, low), high)  # np.clip takes four times as long to begin
+
+    def stack(self, rows: Sequence[Array]) -> Array:
+        return np.array(rows)  # a third of the time of np.stack
 
     def vector(self, values: Sequence[Any]) -> Array:
         return np.array(values, np.int64)

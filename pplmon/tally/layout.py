@@ -11,7 +11,6 @@ from torch import Tensor
 from pplmon import cells
 from pplmon.tally.arrays import Array, Arrays, OnTorch
 
-
 FRACTION_MASK = 2**cells.FRACTION_BITS - 1
 
 

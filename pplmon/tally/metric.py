@@ -246,16 +246,14 @@ class TokenTally(Metric):
         """Begin anew, with the states where they were (``torchmetrics.Metric.reset`` makes new ones)."""
         own = self._writable()
         super().reset()
-        self._keep(own)
+        for name, tensor in own._asdict().items():
+            setattr(self, name, tensor)
+        self.clear()
 
     def clear(self) -> None:
         """Forget what was counted, and nothing else."""
-        self._keep(self._writable())
-
-    def _keep(self, own: State) -> None:
-        for name, tensor in own._asdict().items():
-            tensor.copy_(self._defaults[name])
-            setattr(self, name, tensor)
+        defaults = [self._defaults[name] for name in State._fields]
+        torch._foreach_copy_(list(self._writable()), defaults)  # type: ignore[arg-type]  # one launch
 
     def clone(self) -> TokenTally:
         """Return a copy that counts over the same group."""

@@ -33,14 +33,20 @@ class State(NamedTuple):
     extra_sums: Tensor
 
 
+# The order in a read-out: what is summed, then the maxima, then rows, so that each reduction is over one piece.
+_FLAT = ("sums", "histogram", "extra_sums", "maxima")
+
+
 class ReadOut:
     """One read-out under way: started at a step, taken in later."""
 
     def __init__(self, state: State, group: Group, extras: tuple[Derives, ...]) -> None:
         """Copy the state, and start its reduction (every rank of the group does) and the way to the host; wait for none."""
         # A copy in the order of the step: what is counted from here on changes the states in place.
-        self._own = torch.cat([part.flatten() for part in _in_order(state)])
-        self._shapes = State(*(part.shape for part in state))  # type: ignore[arg-type]
+        self._own = torch.cat(
+            [*(getattr(state, name) for name in _FLAT), state.token_rows.flatten(), state.sequence_rows.flatten()]
+        )
+        self._shapes = {name: part.shape for name, part in state._asdict().items()}
         self._extras = extras
         self._work: list[Any] = []
         self._host: Tensor | None = None
@@ -71,15 +77,15 @@ class ReadOut:
 
     def _read(self, packed: Tensor) -> Totals:
         take, shapes = _Taker(packed.tolist()), self._shapes
-        sums, histogram, extra_sums = (take(shape.numel()) for shape in (shapes.sums, shapes.histogram, shapes.extra_sums))
+        sums, histogram, extra_sums, maxima = (take(shapes[name].numel()) for name in _FLAT)
         return Totals(
             sums=sums,
             histogram=histogram,
             extra_sums=extra_sums,
-            maxima=take(shapes.maxima.numel()),
-            token_rows=take.rows(shapes.token_rows),
-            sequence_rows=take.rows(shapes.sequence_rows),
-            keep=shapes.token_rows[0],
+            maxima=maxima,
+            token_rows=take.rows(shapes["token_rows"]),
+            sequence_rows=take.rows(shapes["sequence_rows"]),
+            keep=shapes["token_rows"][0],
             extras=self._extras,
             saturated=self._check(max(sums + extra_sums)),  # no bucket holds more than all tokens
         )
@@ -100,9 +106,9 @@ class ReadOut:
         self._all = self._own
         if group.size > 1:
             self._all = self._own.clone()
-            shapes = self._shapes
-            summed = shapes.sums.numel() + shapes.histogram.numel() + shapes.extra_sums.numel()
-            sums, maxima = self._all[:summed], self._all[summed : summed + shapes.maxima.numel()]
+            sizes = [self._shapes[name].numel() for name in _FLAT]
+            summed = sum(sizes[:-1])
+            sums, maxima = self._all[:summed], self._all[summed : summed + sizes[-1]]
             # SUM cannot saturate: so that W ranks at the ceiling cannot wrap, each gives at most its part.
             sums.clamp_max_(self._ceiling)
             self._work = [
@@ -128,11 +134,6 @@ class ReadOut:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(stream)
         self._own.record_stream(stream)  # its memory must not be reused before this stream has read it
-
-
-def _in_order(state: State) -> tuple[Tensor, ...]:
-    """What is summed, then the maxima, then the rows: so that each reduction is over one piece."""
-    return state.sums, state.histogram, state.extra_sums, state.maxima, state.token_rows, state.sequence_rows
 
 
 class _Alone(Group):

@@ -33,9 +33,9 @@ class Address(NamedTuple):
         """The rank, where it stands in WHERE."""
         return self.rank << (cells.SEQUENCE_BITS + cells.POSITION_BITS)
 
-    def where(self, row: Array, position: Array) -> Array:
+    def where(self, xp: Arrays, row: Array, position: Array) -> Array:
         """Rank, row and column in one integer. A batch beyond these bounds reads as the last that fits."""
-        row, position = row.clip(0, 2**cells.SEQUENCE_BITS - 1), position.clip(0, 2**cells.POSITION_BITS - 1)
+        row, position = xp.clip(row, 0, 2**cells.SEQUENCE_BITS - 1), xp.clip(position, 0, 2**cells.POSITION_BITS - 1)
         return (row << cells.POSITION_BITS) + position + self.rank_bits
 
     def position(self, row: Array, column: Array, length: int) -> Array:
@@ -60,13 +60,13 @@ def keep_tokens(xp: Arrays, rows: Array, batch: Batch, address: Address, context
     given = [
         key >> 32,
         xp.full_like(key, address.when),
-        address.where(row, address.position(row, column, length)),
+        address.where(xp, row, address.position(row, column, length)),
         columns.targets[index],
         xp.full_like(key, -1) if columns.predicted is None else columns.predicted[index],
         xp.full_like(key, -1) if columns.top_probability is None else _bits(xp, columns.top_probability[index]),
         address.sample(xp, row),
     ]
-    found = xp.concatenate([xp.stack(given, 1), _neighbours(xp, batch, row, column, context)], 1)
+    found = xp.concatenate([xp.stack(given).T, _neighbours(xp, batch, row, column, context)], 1)
     _merge(xp, rows, xp.where((key >= 0)[:, None], found, -1))
 
 
@@ -77,19 +77,19 @@ def keep_sequences(xp: Arrays, rows: Array, batch: Batch, sums: SequenceSums | N
     sequences, count = batch.sequences, len(sums.tokens)
     # A mean is below 2**42 units, so a number of sequences below 2**20 can share the key with it; beyond that many,
     # ties between equal means fall as topk likes.
-    order = (2**20 - 1 - xp.arange(0, count)).clip(0, None)
+    order = xp.clip(2**20 - 1 - xp.arange(0, count), 0, 2**20)
     key, name = xp.top((sums.mean_units << 20) + order, min(len(rows), count))
     first = name if sequences.first is not None else name * sequences.length
     row = first // sequences.length
     given = [
         sums.mean_units[name],
         xp.full_like(key, address.when),
-        address.where(row, first - row * sequences.length),
+        address.where(xp, row, first - row * sequences.length),
         sums.tokens[name],
         xp.full_like(key, cells.NONE) if sequences.documents is None else sequences.documents[first],
         address.sample(xp, row),
     ]
-    _merge(xp, rows, xp.where((key >= 0)[:, None], xp.stack(given, 1), -1))
+    _merge(xp, rows, xp.where((key >= 0)[:, None], xp.stack(given).T, -1))
 
 
 def _neighbours(xp: Arrays, batch: Batch, row: Array, column: Array, context: int) -> Array:
