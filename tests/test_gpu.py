@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pplmon
 from pplmon import TokenTally
+from pplmon.tally.batch import differences
 
 pytestmark = [
     pytest.mark.gpu,
@@ -89,6 +90,35 @@ def test_update_is_captured_in_a_cuda_graph() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         tally.update(logits, targets)
-    graph.replay()
+    for replays in (1, 3):  # after a reset it counts on where it was captured
+        tally.reset()
+        expected.reset()
+        for _ in range(replays):
+            graph.replay()
+            expected.update(logits, targets)
+        torch.cuda.synchronize()
+        assert tally.local_totals() == expected.local_totals()
+
+
+def test_an_update_is_at_most_six_launches_and_allocates_nothing_new() -> None:
+    """After the first ones: measuring, and counting with documents in the rows."""
+    logits, targets = batch()
+    documents = (torch.rand(4, 32, device="cuda") < 0.1).cumsum(1)
+    tally = TokenTally(shift=True).to("cuda")
+    for _ in range(3):
+        tally.update(logits, targets, document_ids=documents)
     torch.cuda.synchronize()
-    assert tally.local_totals() == expected.local_totals()
+    before = torch.cuda.memory_stats()["num_device_alloc"]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        tally.update(logits, targets, document_ids=documents)
+        torch.cuda.synchronize()
+    launched = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert 1 <= len(launched) <= 6, launched
+    assert torch.cuda.memory_stats()["num_device_alloc"] == before
+
+
+def test_kernels_and_array_operations_count_alike() -> None:
+    """The proof that is made before the kernels are trusted holds on this device."""
+    from pplmon.tally import fused  # needs Triton
+
+    assert differences(torch.device("cuda"), fused.add) == []

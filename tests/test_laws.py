@@ -259,7 +259,7 @@ def calls() -> dict[str, Callable[[], object]]:
 @pytest.fixture
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count CPU tensors as those of a device are counted: with torch's operators, which can be watched."""
-    monkeypatch.setattr(pplmon.tally.batch, "arrays_on", OnTorch)
+    monkeypatch.setattr(pplmon.tally.by_arrays, "arrays_on", OnTorch)
 
 
 @pytest.mark.usefixtures("as_on_a_device")

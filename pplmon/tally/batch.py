@@ -1,76 +1,115 @@
-"""One batch is added to a tally's states, which are changed in place: a captured graph finds them where they were."""
+"""One batch is counted: by the kernels of ``fused`` on a GPU where Triton is, once they have proved right; else by arrays.
+
+A kernel that a compiler or a driver gets wrong would give wrong numbers that look plausible. So the first batch on a device
+is preceded by a small one, with everything in it that a batch may bring, which kernels and array operations both count.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import warnings
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from pplmon.tally import count, worst
-from pplmon.tally.arrays import Arrays, arrays_on
-from pplmon.tally.readout import State
-from pplmon.tally.sequences import Sequences, packed
+from pplmon import cells
+from pplmon.tally import by_arrays
+from pplmon.tally.given import Given, Settings, State
 from pplmon.tokens import TokenStats
 
-
-class Given(NamedTuple):
-    """What came with a batch, checked and on its device. Shapes: R rows, T columns, N = R·T."""
-
-    step: int
-    micro_batch: int
-    rank: int
-    documents: Tensor | None  # [R, T] int64
-    sample_ids: Tensor | None  # [R] int64
-    position_ids: Tensor | None  # [N] int64
-
-
-class Settings(NamedTuple):
-    """What of a tally's settings counting needs."""
-
-    min_sequence_tokens: int
-    context: int
-    whole_sequences: bool  # False under context parallelism
-    token_bytes: Tensor | None  # [V] int64
+_ROWS, _LENGTH, _VOCAB, _KEEP, _CONTEXT = 3, 41, 7, 4, 2
+_INEXACT = tuple(
+    cells.SUMS.index(name) for name in ("probability_whole", "probability_fraction")
+)  # exp is the device's
+_proved: dict[torch.device, Any] = {}
 
 
 def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Tensor:
-    """Count one batch, and return which tokens were valid, [N] bool."""
-    xp = arrays_on(stats.nll.device)
-    sums, maxima, histogram, token_rows, sequence_rows, _ = map(xp.of, state)
-    token_bytes = None if settings.token_bytes is None else xp.of(settings.token_bytes)
-    sequences = _sequences(xp, stats, given.documents) if settings.whole_sequences else None
-    batch = count.prepare(xp, _columns(xp, stats), sequences)
-    per_sequence = count.count_sequences(xp, batch, settings.min_sequence_tokens)
-    count.add_sums(xp, sums, batch, per_sequence, token_bytes)
-    count.raise_maxima(xp, maxima, batch, per_sequence, token_bytes)
-    count.add_histogram(xp, histogram, batch)
-    sample_ids, position_ids = (None if x is None else xp.of(x) for x in (given.sample_ids, given.position_ids))
-    address = worst.Address(given.step, given.micro_batch, given.rank, sample_ids, position_ids)
-    worst.keep_tokens(xp, token_rows, batch, address, settings.context)
-    worst.keep_sequences(xp, sequence_rows, batch, per_sequence, address)
-    return xp.tensor(batch.valid)
+    """Count one batch, and return which tokens were valid, [N] bool (or nothing, where ``settings`` do not ask for it)."""
+    fused = kernels_on(stats.nll.device)
+    if fused is not None and fused.fits(state, stats):
+        return fused.add(state, stats, given, settings)  # type: ignore[no-any-return]
+    return by_arrays.add(state, stats, given, settings)
 
 
-def _sequences(xp: Arrays, stats: TokenStats, documents: Tensor | None) -> Sequences | None:
-    if documents is not None:
-        return packed(xp, xp.of(documents), stats.shift)
-    return Sequences(*stats.batch_shape) if len(stats.batch_shape) == 2 else None  # flat stats have no sequences
+def kernels_on(device: torch.device) -> Any:
+    """Return the module of the kernels that count on a device; ``None`` where array operations do. Waits the first time."""
+    if device.type != "cuda":
+        return None
+    if device not in _proved:
+        if torch.cuda.is_current_stream_capturing():
+            return None  # nothing can be proved within a graph
+        _proved[device] = _prove(device)
+    return _proved[device]
 
 
-def _columns(xp: Arrays, stats: TokenStats) -> count.Columns:
-    correct, top_probability, predicted = (
-        None if x is None else xp.of(x) for x in (stats.correct, stats.top_probability, stats.predicted)
+def _prove(device: torch.device) -> Any:
+    try:
+        from pplmon.tally import fused  # needs Triton, which is not everywhere
+    except ImportError:
+        return None
+    try:
+        wrong = differences(device, fused.add)
+    except Exception as error:
+        why = f"could not be run: {type(error).__name__}: {error}"
+    else:
+        if not wrong:
+            return fused
+        why = f"counted {', '.join(wrong)} wrongly in a test of a few tokens"
+    warnings.warn(
+        f"pplmon: the kernels that count on {device} {why}. Its batches are counted by PyTorch's operators instead: the "
+        "same numbers, with about a hundred launches for each micro-batch instead of four.",
+        RuntimeWarning,
+        stacklevel=2,
     )
-    rows, length = stats.batch_shape if len(stats.batch_shape) == 2 else (1, *stats.batch_shape)
-    return count.Columns(
-        xp.of(stats.nll),
-        correct,
-        top_probability,
-        predicted,
-        xp.of(stats.targets),
-        xp.of(stats.scored),
-        xp.of(stats.invalid),
-        stats.vocab_size,
-        (rows, length),
-        stats.shift,
+    return None
+
+
+def differences(device: torch.device, add: Any) -> list[str]:
+    """Count a small batch by ``add`` and by array operations; return which states differ."""
+    wrong = set()
+    for shift in (False, True):
+        stats, given = _example(device, shift)
+        settings = Settings(2, _CONTEXT, whole_sequences=True, token_bytes=None, wants_valid=True)
+        states = _empty(device), _empty(device)
+        for state, count in zip(states, (add, by_arrays.add)):
+            for packed in (given, given._replace(documents=None)):
+                count(state, stats, packed, settings)
+        one, two = ({name: part.tolist() for name, part in state._asdict().items()} for state in states)
+        for cell in _INEXACT:
+            one["sums"][cell] = two["sums"][cell] = 0
+        wrong |= {name for name in one if one[name] != two[name]}
+    return sorted(wrong)
+
+
+def _example(device: torch.device, shift: bool) -> tuple[TokenStats, Given]:
+    """Losses with ties, NaN, inf and beyond the cap; targets ignored and impossible; two documents in a row."""
+    index = torch.arange(_ROWS * _LENGTH)
+    nll = (index * 37 % 11) / 3
+    nll[5], nll[50], nll[51], nll[100] = torch.nan, torch.inf, 2000.0, 2e-7
+    targets = index * 5 % (_VOCAB + 1)
+    targets[::9] = -100
+    stats = TokenStats.from_losses(
+        nll.view(_ROWS, _LENGTH).to(device),
+        targets.view(_ROWS, _LENGTH).to(device),
+        predicted=(index % _VOCAB).view(_ROWS, _LENGTH).to(device),
+        top_probability=((index * 13 % 20) / 20).view(_ROWS, _LENGTH).to(device),
+        vocab_size=_VOCAB,
+    )
+    documents = (torch.arange(_LENGTH) > _LENGTH // 2).long().expand(_ROWS, _LENGTH).contiguous()
+    given = Given(3, 1, 2, documents.to(device), torch.arange(_ROWS, device=device), None)
+    return TokenStats(**{**stats.__dict__, "shift": shift}), given
+
+
+def _empty(device: torch.device) -> State:
+    def cells_of(value: int, *shape: int) -> Tensor:
+        return torch.full(shape, value, dtype=torch.int64, device=device)
+
+    return State(
+        sums=cells_of(0, len(cells.SUMS)),
+        maxima=cells_of(-1, len(cells.MAXIMA)),
+        histogram=cells_of(0, cells.BUCKETS),
+        token_rows=cells_of(-1, _KEEP, cells.TOKEN_COLUMNS + 2 * _CONTEXT + 1),
+        sequence_rows=cells_of(-1, _KEEP, cells.SEQUENCE_COLUMNS),
+        extra_sums=cells_of(0, 0),
     )

@@ -18,10 +18,11 @@ from torchmetrics import Metric
 from pplmon import cells
 from pplmon.report import Derives, Report, Totals
 from pplmon.tally import inputs
-from pplmon.tally.batch import Given, Settings, add
+from pplmon.tally.batch import add
+from pplmon.tally.given import Given, Settings, State
 from pplmon.tally.group import Group
 from pplmon.tally.layout import merge_counts, merge_maxima, merge_rows, merge_sums
-from pplmon.tally.readout import ALONE, ReadOut, State, gather_rows, state_of
+from pplmon.tally.readout import ALONE, ReadOut, gather_rows, state_of
 from pplmon.tokens import TokenStats, token_stats
 
 _SETTINGS = ("ignore_index", "shift", "top_k", "context", "min_sequence_tokens", "context_parallel")
@@ -152,9 +153,11 @@ class TokenTally(Metric):
             sample_ids=inputs.check_samples(sample_ids, stats),
             position_ids=inputs.check_positions(position_ids, stats),
         )
-        whole = not self.context_parallel
+        settings = Settings(
+            self.min_sequence_tokens, self.context, not self.context_parallel, self.token_bytes, bool(self.extras)
+        )
         state = self._writable()
-        valid = add(state, stats, given, Settings(self.min_sequence_tokens, self.context, whole, self.token_bytes))
+        valid = add(state, stats, given, settings)
         if self.extras:
             parts = [extra.update(stats, valid, raw, **batch_data) for extra in self.extras]
             state.extra_sums.add_(torch.cat(parts)).clamp_max_(cells.CEILING)

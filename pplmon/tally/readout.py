@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,20 +18,9 @@ from torch import Tensor
 from pplmon import cells
 from pplmon.evidence import Row
 from pplmon.report import Derives, Totals
+from pplmon.tally.given import State
 from pplmon.tally.group import Group
 from pplmon.tally.layout import merge_rows
-
-
-class State(NamedTuple):
-    """The tensors of a tally, detached from it."""
-
-    sums: Tensor
-    maxima: Tensor
-    histogram: Tensor
-    token_rows: Tensor
-    sequence_rows: Tensor
-    extra_sums: Tensor
-
 
 # The order in a read-out: what is summed, then the maxima, then rows, so that each reduction is over one piece.
 _FLAT = ("sums", "histogram", "extra_sums", "maxima")

@@ -1,0 +1,180 @@
+"""A batch that lies on a GPU is counted by three kernels, and a fourth where sequences are packed, instead of a hundred.
+
+They add the same integers as ``count`` and ``worst`` do; only p(target), through the device's own exp, may differ in its
+last bits. Integer atomics give the same sums in any order. Nothing waits for the device, and the states are changed in
+place, so that a captured graph can be replayed.
+
+Importing this needs Triton.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from pplmon import cells
+from pplmon.tally.count import ROUNDING
+from pplmon.tally.fused import kernels
+from pplmon.tally.given import Given, Settings, State
+from pplmon.tokens import TokenStats
+
+WIDTH = 1024  # tokens, or sequences, of a program: its K worst then take K reductions over one block
+MOST_TOKENS = 2**20  # the key of a sequence holds its number beside its mean loss
+MOST_ROWS = 64  # rows are compared in pairs, in one program's registers
+_MISSING = ("sequences", "correct", "top_probability", "vocab", "bytes")
+
+
+class Scratch(NamedTuple):
+    """Memory for one batch, from the caching allocator: 16 bytes a sequence, a few kilobytes, and 9 bytes a packed token."""
+
+    of_sequences: Tensor  # [2, S] int64: valid tokens and their loss in 2**-32 nats
+    candidates: Tensor  # [programs, K] int64 keys
+    found: Tensor  # [K, C] and [K, C of sequences] int64
+    first: Tensor  # [N] int64, the name of each token's sequence
+    crosses: Tensor  # [N] uint8
+
+
+def fits(state: State, stats: TokenStats) -> bool:
+    """True where the kernels' limits allow it: up to 2**20 tokens in a micro-batch and 64 rows kept."""
+    return stats.nll.numel() <= MOST_TOKENS and len(state.token_rows) <= MOST_ROWS
+
+
+def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Tensor:
+    """Count one batch, and return which tokens were valid, [N] bool (empty where ``settings`` do not ask for it)."""
+    rows, length = stats.batch_shape if len(stats.batch_shape) == 2 else (1, *stats.batch_shape)
+    packed = given.documents is not None and settings.whole_sequences
+    has_sequences = settings.whole_sequences and (packed or len(stats.batch_shape) == 2)
+    tokens, keep = rows * length, len(state.token_rows)
+    sequences = (tokens if packed else rows) if has_sequences else 0
+    of_tokens, of_sequences = triton.cdiv(tokens, WIDTH), triton.cdiv(sequences, WIDTH)
+    scratch = _scratch(state, tokens if packed else 0, sequences, of_tokens + of_sequences)
+    valid = stats.nll.new_empty(tokens if settings.wants_valid else 0, dtype=torch.uint8)
+    vocab = -1 if stats.vocab_size is None else stats.vocab_size
+    crosses = packed and stats.shift
+    whole, none = settings.token_bytes, stats.nll  # what is missing has an address that is not read
+    with torch.cuda.device_of(stats.nll):  # type: ignore[no-untyped-call]
+        if packed:
+            kernels.cut[(rows,)](
+                given.documents,
+                scratch.first,
+                scratch.crosses,
+                length,
+                SHIFT=stats.shift,
+                WIDTH=min(WIDTH, triton.next_power_of_2(length)),
+            )
+        kernels.count[(of_tokens,)](
+            stats.nll,
+            _bytes(stats.scored),
+            _bytes(stats.invalid),
+            scratch.crosses,
+            none if stats.correct is None else _bytes(stats.correct),
+            none if stats.top_probability is None else stats.top_probability,
+            stats.targets,
+            scratch.first,
+            none if whole is None else whole,
+            state.sums,
+            state.maxima,
+            state.histogram,
+            scratch.of_sequences,
+            scratch.candidates,
+            valid,
+            tokens,
+            length,
+            sequences,
+            vocab,
+            math.log(vocab) * ROUNDING if vocab > 0 else math.inf,
+            0 if whole is None else len(whole),
+            HAS_SEQUENCES=has_sequences,
+            PACKED=packed,
+            CROSSES=crosses,
+            HAS_CORRECT=stats.correct is not None,
+            HAS_TOP=stats.top_probability is not None,
+            HAS_BYTES=whole is not None,
+            WANTS_VALID=settings.wants_valid,
+            K=keep,
+            WIDTH=WIDTH,
+        )
+        if has_sequences:
+            kernels.close_sequences[(of_sequences,)](
+                scratch.of_sequences,
+                state.sums,
+                state.maxima,
+                scratch.candidates[of_tokens:],
+                sequences,
+                max(settings.min_sequence_tokens, 1),
+                K=keep,
+                WIDTH=WIDTH,
+            )
+        columns = state.token_rows.shape[1]
+        kernels.finish[(2,)](
+            stats.nll,
+            _bytes(stats.scored),
+            scratch.crosses,
+            none if stats.predicted is None else stats.predicted,
+            none if stats.top_probability is None else stats.top_probability,
+            stats.targets,
+            scratch.first,
+            none if given.documents is None else given.documents,
+            none if given.sample_ids is None else given.sample_ids,
+            none if given.position_ids is None else given.position_ids,
+            scratch.of_sequences,
+            state.sums,
+            state.maxima,
+            state.histogram,
+            state.token_rows,
+            state.sequence_rows,
+            scratch.found,
+            scratch.candidates,
+            length,
+            vocab,
+            _missing(stats, has_sequences, whole),
+            given.step << cells.MICRO_BITS | given.micro_batch,
+            given.rank,
+            of_tokens * keep,
+            of_sequences * keep,
+            SHIFT=int(stats.shift),
+            HAS_SEQUENCES=has_sequences,
+            PACKED=packed,
+            CROSSES=crosses,
+            HAS_PREDICTED=stats.predicted is not None,
+            HAS_TOP=stats.top_probability is not None,
+            HAS_SAMPLES=given.sample_ids is not None,
+            HAS_POSITIONS=given.position_ids is not None,
+            CONTEXT=settings.context,
+            K=keep,
+            C=columns,
+            C_SEQUENCE=cells.SEQUENCE_COLUMNS,
+            TWICE=triton.next_power_of_2(2 * keep),
+            WIDE=triton.next_power_of_2(columns),
+            WIDTH=WIDTH,
+        )
+    return valid.view(torch.bool)
+
+
+def _scratch(state: State, packed: int, sequences: int, programs: int) -> Scratch:
+    keep, columns = state.token_rows.shape
+
+    def empty(*shape: int) -> Tensor:
+        return state.sums.new_empty(shape)
+
+    return Scratch(
+        of_sequences=state.sums.new_zeros(2, sequences),
+        candidates=empty(programs, keep),
+        found=empty(keep * (columns + cells.SEQUENCE_COLUMNS)),
+        first=empty(packed),
+        crosses=state.sums.new_empty(packed, dtype=torch.uint8),
+    )
+
+
+def _missing(stats: TokenStats, has_sequences: bool, token_bytes: Tensor | None) -> int:
+    """One bit for each of ``_MISSING``, whose maxima stand in this order."""
+    known = (has_sequences or None, stats.correct, stats.top_probability, stats.vocab_size, token_bytes)
+    return sum(1 << bit for bit, value in enumerate(known) if value is None)
+
+
+def _bytes(mask: Tensor) -> Tensor:
+    return mask.view(torch.uint8)

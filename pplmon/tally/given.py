@@ -1,0 +1,39 @@
+"""What meets when a batch is counted: the tally's states, what came with the batch, and the tally's settings."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class State(NamedTuple):
+    """The tensors of a tally."""
+
+    sums: Tensor
+    maxima: Tensor
+    histogram: Tensor
+    token_rows: Tensor
+    sequence_rows: Tensor
+    extra_sums: Tensor
+
+
+class Given(NamedTuple):
+    """What came with a batch, checked and on its device. Shapes: R rows, T columns, N = R·T."""
+
+    step: int
+    micro_batch: int
+    rank: int
+    documents: Tensor | None  # [R, T] int64
+    sample_ids: Tensor | None  # [R] int64
+    position_ids: Tensor | None  # [N] int64
+
+
+class Settings(NamedTuple):
+    """What of a tally's settings counting needs."""
+
+    min_sequence_tokens: int
+    context: int
+    whole_sequences: bool  # False under context parallelism
+    token_bytes: Tensor | None  # [V] int64
+    wants_valid: bool  # someone asks which tokens were counted
