@@ -85,6 +85,10 @@ class OnTorch:
         # deterministic mode (histc).
         counts.scatter_add_(0, index.to(torch.int64), counted.to(torch.int64))
 
+    def known_empty(self, rows: Array) -> bool:
+        """True where rows [K, C] are seen to hold nothing; a device is not asked."""
+        return False
+
     def top(self, keys: Array, count: int) -> tuple[Array, Array]:
         """The largest keys, from the largest on, and where they are."""
         top = keys.topk(count)
@@ -154,6 +158,9 @@ class OnNumpy:
 
     def add_counts(self, counts: Array, index: Array, counted: Array) -> None:
         counts += np.bincount(index[counted], minlength=len(counts))
+
+    def known_empty(self, rows: Array) -> bool:
+        return bool(rows[0, 0] < 0)
 
     def top(self, keys: Array, count: int) -> tuple[Array, Array]:
         top = torch.from_numpy(keys).topk(count)  # a third of the time of numpy's partition

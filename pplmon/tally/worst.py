@@ -109,6 +109,9 @@ def _neighbours(xp: Arrays, batch: Batch, row: Array, column: Array, context: in
 
 def _merge(xp: Arrays, rows: Array, found: Array) -> None:
     """Keep the K worst of both in ``rows``: the largest loss first, then the earliest address; empty rows (−1) last."""
+    if xp.known_empty(rows):  # what was found is in order
+        rows[: len(found)] = found
+        return
     both = xp.concatenate([rows, found], 0)
     order = xp.order(both[:, 0], both[:, cells.WHEN], both[:, cells.WHERE])
     rows[...] = both[order[: len(rows)]]
