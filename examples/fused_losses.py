@@ -83,11 +83,6 @@ class ByteModel(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.03)
 
 
-def show(report: pplmon.Report) -> None:
-    print(f"step {report.step}: {report.tokens} tokens, cross-entropy {report.cross_entropy:.4f}", end=", accuracy ")
-    print("unknown" if report.token_accuracy is None else f"{report.token_accuracy:.3f}")
-
-
 def main(loss: str, lightning: bool) -> None:
     torch.manual_seed(0)
     text = torch.tensor(list("\n".join(topics.values()).encode()))
@@ -101,16 +96,19 @@ def main(loss: str, lightning: bool) -> None:
         print(f"train/cross_entropy {trainer.callback_metrics['train/cross_entropy']:.4f}")
         return
     monitor, optimizer = pplmon.Monitor(every_n_steps=STEPS // 2, alerts=[]), model.configure_optimizers()
+    reports = []
     for batch in batches:
         nll, stats = model.losses(batch)
         monitor.observe(stats)
         nll.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        report = monitor.step()
-        if report is not None:
-            show(report)
-    show(monitor.close())
+        reports.append(monitor.step())
+    for report in filter(None, [*reports, monitor.close()]):
+        accuracy = "unknown" if report.token_accuracy is None else f"{report.token_accuracy:.3f}"
+        print(
+            f"step {report.step}: {report.tokens} tokens, cross-entropy {report.cross_entropy:.4f}, accuracy {accuracy}"
+        )
 
 
 if __name__ == "__main__":
