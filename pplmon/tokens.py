@@ -49,6 +49,7 @@ class TokenStats:
         vocab_size: int | None = None,
         ignore_index: int | None = -100,
         mask: Tensor | None = None,
+        entropy: Tensor | None = None,
     ) -> TokenStats:
         """Take losses that were computed elsewhere (a fused loss that never holds logits). All [B,T] or [N].
 
@@ -61,6 +62,7 @@ class TokenStats:
             vocab_size: V.
             ignore_index: targets of this value are not scored; ``None`` ignores nothing.
             mask: bool, True = scored.
+            entropy: of each prediction, in nats, float. A value below −0.001 cannot be one and counts as NaN.
 
         Raises:
             ValueError: shapes differ. TypeError: a dtype cannot hold what its argument means.
@@ -69,19 +71,20 @@ class TokenStats:
         _check_targets(targets, tuple(nll.shape), "nll")
         if nll.dim() not in (1, 2):
             raise ValueError(f"nll must be [B, T] or [N], got shape {tuple(nll.shape)}")
-        for name, value in (("correct", correct), ("top_probability", top_probability), ("predicted", predicted)):
+        given = {"correct": correct, "top_probability": top_probability, "predicted": predicted, "entropy": entropy}
+        for name, value in given.items():
             if value is not None and value.shape != nll.shape:
                 raise ValueError(f"{name} must have the shape of nll {tuple(nll.shape)}, got {tuple(value.shape)}")
+        if entropy is not None:
+            _need_float("entropy", entropy)
         if correct is not None and correct.dtype != torch.bool:
             correct = correct != 0
         if correct is None and predicted is not None:
             correct = predicted == targets
         flat = targets.detach().reshape(-1).to(nll.device, torch.int64)
         scored, invalid = _scored(flat, _check_mask(mask, targets), ignore_index, vocab_size)
-        loss = nll.detach().reshape(-1).to(torch.float32)
-        loss = torch.where(loss < NEGATIVE_LIMIT, torch.nan, loss.clamp_min(0.0))
         return cls(
-            nll=torch.where(scored, loss, 0.0) + 0.0,  # + 0.0 makes −0.0, whose bits sort wrongly, 0.0
+            nll=torch.where(scored, _nats(nll), 0.0) + 0.0,  # + 0.0 makes −0.0, whose bits sort wrongly, 0.0
             correct=None if correct is None else correct.detach().reshape(-1),
             top_probability=None if top_probability is None else top_probability.detach().reshape(-1).float(),
             predicted=None if predicted is None else predicted.detach().reshape(-1).to(torch.int64),
@@ -90,6 +93,7 @@ class TokenStats:
             invalid=invalid,
             batch_shape=tuple(targets.shape),
             vocab_size=vocab_size,
+            entropy=None if entropy is None else _nats(entropy),
         )
 
     def rows(self, start: int, stop: int) -> TokenStats:
@@ -178,6 +182,12 @@ def shifted(targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     last = torch.arange(targets.shape[1], device=targets.device) == targets.shape[1] - 1
     kept = (~last).expand(targets.shape)
     return targets.roll(-1, dims=1), kept if mask is None else mask.to(targets.device).roll(-1, dims=1) & kept
+
+
+def _nats(given: Tensor) -> Tensor:
+    """Return [N] float32, where rounding below 0 is 0 and what cannot be nats is NaN."""
+    flat = given.detach().reshape(-1).to(torch.float32)
+    return torch.where(flat < NEGATIVE_LIMIT, torch.nan, flat.clamp_min(0.0))
 
 
 def _scored(

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 
 def run(name: str, cwd: Path, *arguments: str) -> str:
     """Run one example, as from a checkout; return what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *arguments]
     done = subprocess.run(
         command, cwd=cwd, env=environment, check=False, capture_output=True, text=True, encoding="utf-8", timeout=300
@@ -45,7 +47,7 @@ def scalars(directory: Path, tag: str) -> dict[int, float]:
 
 def test_each_example_has_its_test() -> None:
     """A new example comes with a test here."""
-    assert EXAMPLES == ["alerts", "lightning_lm", "packed_sft", "plain_loop"]
+    assert EXAMPLES == ["alerts", "fused_losses", "lightning_lm", "packed_sft", "plain_loop"]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -130,3 +132,30 @@ def test_packed_sft(tmp_path: Path) -> None:
     reports = [row for row in read_journal(tmp_path / "elsewhere") if row["kind"] == "report"]
     assert reports[-1]["worst_sequences"][0]["document_id"] == broken
     assert len({row["numbers"]["tokens"] for row in reports}) == 1
+
+
+@pytest.mark.parametrize(
+    ("loss", "packages"),
+    [("torch", ["torch"]), ("liger", ["liger_kernel"]), ("cce", ["cut_cross_entropy"]), ("trl", ["trl", "datasets"])],
+)
+def test_fused_losses_of(loss: str, packages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All train alike, and those that know the argmax have the same accuracy."""
+    for package in packages:
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # cut-cross-entropy would compile for a while
+    printed = run("fused_losses", tmp_path, "--loss", loss)
+    found = re.findall(r"^step (\d+): 384 tokens, cross-entropy ([\d.]+), accuracy (\S+)$", printed, re.MULTILINE)
+    steps, entropies, accuracies = zip(*found)
+    assert steps == ("5", "11")
+    assert [float(entropy) for entropy in entropies] == pytest.approx([4.822, 3.918], abs=2e-3)
+    if loss in ("liger", "trl"):
+        assert [float(accuracy) for accuracy in accuracies] == pytest.approx([0.102, 0.185], abs=5e-3)
+    else:
+        assert accuracies == ("unknown", "unknown")
+
+
+def test_fused_losses(tmp_path: Path) -> None:
+    """In Lightning it is the same number."""
+    printed = run("fused_losses", tmp_path, "--loss", "torch", "--lightning")
+    assert number(r"train/cross_entropy ([\d.]+)", printed) == pytest.approx(3.918, abs=2e-3)

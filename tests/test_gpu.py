@@ -12,6 +12,7 @@ from torch import Tensor
 import pplmon
 from pplmon import TokenTally
 from pplmon.tally.batch import differences
+from pplmon.overwritten import LOOKS, Overwritten
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,6 +75,19 @@ def test_observe_and_step_wait_for_nothing_but_the_step_before() -> None:
         monitor.step()
     report = monitor.close()
     assert report is not None and report.tokens == 2 * targets.numel()
+
+
+def test_looking_for_overwritten_logits_waits_for_nothing() -> None:
+    """The counts of the first micro-batches come to the host by themselves, and are judged when they are there."""
+    logits = torch.full((4, 32, 1000), 0.001, device="cuda")
+    logits[..., 7] = -0.999
+    targets, looking = torch.full((4, 32), 7, device="cuda"), Overwritten()
+    with no_sync():
+        for _ in range(LOOKS):
+            looking.look(logits, targets, -100, shift=False)
+    torch.cuda.synchronize()
+    with pytest.warns(RuntimeWarning, match="64 of 64 rows"), no_sync():
+        looking.look(logits, targets, -100, shift=False)
 
 
 def test_update_is_captured_in_a_cuda_graph() -> None:

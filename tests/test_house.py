@@ -19,7 +19,7 @@ MODULES = {
 # A room is a module or a package. STATE: plain numbers. Each room may import itself and the rooms named.
 STATE = {"cells", "numbers", "evidence", "report"}
 JUDGE = STATE | {"alerts"}
-MEASURE = {"tokens", "kernels"}
+MEASURE = {"tokens", "kernels", "overwritten"}
 COUNT = STATE | MEASURE | {"tally"}
 RUN = JUDGE | COUNT | {"sinks", "monitor"}
 ROOMS = {
@@ -29,6 +29,7 @@ ROOMS = {
     "report": STATE,
     "kernels": set(),
     "tokens": {"kernels"},
+    "overwritten": {"tokens"},
     "tally": STATE | {"tokens"},
     "metrics": {"cells", "numbers", "tally", "tokens"},
     "alerts": STATE,
@@ -36,7 +37,7 @@ ROOMS = {
     "sinks": JUDGE,
     "monitor": RUN,
     "replay": JUDGE | {"sinks", "monitor"},
-    "capture": {"cells", "tally", "tokens"},
+    "capture": {"cells", "overwritten", "tally", "tokens"},
     "lightning": RUN | {"capture"},
 }
 ANY = {"cli", "demo", "testing"}  # and pplmon itself

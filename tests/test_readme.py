@@ -10,10 +10,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import pplmon
 from pplmon.numbers import CATALOGUE, CORE
@@ -39,7 +41,13 @@ is_answer = torch.arange(60).expand(4, 60) % 30 > 9
 sample_ids = torch.arange(4)
 class tokenizer:
     decode = staticmethod(lambda ids: " ".join(map(str, ids)))
+hidden, head, targets = model[0](input_ids), torch.nn.Linear(16, 32, bias=False), input_ids.roll(-1, 1)
+monitor = pplmon.Monitor(every_n_steps=1, alerts=[])
 """
+
+# Packages that a block may show and that need not be installed. On a CPU their kernels are interpreted, not compiled.
+OPTIONAL = {"cut_cross_entropy": "cut-cross-entropy", "liger_kernel": "liger-kernel", "trl": "trl"}
+INTERPRETED = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1"}
 
 # The journal that a block reads: one report and one alert.
 JOURNAL = """
@@ -70,10 +78,19 @@ def commands() -> list[Any]:
     return [line.removeprefix("$ ").split(" #")[0].strip() for line in lines if line.strip()]
 
 
-def run_python(code: str, cwd: Path) -> str:
+def optional(code: str) -> set[str]:
+    """The optional packages that a block imports."""
+    nodes = list(ast.walk(ast.parse(code)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name.split(".")[0] for name in names} & set(OPTIONAL)
+
+
+def run_python(code: str, cwd: Path, **more: str) -> str:
     """Run code as a script in a process of its own, where pplmon's warnings are errors; return what it printed."""
     (cwd / "block.py").write_text(code, encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", **more}
     done = subprocess.run(
         [sys.executable, "block.py"],
         cwd=cwd,
@@ -98,11 +115,25 @@ def test_there_are_blocks_to_run() -> None:
     assert len(blocks("python")) == languages.count("python") >= 6
 
 
+def test_optional_packages_are_told_by_a_block_s_imports() -> None:
+    """Only a block that imports one of them may be left out."""
+    assert optional("import trl.kernels, torch\nfrom liger_kernel.x import y") == {"trl", "liger_kernel"}
+    assert optional("import torch, pplmon\nname = 'trl'") == set()
+    assert {name for block in blocks("python") for name in optional(block.values[0])} == set(OPTIONAL)
+
+
 @pytest.mark.parametrize("code", blocks("python"))
 def test_a_python_block_runs(code: str, tmp_path: Path) -> None:
     """As it stands, or after the few names that the prelude gives it, in an empty directory."""
+    needs = optional(code)
+    for name in needs:
+        if find_spec(name) is None:
+            pytest.skip(f"this block shows {OPTIONAL[name]}, which is not installed")
     prelude = "" if "ByteModel" in code else PRELUDE + (JOURNAL if "read_journal" in code else "")
-    printed = run_python(prelude + code, tmp_path)
+    if "monitor.observe(" in code and needs:
+        code += "\nmonitor.step()\nprint('tokens', monitor.close().tokens)\n"
+    printed = run_python(prelude + code, tmp_path, **(INTERPRETED if needs else {}))
+    assert not needs or re.search(r"^tokens [1-9]", printed, re.MULTILINE)
     if "sinks=sinks" in code:
         assert (tmp_path / "runs/a/pplmon.jsonl").is_file()
         assert list((tmp_path / "runs/a").glob("events.out.tfevents.*"))

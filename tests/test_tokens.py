@@ -254,7 +254,8 @@ def test_from_losses_is_token_stats_without_logits() -> None:
     logits, targets = batch(30, torch.float32, 4, 20)
     targets[0, 0], targets[1, 1] = -100, 40
     mask = torch.rand(4, 20) < 0.8
-    want = token_stats(logits, targets, mask=mask)
+    want = token_stats(logits, targets, mask=mask, entropy=True)
+    assert want.entropy is not None
     shape = (4, 20)
     got = TokenStats.from_losses(
         want.nll.view(shape),
@@ -263,8 +264,9 @@ def test_from_losses_is_token_stats_without_logits() -> None:
         predicted=want.predicted.view(shape),
         vocab_size=30,
         mask=mask,
+        entropy=want.entropy.view(shape),
     )
-    for name in ("nll", "top_probability", "predicted", "targets", "scored", "invalid"):
+    for name in ("nll", "top_probability", "predicted", "targets", "scored", "invalid", "entropy"):
         assert torch.equal(getattr(got, name), getattr(want, name)), name
     assert (got.batch_shape, got.vocab_size) == (want.batch_shape, want.vocab_size)
     assert torch.equal(got.correct & got.scored, want.correct)
@@ -277,7 +279,7 @@ def test_from_losses_is_token_stats_without_logits() -> None:
 def test_from_losses_with_pieces_missing() -> None:
     """Only what was given is there; without V only a negative target is outside the vocabulary."""
     stats = TokenStats.from_losses(torch.ones(4), torch.tensor([3, 10**9, -1, -100]))
-    assert (stats.correct, stats.top_probability, stats.predicted, stats.vocab_size) == (None,) * 4
+    assert (stats.correct, stats.top_probability, stats.predicted, stats.vocab_size, stats.entropy) == (None,) * 5
     assert stats.scored.tolist() == [True, True, False, False]
     assert stats.invalid.tolist() == [False, False, True, False]
     assert stats.nll.tolist() == [1, 1, 0, 0]
@@ -289,6 +291,9 @@ def test_from_losses_of_what_cannot_be_a_loss() -> None:
     nll = TokenStats.from_losses(given, torch.zeros(7, dtype=torch.int64)).nll
     assert nll[:2].tolist() == [0, 0] and not torch.signbit(nll[:2]).any()
     assert torch.isnan(nll[[2, 3, 5]]).all() and nll[[4, 6]].tolist() == [math.inf, 300]
+    entropy = TokenStats.from_losses(given.abs(), torch.zeros(7, dtype=torch.int64), entropy=given).entropy
+    assert entropy is not None and entropy.dtype == torch.float32
+    assert torch.equal(entropy.isnan(), nll.isnan()) and entropy[[0, 1, 6]].tolist() == [0, 0, 300]
 
 
 # Bad input: what was wrong, and what to write.
@@ -314,6 +319,8 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: TokenStats.from_losses(X, X.long()), ValueError, r"\[B, T\] or \[N\].*\(2, 3, 5\)"),
     (lambda: TokenStats.from_losses(X[..., 0], Y, predicted=Y[0]), ValueError, r"predicted.*\(2, 3\).*\(3,\)"),
     (lambda: TokenStats.from_losses(X[..., 0], Y, mask=Y), TypeError, r"mask must be bool"),
+    (lambda: TokenStats.from_losses(X[..., 0], Y, entropy=X[0, :, 0]), ValueError, r"entropy.*\(2, 3\).*\(3,\)"),
+    (lambda: TokenStats.from_losses(X[..., 0], Y, entropy=Y), TypeError, r"entropy must be floating point.*int64"),
 ]
 
 

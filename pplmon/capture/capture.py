@@ -23,6 +23,7 @@ from pplmon.capture.batch import Targets, data_of, first_tensor, targets_of
 from pplmon.capture.modules import fitted, hugging_face_model, labels_given, logits_in, shifts_labels
 from pplmon.capture.observing import keep_out_of_graphs
 from pplmon.capture.words import nothing_found
+from pplmon.overwritten import Overwritten
 from pplmon.tally import TokenTally
 from pplmon.tokens import TokenStats, shifted, token_stats
 
@@ -52,6 +53,7 @@ class Capture:
         self._leave_out: int | None = None
         self.left_out: Tensor | None = None  # on the device: the repeated sequence was masked in this batch
         self._warned: set[str] = set()
+        self._overwritten = Overwritten()
 
     # Hooks.
 
@@ -255,6 +257,9 @@ class Capture:
             raise
         finally:
             tally.shift = usual
+        chosen = "train" in self._chosen  # before that, several ways are tried on one batch
+        if self._stage == "train" and chosen and isinstance(logits, Tensor) and targets is not None:
+            self._overwritten.look(logits, targets, tally.ignore_index, usual if shift is None else shift)
 
     def _target_tally(self, way: int) -> TokenTally | None:
         """The tally that this way counts in: the stage's own, once chosen; before that one of its own."""

@@ -10,6 +10,7 @@ from torch import nn
 WAYS = """\
 pplmon found no logits and targets in the first {stage} batch. Use one of these:
   1. in the module's step:       pplmon.observe(self, logits, targets)
+                                 (a fused loss has no logits: pplmon.observe(self, pplmon.TokenStats.from_losses(nll, targets)))
   2. name them:                  PerplexityMonitor(logits="model.head", targets="labels")
                                  (a submodule's path or a key of the step's output; a key, attribute or index of the batch)
   3. return them from the step:  return {{"loss": loss, "logits": logits, "labels": labels}}

@@ -53,6 +53,7 @@ class LossGuard:
             f"pplmon: over the first logged window the measured cross-entropy is {nll / tokens:.4f} nats per token, but "
             f"training_step returned a loss of {loss / tokens:.4f}. Usual causes: logits and targets are off by one "
             "(set shift=True, or False), padding or prompts are scored by one of them only (ignore_index, mask), the "
-            "loss holds an auxiliary term, label smoothing or another scale. Both cannot be the model's cross-entropy.",
+            "loss holds an auxiliary term, label smoothing or another scale, or it wrote over its logits before they were "
+            "measured. Both cannot be the model's cross-entropy.",
             stacklevel=2,
         )

@@ -20,6 +20,7 @@ from pplmon.monitor.link import Link
 from pplmon.monitor.passes import Pass
 from pplmon.monitor.windows import Windows
 from pplmon.numbers import CATALOGUE, CORE, select
+from pplmon.overwritten import Overwritten
 from pplmon.report import Report, Totals
 from pplmon.sinks.base import Sink
 from pplmon.tally import TokenTally
@@ -55,6 +56,7 @@ class Engine:
         self._delivery = Delivery(sinks, on_alert)
         self._judge = Judge(default_alerts() if alerts is None else alerts, self._delivery, self._link)
         self._windows = Windows()
+        self._overwritten = Overwritten()
         self._pass: Pass | None = None
         self._step = 0
         self._micro_batch = 0

@@ -48,6 +48,7 @@ class Monitor(Engine):
         """Count one micro-batch (arguments as ``TokenTally.update``). Never waits for the device."""
         if not self._link.takes_part:
             return
+        training = self._pass is None
         if self._pass is None:
             tally, step, micro_batch = self._link.tally, self._step, self._micro_batch
             self._micro_batch += 1
@@ -66,6 +67,8 @@ class Monitor(Engine):
             micro_batch=micro_batch,
             **batch_data,
         )
+        if training and isinstance(logits, Tensor) and targets is not None:
+            self._overwritten.look(logits, targets, tally.ignore_index, tally.shift)
 
     def step(self) -> Report | None:
         """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``.
