@@ -53,6 +53,7 @@ HEAVY = (
     "lightning",
     "transformers",
     "rich",
+    "triton",
 )
 
 

@@ -76,9 +76,9 @@ def _fold(x, block, m, s, b, w, best, entropy: tl.constexpr):
 
 @triton.jit
 def _log1p(r):
-    """Return ln(1 + r) for r ≥ 0, relatively right to 4e-6 however small r is."""
-    series = r * (1.0 - r * (0.5 - r * (0.33333334 - r * 0.25)))
-    return tl.where(r < 0.02, series, tl.log(1.0 + r))
+    """Return ln(1 + r) for r ≥ 0, relatively as right as ln itself however small r is."""
+    u = 1.0 + r
+    return tl.log(u) + (r - (u - 1.0)) / u  # what rounding took from u, given back
 
 
 @triton.jit
