@@ -19,7 +19,7 @@ from torch import Tensor
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHUNK_BYTES = 16  # what one thread loads at once, the widest load there is
 CHUNKS_PER_THREAD = 2  # two loads and two states in flight per thread hide more of the memory's delay than one
-MIN_ROUNDS = 8  # the end of a row costs a warp what three rounds of the loop do: fewer warps where a row is short
+MIN_ROUNDS = 8  # the end of a row costs a warp what five rounds of the loop do, so a short row takes fewer warps
 MAX_WARPS = 4  # training has thousands of rows: a longer row needs more rounds, not more warps
 
 _broken = False  # set where Triton failed on this machine
@@ -85,7 +85,7 @@ def measure(
         _broken = True
         warnings.warn(
             f"pplmon: the Triton kernel does not work here: {type(error).__name__}: {error}; from now on logits are "
-            "measured in plain PyTorch: the same numbers, in several times the time",
+            "measured in plain PyTorch: the same numbers, more slowly",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -11,6 +11,9 @@ has seen:
 
 Keeping b apart is what makes small losses exact: the chunk that holds the row's largest logit is read once more and
 summed without it, so that no sum ever holds the 1 = exp(0) beside which terms below 2^-24 would be lost.
+
+Which logits share a sum follows from the 16-byte boundaries in the row. Where rows begin at different distances from
+one (V is no multiple of K), the last bit of a loss may therefore depend on where in memory its row lies.
 """
 
 import triton
