@@ -21,7 +21,7 @@ from pplmon.evidence import WorstSequence, WorstToken
 from pplmon.metrics import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile
 from pplmon.monitor import Monitor
 from pplmon.report import Report, Totals
-from pplmon.tally import Extra, TokenTally
+from pplmon.tally import Entropy, Extra, TokenTally
 from pplmon.tokens import TokenStats, token_stats
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ __all__ = [
     "Below",
     "Checkpoint",
     "CrossEntropy",
+    "Entropy",
     "Extra",
     "MaxTokenLoss",
     "Monitor",

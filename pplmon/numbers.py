@@ -74,13 +74,14 @@ CATALOGUE: dict[str, Number] = {
     )
 }
 CORE = tuple(n.name for n in CATALOGUE.values() if n.core)
+OPTIONAL = {"mean_entropy": Number("mean_entropy", "nats per token", "mean of −Σ p ln p; needs the extra Entropy")}
 
 
 def check_name(name: str) -> None:
-    """Raise ``ValueError`` for a name that no measurement has. A name with "/" may come from an extra."""
+    """Raise ``ValueError`` for a name that no measurement has. A name with "/" may come from an extra of one's own."""
     if not isinstance(name, str):
         raise TypeError(f"the name of a number is a str, got {type(name).__name__}")
-    if name not in CATALOGUE and "/" not in name:
+    if name not in CATALOGUE and name not in OPTIONAL and "/" not in name:
         near = get_close_matches(name, CATALOGUE, n=3)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise ValueError(f"unknown number {name!r}: {hint}known are {', '.join(CATALOGUE)}")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplmon.kernels import eager, pick
+from pplmon.kernels import eager, pick, triton
 
 _COLUMNS = ("nll", "correct", "top_probability", "predicted", "targets", "scored", "invalid", "entropy")
 NEGATIVE_LIMIT = -1e-3  # rounding may bring a loss a little below 0; a log-probability passed for a loss is far below
@@ -149,14 +149,20 @@ def token_stats(
         ValueError: shapes that do not fit each other. TypeError: integer logits, non-integer targets, a mask not bool.
     """
     _check_logits(logits, targets)
-    pick(kernel, logits)
+    chosen = pick(kernel, logits)
     mask = _check_mask(mask, targets)
+    if shift and logits.dim() == 2:
+        raise ValueError(
+            f"shift=True needs logits [B, T, V], got [N, V] {tuple(logits.shape)}: a flat batch has no next column; "
+            "shift the targets yourself and pass shift=False"
+        )
+    if chosen == "triton":  # does the work on the targets, too
+        required = kernel is not None
+        columns = triton.measure(logits.detach(), targets, mask, ignore_index, shift, entropy, required)
+        if columns is not None:
+            shape = tuple(targets.shape)
+            return TokenStats(**columns._asdict(), batch_shape=shape, vocab_size=logits.shape[-1], shift=shift)
     if shift:
-        if logits.dim() == 2:
-            raise ValueError(
-                f"shift=True needs logits [B, T, V], got [N, V] {tuple(logits.shape)}: a flat batch has no next column; "
-                "shift the targets yourself and pass shift=False"
-            )
         targets, mask = shifted(targets, mask)
     flat = targets.detach().reshape(-1).to(logits.device, torch.int64)
     scored, invalid = _scored(flat, mask, ignore_index, logits.shape[-1])

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import pplmon
 from pplmon import TokenTally
-from pplmon.tally.batch import differences
 from pplmon.overwritten import LOOKS, Overwritten
+from pplmon.tally.batch import differences
 
 pytestmark = [
     pytest.mark.gpu,

@@ -54,6 +54,7 @@ HEAVY = (
     "lightning",
     "transformers",
     "rich",
+    "triton",
 )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import pplmon
 from pplmon.lightning import PerplexityMonitor
 
 pl = pytest.importorskip("pytorch_lightning")
@@ -142,12 +144,14 @@ class Heads(pl.LightningModule):
 def test_a_hooked_head_is_counted_once(kind: str, tmp_path: Any) -> None:
     """A head that runs again in backward, or piece by piece, gives each token once."""
     module = Heads(kind)
-    trainer = fit(module, tmp_path, PerplexityMonitor(logits="head", shift=True))
+    tally = pplmon.TokenTally(extras=[pplmon.Entropy()])
+    trainer = fit(module, tmp_path, PerplexityMonitor(logits="head", shift=True, tally=tally))
     metrics = trainer.callback_metrics
     assert metrics["train/tokens_seen"].item() == 8 * (T - 1)
     with torch.no_grad():
         losses = [module.training_step(batch, 0).item() for batch in data()]
     assert metrics["val/cross_entropy"].item() == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert 0 < metrics["val/mean_entropy"].item() < math.log(V)
 
 
 def test_generation_is_not_counted(tmp_path: Any) -> None:

@@ -216,7 +216,9 @@ class Capture:
         if shifts:
             targets, mask = shifted(targets, mask)
         part = slice(start, stop)
-        piece = token_stats(logits, targets[:, part], tally.ignore_index, None if mask is None else mask[:, part])
+        mask = None if mask is None else mask[:, part]
+        how = (tally.ignore_index, mask, False, tally.needs_entropy, tally.kernel)
+        piece = token_stats(logits, targets[:, part], *how)
         self._pieces.append(piece)
         if stop == targets.shape[1]:
             joined = TokenStats.join(self._pieces, shift=shifts)

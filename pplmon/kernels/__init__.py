@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-KERNELS = ("eager",)
+from pplmon.kernels import triton
+
+KERNELS = ("eager", "triton")
 
 
 def pick(kernel: str | None, logits: Tensor) -> str:
     """Return the name of the kernel that measures ``logits``: the one asked for, else the fastest that runs there."""
     if kernel is not None and kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, or None for the fastest, got {kernel!r}")
-    return kernel or "eager"
+    if kernel == "triton":
+        triton.check(logits)
+    return kernel or ("triton" if triton.fits(logits) else "eager")

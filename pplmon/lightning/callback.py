@@ -23,7 +23,7 @@ from pplmon.monitor.cadence import Cadence
 from pplmon.monitor.delivery import Handler
 from pplmon.monitor.judge import check_rules
 from pplmon.monitor.passes import TrainerPass
-from pplmon.numbers import CATALOGUE, select
+from pplmon.numbers import CATALOGUE, OPTIONAL, select
 from pplmon.report import Report
 from pplmon.tally import TokenTally
 
@@ -142,7 +142,8 @@ class PerplexityMonitor(Callback):
         """Learn who needs our numbers at their own step."""
         monitor = self._running()
         head = f"{monitor.prefix}train/"
-        monitor.wait_for_window = any(f"{head}{name}" in facts.watched_keys(trainer) for name in CATALOGUE)
+        watched = facts.watched_keys(trainer)
+        monitor.wait_for_window = any(f"{head}{name}" in watched for name in (*CATALOGUE, *OPTIONAL))
         self._micro_batch = 0
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

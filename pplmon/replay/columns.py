@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from pplmon.numbers import CATALOGUE, check_name
+from pplmon.numbers import CATALOGUE, OPTIONAL, check_name
 from pplmon.replay.series import Given, ReplayError, Row
 from pplmon.sinks.keys import split_key
 
@@ -81,11 +81,12 @@ def rows_of(cells: Iterable[tuple[int, Mapping[str, Any]]], chosen: Mapping[str,
 
 
 def _place(column: str) -> Place | None:
-    if column in CATALOGUE:
+    known = CATALOGUE.keys() | OPTIONAL.keys()
+    if column in known:
         return "train", column
     key = split_key(column)
     if key is not None:
-        return (key.stage, key.name) if key.name in CATALOGUE and key.loader is None else None
+        return (key.stage, key.name) if key.name in known and key.loader is None else None
     extra = _EXTRA.fullmatch(column)
     return None if extra is None or "dataloader_idx_" in column else (extra[1], extra[2])
 

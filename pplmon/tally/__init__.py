@@ -1,6 +1,7 @@
 """ACCUMULATE: tokens become integers, which are merged over micro-batches, steps and ranks."""
 
+from pplmon.tally.entropy import Entropy
 from pplmon.tally.metric import Extra, TokenTally
 from pplmon.tally.readout import ReadOut
 
-__all__ = ["Extra", "ReadOut", "TokenTally"]
+__all__ = ["Entropy", "Extra", "ReadOut", "TokenTally"]

@@ -25,11 +25,14 @@ from pplmon.tally.layout import merge_counts, merge_maxima, merge_rows, merge_su
 from pplmon.tally.readout import ALONE, ReadOut, gather_rows, state_of
 from pplmon.tokens import TokenStats, token_stats
 
-_SETTINGS = ("ignore_index", "shift", "top_k", "context", "min_sequence_tokens", "context_parallel")
+_SETTINGS = ("ignore_index", "shift", "top_k", "context", "min_sequence_tokens", "context_parallel", "kernel")
 
 
 class Extra(Derives, Protocol):
-    """An optional measurement: ``size`` integers that are summed, and the numbers that they give."""
+    """An optional measurement: ``size`` integers that are summed, and the numbers that they give.
+
+    An extra with ``needs_entropy = True`` finds ``stats.entropy`` where the tally measures logits.
+    """
 
     def update(self, stats: TokenStats, valid: Tensor, logits: Tensor | None, **batch_data: Tensor) -> Tensor:
         """Return this batch's non-negative integers [size], int64, on the device of the stats, without a host sync."""
@@ -95,6 +98,7 @@ class TokenTally(Metric):
         self.ignore_index, self.shift, self.context_parallel = ignore_index, shift, context_parallel
         self.top_k, self.context, self.min_sequence_tokens = top_k, context, min_sequence_tokens
         self.extras, self.kernel = tuple(extras), kernel
+        self.needs_entropy = any(getattr(extra, "needs_entropy", False) for extra in self.extras)
         self._for_numbers = False
         self.register_buffer("token_bytes", inputs.byte_table(token_bytes), persistent=False)
         self._columns = cells.TOKEN_COLUMNS + 2 * context + 1
@@ -292,7 +296,8 @@ class TokenTally(Metric):
         if not isinstance(logits, TokenStats):
             if targets is None:
                 raise TypeError("update needs targets beside logits; only TokenStats come without")
-            return token_stats(logits, targets, self.ignore_index, mask, self.shift, kernel=self.kernel), logits
+            how = (self.ignore_index, mask, self.shift, self.needs_entropy, self.kernel)
+            return token_stats(logits, targets, *how), logits
         if targets is not None or mask is not None:
             raise TypeError("TokenStats already hold targets and mask: give those to token_stats or from_losses")
         return logits, None

@@ -1,0 +1,171 @@
+"""One launch measures a batch on CUDA: each logit is read once, and no logits-sized memory is taken.
+
+Triton itself is imported, and the program compiled, at the first batch. Where that fails, ``measure`` says so once and
+leaves the batch, and all later ones, to the reference.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import nullcontext
+from functools import cache
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+CHUNK_BYTES = 16  # what one thread loads at once, the widest load there is
+CHUNKS_PER_THREAD = 2  # two loads and two states in flight per thread hide more of the memory's delay than one
+MIN_ROUNDS = 8  # the end of a row costs a warp what five rounds of the loop do, so a short row takes fewer warps
+MAX_WARPS = 4  # training has thousands of rows: a longer row needs more rounds, not more warps
+
+_broken = False  # set where Triton failed on this machine
+
+
+class Columns(NamedTuple):
+    """The columns of ``TokenStats``, each [N]."""
+
+    nll: Tensor
+    correct: Tensor
+    top_probability: Tensor
+    predicted: Tensor
+    targets: Tensor
+    scored: Tensor
+    invalid: Tensor
+    entropy: Tensor | None
+
+
+def fits(logits: Tensor) -> bool:
+    """Whether this kernel is the one to take for ``logits``: plain CUDA tensors, where Triton works."""
+    return logits.is_cuda and type(logits) is Tensor and not _complaint(logits) and _installed() and not _broken
+
+
+def check(logits: Tensor) -> None:
+    """Raise where ``logits`` cannot be measured by this kernel, which was asked for by name."""
+    complaint = _complaint(logits)
+    if not logits.is_cuda and not interpreted():
+        complaint = f"logits on {logits.device}"
+    if complaint:
+        raise ValueError(
+            "kernel='triton' measures CUDA logits in bfloat16, float16 or float32 whose last dimension is contiguous, "
+            f"got {complaint}; kernel=None takes the fastest kernel that fits"
+        )
+    if not _installed():
+        raise ValueError("kernel='triton' needs the package triton, which is not installed; kernel=None does without")
+
+
+def measure(
+    logits: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    ignore_index: int | None,
+    shift: bool,
+    entropy: bool,
+    required: bool = False,
+) -> Columns | None:
+    """Measure ``logits`` [B, T, V] or [N, V] against ``targets`` [B, T] or [N], where ``mask`` (bool alike) is True.
+
+    Arguments and results are those of ``token_stats``, which has checked them. A row with a NaN predicts its first NaN,
+    as in the reference. Returns None where Triton does not work here, unless it is ``required``.
+    """
+    global _broken  # noqa: PLW0603 - a machine without a compiler has none for the next batch either
+    columns = _outputs(logits, entropy)
+    targets = targets.detach().to(logits.device).contiguous()
+    mask = None if mask is None else mask.to(logits.device).contiguous()
+    if not targets.numel():
+        return columns
+    try:
+        _launch(logits, targets, mask, columns, ignore_index, shift)
+    except Exception as error:
+        if required:
+            raise
+        _broken = True
+        warnings.warn(
+            f"pplmon: the Triton kernel does not work here: {type(error).__name__}: {error}; from now on logits are "
+            "measured in plain PyTorch: the same numbers, more slowly",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return columns
+
+
+def shape_of_program(row_bytes: int) -> tuple[int, int]:
+    """Return (lanes, warps) for rows of so many bytes. A warp takes in 1 KiB a round."""
+    per_round = 32 * CHUNK_BYTES * CHUNKS_PER_THREAD
+    warps = 1
+    while warps < MAX_WARPS and row_bytes >= 2 * warps * MIN_ROUNDS * per_round:
+        warps *= 2
+    return 32 * warps * CHUNKS_PER_THREAD, warps
+
+
+def interpreted() -> bool:
+    """Whether Triton runs programs in Python, on any tensors: for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("triton") is not None
+
+
+def _complaint(logits: Tensor) -> str:
+    if logits.dtype not in DTYPES:
+        return str(logits.dtype)
+    return "" if logits.stride(-1) == 1 or logits.shape[-1] == 1 else f"a last stride of {logits.stride(-1)}"
+
+
+def _outputs(logits: Tensor, entropy: bool) -> Columns:
+    # Three allocations, not eight: the host's time counts where batches are small.
+    count = logits.shape[:-1].numel()
+    floats = torch.empty(3 if entropy else 2, count, dtype=torch.float32, device=logits.device).unbind()
+    ints = torch.empty(2, count, dtype=torch.int64, device=logits.device).unbind()
+    flags = torch.empty(3, count, dtype=torch.bool, device=logits.device).unbind()
+    return Columns(
+        nll=floats[0],
+        top_probability=floats[1],
+        entropy=floats[2] if entropy else None,
+        predicted=ints[0],
+        targets=ints[1],
+        correct=flags[0],
+        scored=flags[1],
+        invalid=flags[2],
+    )
+
+
+def _launch(
+    logits: Tensor, targets: Tensor, mask: Tensor | None, columns: Columns, ignore_index: int | None, shift: bool
+) -> None:
+    from pplmon.kernels.triton.program import measure_row
+
+    vocab = logits.shape[-1]
+    lanes, warps = shape_of_program(vocab * logits.element_size())
+    # Triton launches on the current device, which need not be that of the logits.
+    with torch.cuda.device(logits.device) if logits.is_cuda else nullcontext():
+        measure_row[(targets.numel(),)](
+            logits,
+            targets,
+            targets if mask is None else mask,
+            logits.stride(0) if logits.dim() == 3 else 0,
+            logits.stride(-2),
+            logits.shape[-2],
+            vocab,
+            columns.nll,
+            columns.top_probability,
+            columns.nll if columns.entropy is None else columns.entropy,
+            columns.predicted,
+            columns.targets,
+            columns.correct,
+            columns.scored,
+            columns.invalid,
+            masked=mask is not None,
+            ignore_index=ignore_index,
+            shift=int(shift),
+            entropy=columns.entropy is not None,
+            C=lanes,
+            K=CHUNK_BYTES // logits.element_size(),
+            num_warps=warps,
+        )

@@ -1,0 +1,52 @@
+"""``Entropy``: how undecided the predictions are, whatever the targets turn out to be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pplmon import cells
+from pplmon.tokens import TokenStats
+
+SCALE = 2.0**cells.FRACTION_BITS
+LOW_BITS = 16
+
+
+class Entropy:
+    """An extra that gives ``mean_entropy``: Σ H / tokens over valid tokens, in nats per token.
+
+    H = −Σⱼ pⱼ ln pⱼ of one token's prediction p = softmax(logits) (Shannon, 1948), between 0 and ln V. ``mean_entropy``
+    is None where any valid token's stats came without an entropy, and NaN where no token is valid.
+
+    Each H is rounded once, to a multiple of 2^-32 nats, and added as an integer, of which one cell holds the upper bits
+    and another the lower 16: the same integers however the tokens are cut and in whatever order.
+    """
+
+    size = 4  # valid tokens, those of them without an entropy, Σ upper bits, Σ lower bits
+    needs_entropy = True  # the tally measures it along with the losses
+
+    def update(self, stats: TokenStats, valid: Tensor, logits: Tensor | None, **batch_data: Tensor) -> Tensor:
+        """Return this batch's integers [size]."""
+        tokens = valid.sum()
+        if stats.entropy is None:
+            none = torch.zeros_like(tokens)
+            return torch.stack([tokens, tokens, none, none])
+        known = valid & torch.isfinite(stats.entropy)
+        entropy = torch.where(known, stats.entropy, 0.0).clamp(0.0, cells.CAP_NATS)
+        units = (entropy * SCALE).round().to(torch.int64)
+        upper, lower = units >> LOW_BITS, units & (2**LOW_BITS - 1)
+        return torch.stack([tokens, (valid & ~known).sum(), upper.sum(), lower.sum()])
+
+    def numbers(self, sums: Sequence[int]) -> Mapping[str, float | None]:
+        """Return ``mean_entropy``."""
+        tokens, unknown, upper, lower = sums
+        if unknown:
+            return {"mean_entropy": None}
+        total = (upper << LOW_BITS) + lower
+        return {"mean_entropy": total / (tokens << cells.FRACTION_BITS) if tokens else math.nan}
+
+    def __repr__(self) -> str:
+        return "Entropy()"

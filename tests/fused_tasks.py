@@ -1,0 +1,114 @@
+"""What ``test_tally_fused`` lets happen where Triton programs run."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from pplmon import TokenStats, TokenTally, cells
+from pplmon.tally import batch
+from pplmon.tally.given import State
+from tests.interpreter import DEVICE
+
+INEXACT = ("probability_whole", "probability_fraction")  # exp is the device's own
+
+
+def tally_that_counts(kernels: bool, **how: Any) -> Any:
+    """A tally on the device under test, and the context in which kernels, or array operations, count for it."""
+    module = None
+    if kernels:
+        from pplmon.tally import fused as module
+    return TokenTally(**how).to(DEVICE), mock.patch.object(batch, "kernels_on", return_value=module)
+
+
+def moved(given: TokenStats) -> TokenStats:
+    """The same stats on the device under test."""
+    return TokenStats(**{k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in given.__dict__.items()})
+
+
+def counted(parts: list[tuple[TokenStats, dict[str, Any]]], kernels: bool, **how: Any) -> dict[str, Any]:
+    """The states after some batches, and the mean p(target), whose cells are left out."""
+    tally, so = tally_that_counts(kernels, **{"top_k": 3, "context": 2, "min_sequence_tokens": 2, **how})
+    with so:
+        for number, (given, data) in enumerate(parts):
+            data = {k: v.to(DEVICE) for k, v in data.items()}
+            tally.update(moved(given), step=3 - number, micro_batch=number, **data)
+    found = {name: getattr(tally, name).tolist() for name in State._fields}
+    for name in INEXACT:
+        found["sums"][cells.SUMS.index(name)] = 0
+    return {**found, "mean_target_probability": tally.totals().numbers()["mean_target_probability"]}
+
+
+def saturated() -> bool:
+    """Whether all sums and counts that stood at the ceiling still do."""
+    tally, so = tally_that_counts(kernels=True)
+    tally.sums.fill_(cells.CEILING)
+    tally.histogram.fill_(cells.CEILING)
+    with so:
+        tally.update(moved(TokenStats.from_losses(torch.rand(2, 20), torch.zeros(2, 20, dtype=torch.int64))))
+    fractions = [cells.SUMS.index(name) for name in ("nll_fraction", "probability_fraction")]
+    at_ceiling = [v == cells.CEILING for i, v in enumerate(tally.sums.tolist()) if i not in fractions]
+    return all(at_ceiling) and set(tally.histogram.tolist()) == {cells.CEILING}
+
+
+class Ask:
+    """An extra that keeps the mask that it is given."""
+
+    size = 1
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+    def update(self, stats: TokenStats, valid: Tensor, logits: Any, **data: Any) -> Tensor:
+        self.seen += valid.tolist()
+        return valid.sum().reshape(1)
+
+    def numbers(self, sums: Any) -> dict[str, int]:
+        return {"asked/tokens": sums[0]}
+
+
+def mask_of_an_extra(kernels: bool) -> list[bool]:
+    """Which tokens an extra is told to count: a sick one, an ignored one, and one of another document among them."""
+    ask = Ask()
+    tally, so = tally_that_counts(kernels, extras=[ask])
+    given = TokenStats.from_losses(torch.tensor([[1.0, torch.nan, 2.0, 3.0]]), torch.tensor([[1, 2, -100, 3]]))
+    with so:
+        tally.update(moved(given), document_ids=torch.tensor([[0, 0, 0, 1]], device=DEVICE))
+    return ask.seen
+
+
+def what_fits() -> dict[str, bool]:
+    """Whether the kernels take a batch."""
+    from pplmon.tally import fused
+
+    few, many = TokenTally(top_k=8), TokenTally(top_k=65)
+    small, large = (TokenStats.from_losses(torch.rand(n), torch.zeros(n, dtype=torch.int64)) for n in (40, 2**20 + 1))
+    return {
+        "8 rows": fused.fits(few._state(), small),
+        "65 rows": fused.fits(many._state(), small),
+        "more than 2^20 tokens": fused.fits(few._state(), large),
+    }
+
+
+def proved(off_by_one: str = "", broken: str = "") -> tuple[bool, list[str]]:
+    """Whether a device that was never seen is given the kernels, and what is said."""
+    from pplmon.tally import fused
+
+    right = fused.add
+
+    def add(own: State, *rest: Any) -> Tensor:
+        if broken:
+            raise RuntimeError(broken)
+        valid = right(own, *rest)
+        if off_by_one:
+            getattr(own, off_by_one).view(-1)[3] += 1
+        return valid
+
+    with mock.patch.object(fused, "add", add), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        taken = batch._prove(torch.device(DEVICE))
+    return taken is fused, [str(warning.message) for warning in said]
