@@ -18,6 +18,7 @@ CHUNK_LOGITS, MIN_ROWS = 2**20, 8
 ACCELERATOR_LOGITS = 2**24  # there a call costs as much as reading so many
 BLOCK = 128  # logits that share a maximum, for the argmax
 LOG2_E = math.log2(math.e)
+LOWEST = -1e4  # exp of it is 0 in fp64, too, and 0·LOWEST is 0, where 0·(−inf) is NaN
 
 
 class Measured(NamedTuple):
@@ -29,58 +30,78 @@ class Measured(NamedTuple):
     entropy: Tensor | None  # float32 nats
 
 
+class Partials(NamedTuple):
+    """What one pass over some columns gives, per token [N]; of all columns, or merged over shards, ``finish`` ends it.
+
+    float32, and float64 of fp64 logits, whose ties are then those of the logits; all others are held exactly by float32.
+    """
+
+    top: Tensor  # the largest logit
+    argmax: Tensor  # int64: its column, the lowest of several
+    gap: Tensor  # top − x_target
+    rest: Tensor  # Σ_{j≠argmax} exp(x_j − top)
+    weighted: Tensor | None  # Σ_j (x_j − top)·exp(x_j − top), when entropy is asked for
+
+
 def measure(logits: Tensor, targets: Tensor, entropy: bool = False) -> Measured:
-    """Measure ``logits`` [..., V] against ``targets`` [N] in [0, V), row by row. No copy of the logits is made.
+    """Measure ``logits`` [..., V] against ``targets`` [N] in [0, V), row by row. No copy of the logits is made."""
+    return finish(partials(logits, targets, entropy))
+
+
+def finish(parts: Partials) -> Measured:
+    """Return the measurement that the partials of whole rows give.
 
     nll = (max − x_target) + log1p(Σ_{j≠argmax} exp(x_j − max)): leaving the largest term out of the sum keeps small losses
     exact, where ``logsumexp − x_target`` has already cancelled.
     """
+    # A NaN or +inf logit makes NaN above or in the sum, except where it is the argmax itself, whose term was left out.
+    rest = parts.rest + (parts.top - parts.top)
+    log_total = torch.log1p(rest)
+    entropy = None if parts.weighted is None else (log_total - parts.weighted / (1 + rest)).float()
+    return Measured((parts.gap + log_total).float(), torch.exp(-log_total).float(), parts.argmax, entropy)
+
+
+def partials(logits: Tensor, targets: Tensor, entropy: bool = False) -> Partials:
+    """Return the partials of ``logits`` [..., V], V ≥ 1, for ``targets`` [N], which are columns of them."""
     count, vocab = targets.numel(), logits.shape[-1]
-    # fp64 logits are measured in fp64, so that ties are those of the logits; all others in fp32, which holds them exactly.
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    top, rest = (torch.empty(count, dtype=dtype, device=logits.device) for _ in range(2))
-    predicted = torch.empty(count, dtype=torch.int64, device=logits.device)
-    weighted = torch.empty_like(rest) if entropy else None
-    limit = CHUNK_LOGITS if logits.device.type == "cpu" else ACCELERATOR_LOGITS
-    height = max(MIN_ROWS, limit // vocab)
+    wide = logits.dtype if logits.dtype == torch.float64 else torch.float32
+    top, rest = (torch.empty(count, dtype=wide, device=logits.device) for _ in range(2))
+    index = torch.empty(count, dtype=torch.int64, device=logits.device)
+    weighted = torch.empty_like(top) if entropy else None
+    height = max(MIN_ROWS, (CHUNK_LOGITS if logits.device.type == "cpu" else ACCELERATOR_LOGITS) // vocab)
     # One buffer for all chunks: new memory for each costs more than the arithmetic.
     size = _whole_vectors(max(2, min(height, count)) * vocab)
-    scratch = torch.zeros(2 if entropy else 1, size, dtype=dtype, device=logits.device)
+    scratch = torch.zeros(2 if entropy else 1, size, dtype=wide, device=logits.device)
     for start, chunk in _chunks(logits, height):
         rows = slice(start, start + chunk.shape[0])
-        if chunk.shape[0] == 1:  # torch sums a lone row over several threads, which gives other bits
-            chunk = chunk.expand(2, vocab)
         size = rows.stop - rows.start
-        best, index, total, spread = (x[:size] for x in _measure_chunk(chunk, scratch))
-        top[rows], predicted[rows], rest[rows] = best, index, total
-        if weighted is not None:
-            weighted[rows] = spread
-    # A NaN or +inf logit makes NaN above or in the sum, except where it is the argmax itself, whose term was left out.
-    rest = rest + (top - top)
-    log_total = torch.log1p(rest)
+        if size == 1:  # torch sums a lone row over several threads, which gives other bits
+            chunk = chunk.expand(2, vocab)
+        for column, part in zip((top, index, rest, weighted), _of_chunk(chunk, scratch)):
+            if column is not None and part is not None:
+                column[rows] = part[:size]
     gap = top - logits.gather(-1, targets.view(*logits.shape[:-1], 1)).reshape(-1)
-    information = None if weighted is None else (log_total - weighted / (1 + rest)).float()
-    return Measured((gap + log_total).float(), torch.exp(-log_total).float(), predicted, information)
+    return Partials(top, index, gap, rest, weighted)
 
 
-def _measure_chunk(chunk: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return max, argmax, Σ exp(x − max) and Σ (x − max)·exp(x − max), both without the argmax; the last needs two scratches."""
+def _of_chunk(chunk: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return top, argmax, rest and, where there are two scratches, weighted of ``chunk`` [n, V]."""
     flat = scratch[:, : _whole_vectors(chunk.numel())]
     x = flat[0, : chunk.numel()].view(chunk.shape)
     wide = chunk if chunk.dtype == scratch.dtype else x.copy_(chunk)
-    top, index = _argmax(wide)
+    top, index = argmax(wide)
     torch.sub(wide, top, out=x)
     flat[0].mul_(LOG2_E)
-    # On a CPU exp2 takes a third of the time of exp. The product's rounding is one of the exponent, as that of x − max is.
+    # On a CPU exp2 takes a third of the time of exp; the product's rounding adds at most 1e-7·(top − x) to a term's own.
     power = torch.exp2(flat[0], out=flat[-1])[: chunk.numel()].view(chunk.shape).scatter_(1, index, 0.0)
     rest = power.sum(-1)
-    if scratch.shape[0] == 1:
-        return top.squeeze(1), index.squeeze(1), rest, rest
-    weighted = x.clamp_min_(-1e4).mul_(power).sum(-1).div_(LOG2_E)  # 0·(−inf) counts as 0
+    weighted = None
+    if scratch.shape[0] == 2:
+        weighted = x.clamp_min_(LOWEST).mul_(power).sum(-1).div_(LOG2_E)
     return top.squeeze(1), index.squeeze(1), rest, weighted
 
 
-def _argmax(x: Tensor) -> tuple[Tensor, Tensor]:
+def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the maximum and the lowest index that has it, [n, 1], of [n, V]: ``x.max(-1)``, in a tenth of its time.
 
     ``amax`` runs at the speed of a read and ``max`` does not: so the blocks' maxima first, and then the one block that is first
