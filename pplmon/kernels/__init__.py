@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-KERNELS = ("eager",)
+KERNELS = ("eager", "compiled")
 
 
 def pick(kernel: str | None, logits: Tensor) -> str:
