@@ -117,6 +117,7 @@ def test_chunks_and_threads_do_not_show(vocab: int, entropy: bool, monkeypatch: 
     logits[:, 0] = 12.0  # small losses show every bit of the sum
     targets[::2] = 0
     want = eager.measure(logits, targets, entropy)
+    monkeypatch.setattr(eager, "SHARE", 1)
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
@@ -290,6 +291,16 @@ def test_peak_memory(dtype: torch.dtype, layout: str) -> None:
     assert peak_extra_bytes(lambda: token_stats(logits, targets)) <= 0.05 * logits.numel() * logits.element_size()
     small = logits[:, :64]
     assert peak_extra_bytes(lambda: small.float() * 2) >= 0.9 * small.numel() * 4  # the measurement would notice one
+
+
+# 512 · 32000: a small batch, where the buffer could be large beside it. 512 · 128256: rows so long that few of them are a chunk.
+@pytest.mark.parametrize("vocab", [32000, 128256])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_peak_memory_of_a_small_batch(vocab: int, entropy: bool) -> None:
+    """From N = 512 on, too, and with entropy: within 5 % of bf16 logits, or 8 % where two buffers must hold four rows or 1 MiB."""
+    logits, targets = torch.zeros(512, vocab, dtype=torch.bfloat16), torch.zeros(512, dtype=torch.int64)
+    used = peak_extra_bytes(lambda: token_stats(logits, targets, entropy=entropy))
+    assert used <= (0.08 if entropy else 0.05) * logits.numel() * 2
 
 
 # from_losses: what is known from a fused loss that never holds logits.

@@ -21,7 +21,8 @@ from pplmon.kernels import eager
 from pplmon.kernels.eager import LOWEST, Measured, Partials
 
 BLOCK = 256
-CHUNK_LOGITS = 2**23  # whose blocks leave 256 KiB; a call costs 1/100 of its time
+CHUNK_LOGITS = 2**23  # a call costs a hundredth of its time
+SHARE = 16  # of the rows at most a 16th at once: what their blocks leave, and the argmax's block, are a tenth of them
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 EXAMPLE = (
     29,
@@ -107,7 +108,7 @@ def _partials(loop: Loop, logits: Tensor, targets: Tensor, entropy: bool) -> Par
     top, rest = (torch.empty(count, device=logits.device) for _ in range(2))
     index = torch.empty(count, dtype=torch.int64, device=logits.device)
     weighted = torch.empty_like(top) if entropy else None
-    for start, chunk in _chunks(logits, max(eager.MIN_ROWS, limit // vocab)):
+    for start, chunk in _chunks(logits, max(eager.MIN_ROWS, min(limit // vocab, count // SHARE))):
         size = chunk.shape[0]
         if size == 1:  # a size of 1 would be compiled for itself, and a lone row summed in other bits
             chunk = chunk.repeat(2, 1)

@@ -16,6 +16,8 @@ from torch import Tensor
 # chunk pays more for its calls, a larger one leaves the cache.
 CHUNK_LOGITS, MIN_ROWS = 2**20, 8
 ACCELERATOR_LOGITS = 2**24  # there a call costs as much as reading so many
+# The buffer is at most a 48th of the rows, 4 % of bf16 logits, but no smaller than is fast on a CPU: 1 MiB, or four rows.
+SHARE, LEAST_LOGITS, LEAST_ROWS = 48, 2**18, 4
 BLOCK = 128  # logits that share a maximum, for the argmax
 LOG2_E = math.log2(math.e)
 LOWEST = -1e4  # exp of it is 0 in fp64, too, and 0·LOWEST is 0, where 0·(−inf) is NaN
@@ -68,10 +70,12 @@ def partials(logits: Tensor, targets: Tensor, entropy: bool = False) -> Partials
     top, rest = (torch.empty(count, dtype=wide, device=logits.device) for _ in range(2))
     index = torch.empty(count, dtype=torch.int64, device=logits.device)
     weighted = torch.empty_like(top) if entropy else None
+    buffers = 2 if entropy else 1
     height = max(MIN_ROWS, (CHUNK_LOGITS if logits.device.type == "cpu" else ACCELERATOR_LOGITS) // vocab)
+    height = min(height, max(LEAST_ROWS, LEAST_LOGITS // vocab, count // (SHARE * buffers)))
     # One buffer for all chunks: new memory for each costs more than the arithmetic.
     size = _whole_vectors(max(2, min(height, count)) * vocab)
-    scratch = torch.zeros(2 if entropy else 1, size, dtype=wide, device=logits.device)
+    scratch = torch.zeros(buffers, size, dtype=wide, device=logits.device)
     for start, chunk in _chunks(logits, height):
         rows = slice(start, start + chunk.shape[0])
         size = rows.stop - rows.start
