@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplmon.kernels import eager, pick, triton
+from pplmon.kernels import compiled, eager, pick, triton
 
 _COLUMNS = ("nll", "correct", "top_probability", "predicted", "targets", "scored", "invalid", "entropy")
 NEGATIVE_LIMIT = -1e-3  # rounding may bring a loss a little below 0; a log-probability passed for a loss is far below
@@ -143,7 +143,8 @@ def token_stats(
         mask: [B, T] or [N] bool, True = scored. It belongs to the target.
         shift: logits at t predict the target at t+1. Moves the targets, never the logits; needs [B, T, V].
         entropy: also give the entropy of each prediction, in nats.
-        kernel: which way to measure; ``None`` takes the fastest that runs on the logits' device.
+        kernel: which way to measure; ``None`` takes the fastest that runs on the logits' device and needs no compiler.
+            "compiled" (torch.compile) takes some seconds at first, and falls back to "eager", with a warning, where it cannot.
 
     Raises:
         ValueError: shapes that do not fit each other. TypeError: integer logits, non-integer targets, a mask not bool.
@@ -167,7 +168,8 @@ def token_stats(
     flat = targets.detach().reshape(-1).to(logits.device, torch.int64)
     scored, invalid = _scored(flat, mask, ignore_index, logits.shape[-1])
     # Unscored rows are measured at index 0: a gather needs an index, and selecting rows would wait for the device.
-    measured = eager.measure(logits.detach(), torch.where(scored, flat, 0), entropy)
+    way = compiled if chosen == "compiled" else eager
+    measured = way.measure(logits.detach(), torch.where(scored, flat, 0), entropy)
     return TokenStats(
         nll=torch.where(scored, measured.nll, 0.0),
         correct=scored & (measured.predicted == flat),

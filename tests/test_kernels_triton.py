@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -294,7 +295,7 @@ def test_the_kernel_asked_for_has_to_fit() -> None:
         run(measured, torch.zeros(2, 5, dtype=torch.float64, device=DEVICE), targets.to(DEVICE))
     with pytest.raises(ValueError, match="got a last stride of 2"):
         run(measured, torch.zeros(2, 10, device=DEVICE)[:, ::2], targets.to(DEVICE))
-    with pytest.raises(ValueError, match="must be one of eager, triton"):
+    with pytest.raises(ValueError, match="must be one of eager, compiled, triton"):
         token_stats(torch.zeros(2, 5), targets, kernel="cuda")
 
 
@@ -346,6 +347,31 @@ def test_where_triton_fails_the_reference_takes_over(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="C compiler"):
         token_stats(logits, targets, kernel="triton")
+
+
+def proof(wrong: str) -> str:
+    """What comes of the proof where one column is wrong by a little."""
+    right = kernel._launch
+
+    def launch(logits: Tensor, targets: Tensor, mask: Any, columns: kernel.Columns, *rest: Any, **named: Any) -> None:
+        right(logits, targets, mask, columns, *rest, **named)
+        if wrong:
+            column = getattr(columns, wrong)
+            column[3] = column[3] + (1 if wrong == "predicted" else 1e-3)
+
+    with mock.patch.object(kernel, "_launch", launch), mock.patch.object(kernel, "_proved", set()):
+        try:
+            kernel._prove(torch.device(DEVICE))
+        except ArithmeticError as error:
+            return str(error)
+        return f"{len(kernel._proved)} proved"
+
+
+@pytest.mark.parametrize("wrong", ["nll", "predicted", "top_probability", "entropy"])
+def test_a_kernel_that_differs_from_the_reference_is_not_trusted(wrong: str) -> None:
+    """Before the first batch on a device; one that does not differ is trusted."""
+    assert run(proof, wrong).startswith(f"{wrong} of a few small torch.bfloat16 logits differ")
+    assert run(proof, "") == "1 proved"
 
 
 @pytest.mark.parametrize(("row_bytes", "warps"), [(2, 1), (16383, 1), (16384, 2), (32767, 2), (32768, 4), (304128, 4)])

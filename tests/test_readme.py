@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import os
 import re
 import shlex
@@ -193,10 +194,32 @@ def _tensorboard(arguments: list[str]) -> None:
 
 
 def _python(arguments: list[str]) -> None:
+    if arguments[0] == "-m":
+        _benchmark(arguments[1], arguments[2:])
+        return
     assert re.fullmatch(r"examples/\w+\.py", arguments[0])
     name = Path(arguments[0]).stem
     assert (ROOT / arguments[0]).is_file()
     assert f"def test_{name}(" in (ROOT / "tests/test_examples.py").read_text(encoding="utf-8")  # which runs it
+
+
+def _benchmark(module: str, arguments: list[str]) -> None:
+    """One of ours, whose own parser takes the flags; it goes no further."""
+
+    class ParsedError(Exception):
+        pass
+
+    parse = argparse.ArgumentParser.parse_args
+
+    def caught(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
+        parse(parser, *args, **kwargs)
+        raise ParsedError
+
+    assert re.fullmatch(r"benchmarks\.\w+", module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", caught)
+        with pytest.raises(ParsedError):
+            importlib.import_module(module).main(arguments)
 
 
 def _pip(arguments: list[str]) -> None:
@@ -230,9 +253,11 @@ def test_a_wrong_command_would_be_seen() -> None:
         "pplmon demo --stepz 3",
         "pplmon demo --corrupt-step 9999",
         "tensorboard --logdir a --samples_per_plugins scalars=5",
+        "python -m benchmarks.measure --vocabulary 5",
+        "python -m benchmarks.measures",
     ):
         program, *arguments = shlex.split(command)
-        with pytest.raises((AssertionError, KeyError, SystemExit, ValueError)):
+        with pytest.raises((AssertionError, ImportError, KeyError, SystemExit, ValueError)):
             CHECKS[program](arguments)
 
 

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import pplmon
 from pplmon import TokenStats, token_stats
+from pplmon.kernels import eager
 from tests.reference import measure, tokens_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -104,6 +105,52 @@ def test_one_row_alone_gives_the_bits_it_gives_among_others() -> None:
             assert torch.equal(together, alone)
     finally:
         torch.set_num_threads(threads)
+
+
+# 2, 7: few terms, so that a bit of one shows in the sum. 600: blocks, the last a part of one. 3 threads do not divide the rest.
+@pytest.mark.parametrize("vocab", [2, 7, 600])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_chunks_and_threads_do_not_show(vocab: int, entropy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bits are the same however the rows are cut, and on however many threads: torch's exp2 has others at loose ends."""
+    rows = 150_001 // vocab  # enough for five threads
+    logits, targets = torch.randn(rows, vocab) * 3, torch.randint(vocab, (rows,))
+    logits[:, 0] = 12.0  # small losses show every bit of the sum
+    targets[::2] = 0
+    want = eager.measure(logits, targets, entropy)
+    monkeypatch.setattr(eager, "SHARE", 1)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            for limit in (1, 2**15, 2**22) if vocab > 7 else (2**15, 2**22):
+                monkeypatch.setattr(eager, "CHUNK_LOGITS", limit)
+                for got, wanted in zip(eager.measure(logits, targets, entropy), want):
+                    assert wanted is None or torch.equal(got, wanted)
+    finally:
+        torch.set_num_threads(threads)
+
+
+# Around 4 blocks, the fewest that are looked at as blocks, and with a last one that is whole, a single logit, or all but one.
+@pytest.mark.parametrize("vocab", [4 * eager.BLOCK + extra for extra in (-1, 0, 1, eager.BLOCK - 1, eager.BLOCK)])
+def test_the_argmax_of_blocks_is_that_of_rows(vocab: int) -> None:
+    """A maximum, a tie or a NaN is found at the index at which ``max`` finds it, wherever it stands."""
+    edges = [
+        0,
+        1,
+        eager.BLOCK - 1,
+        eager.BLOCK,
+        2 * eager.BLOCK + 5,
+        vocab - eager.BLOCK - 1,
+        vocab - eager.BLOCK,
+        vocab - 1,
+    ]
+    pairs = [(i, j) for i in edges for j in edges]
+    for value in (9.0, torch.inf, torch.nan, -torch.inf):
+        rows = torch.randn(len(pairs), vocab) if value != -torch.inf else torch.full((len(pairs), vocab), value)
+        for row, pair in zip(rows, pairs):
+            row[list(pair)] = value
+        for got, want in zip(eager.argmax(rows), rows.max(dim=-1, keepdim=True)):
+            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -244,6 +291,16 @@ def test_peak_memory(dtype: torch.dtype, layout: str) -> None:
     assert peak_extra_bytes(lambda: token_stats(logits, targets)) <= 0.05 * logits.numel() * logits.element_size()
     small = logits[:, :64]
     assert peak_extra_bytes(lambda: small.float() * 2) >= 0.9 * small.numel() * 4  # the measurement would notice one
+
+
+# 512 · 32000: a small batch, where the buffer could be large beside it. 512 · 128256: rows so long that few of them are a chunk.
+@pytest.mark.parametrize("vocab", [32000, 128256])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_peak_memory_of_a_small_batch(vocab: int, entropy: bool) -> None:
+    """From N = 512 on, too, and with entropy: within 5 % of bf16 logits, or 8 % where two buffers must hold four rows or 1 MiB."""
+    logits, targets = torch.zeros(512, vocab, dtype=torch.bfloat16), torch.zeros(512, dtype=torch.int64)
+    used = peak_extra_bytes(lambda: token_stats(logits, targets, entropy=entropy))
+    assert used <= (0.08 if entropy else 0.05) * logits.numel() * 2
 
 
 # from_losses: what is known from a fused loss that never holds logits.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pplmon.kernels import triton
 
-KERNELS = ("eager", "triton")
+KERNELS = ("eager", "compiled", "triton")
 
 
 def pick(kernel: str | None, logits: Tensor) -> str:

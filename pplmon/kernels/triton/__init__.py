@@ -1,7 +1,8 @@
 """One launch measures a batch on CUDA: each logit is read once, and no logits-sized memory is taken.
 
-Triton itself is imported, and the program compiled, at the first batch. Where that fails, ``measure`` says so once and
-leaves the batch, and all later ones, to the reference.
+Triton itself is imported, and the program compiled, at the first batch. A program that a compiler or a driver gets wrong would
+give wrong numbers that look plausible: so the first batch on a device is preceded by a few small ones, which the program and the
+reference both measure. Where the program fails or differs, ``measure`` says so once and leaves all batches to the reference.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pplmon.kernels import eager
+
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHUNK_BYTES = 16  # what one thread loads at once, the widest load there is
 CHUNKS_PER_THREAD = 2  # two loads and two states in flight per thread hide more of the memory's delay than one
@@ -23,6 +26,7 @@ MIN_ROUNDS = 8  # the end of a row costs a warp what five rounds of the loop do,
 MAX_WARPS = 4  # training has thousands of rows: a longer row needs more rounds, not more warps
 
 _broken = False  # set where Triton failed on this machine
+_proved: set[torch.device] = set()
 
 
 class Columns(NamedTuple):
@@ -78,6 +82,10 @@ def measure(
     if not targets.numel():
         return columns
     try:
+        if not required and logits.device not in _proved:
+            if logits.is_cuda and torch.cuda.is_current_stream_capturing():
+                return None  # to compare is to wait, which a graph under capture cannot
+            _prove(logits.device)
         _launch(logits, targets, mask, columns, ignore_index, shift)
     except Exception as error:
         if required:
@@ -91,6 +99,27 @@ def measure(
         )
         return None
     return columns
+
+
+def _prove(device: torch.device) -> None:
+    """Compare with the reference, once, on every dtype, rows of any alignment, ties, and what is not finite."""
+    for dtype in DTYPES:
+        for vocab in (1003, 1024):
+            index = torch.arange(12 * vocab, device=device)
+            logits = ((index * 7919 % 1009).view(3, 4, vocab).float() / 53).to(dtype)
+            logits[0, 1, 5], logits[0, 2, 9], logits[1, 0, 3:70], logits[2, 2] = torch.nan, torch.inf, -torch.inf, 0.25
+            targets = index[:12].view(3, 4) * 83 % vocab
+            columns = _outputs(logits, entropy=True)
+            _launch(logits, targets, None, columns, None, False)  # noqa: FBT003
+            expected = eager.measure(logits, targets.flatten(), entropy=True)
+            wrong = [name for name, value in expected._asdict().items() if not _agree(getattr(columns, name), value)]
+            if wrong:
+                raise ArithmeticError(f"{', '.join(wrong)} of a few small {dtype} logits differ from the reference's")
+    _proved.add(device)
+
+
+def _agree(one: Tensor, two: Tensor) -> bool:
+    return torch.allclose(one, two, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
 def shape_of_program(row_bytes: int) -> tuple[int, int]:

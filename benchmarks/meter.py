@@ -1,0 +1,122 @@
+"""How a call is measured: its time, and what it allocates, launches and waits for. On a CPU and on a CUDA device."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+WARM_UP = 3
+FLUSHED = 2**28  # bytes written between runs on a GPU: more than its caches hold
+SYNCS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal")
+# Leaves of the profile that do no work on elements.
+IDLE = {
+    "aten::alias", "aten::as_strided", "aten::detach", "aten::empty", "aten::empty_like", "aten::empty_strided", "aten::expand",
+    "aten::lift_fresh", "aten::reshape", "aten::resize_", "aten::resolve_conj", "aten::resolve_neg", "aten::result_type",
+    "aten::set_", "aten::slice", "aten::squeeze", "aten::t", "aten::to", "aten::transpose", "aten::unsqueeze", "aten::view",
+    "aten::_local_scalar_dense", "aten::_reshape_alias", "aten::_unsafe_view", "aten::contiguous", "aten::item",
+}  # fmt: skip
+
+
+class Timer:
+    """Milliseconds of a call: by the clock on a CPU, by events after a flush of the caches on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.flush = torch.empty(FLUSHED, dtype=torch.int8, device=device) if self.cuda else None
+
+    def __call__(self, run: Callable[[], Any]) -> float:
+        if self.flush is None:
+            begun = time.perf_counter()
+            run()
+            return 1000 * (time.perf_counter() - begun)
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.flush.zero_()
+        begun.record()
+        run()
+        ended.record()
+        torch.cuda.synchronize()
+        return float(begun.elapsed_time(ended))
+
+
+def first_call_s(run: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the first call, compiling included."""
+    begun = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def interleaved(runs: dict[str, Callable[[], Any]], timer: Timer, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of every run in every round. Each round takes them in turn, from another start, so that drift hits all."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for name in names:
+        for _ in range(WARM_UP):
+            timer(runs[name])
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            times[name].append(timer(runs[name]))
+    return times
+
+
+def costs(run: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """What one warm call takes: bytes at its peak, allocations, launches (on a CPU: operators that touch elements), host syncs."""
+    return _cuda_costs(run) if device.type == "cuda" else _cpu_costs(run)
+
+
+def _cpu_costs(run: Callable[[], Any]) -> dict[str, float]:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = run()
+    held = peak = allocations = 0
+    results = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    for event in sorted((e for e in results if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+        allocations += event.nbytes() > 0
+    del kept
+    return {"peak_bytes": peak, "allocations": allocations, **_counted(profiler.events(), cuda=False)}
+
+
+def _cuda_costs(run: Callable[[], Any]) -> dict[str, float]:
+    torch.cuda.synchronize()
+    before, asked = torch.cuda.memory_allocated(), _asked()
+    torch.cuda.reset_peak_memory_stats()
+    kept = run()
+    torch.cuda.synchronize()
+    peak, asked = torch.cuda.max_memory_allocated() - before, _asked() - asked
+    del kept
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            run()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    counted = _counted(profiler.events(), cuda=True)
+    syncs = sum("synchronizing" in str(warning.message) for warning in caught)
+    return {"peak_bytes": peak, "allocations": asked, **counted, "syncs": syncs}
+
+
+def _asked() -> int:
+    return int(torch.cuda.memory_stats()["allocation.all.allocated"])
+
+
+def _counted(events: Any, cuda: bool) -> dict[str, float]:
+    """Launches and waits: on a GPU what its profile holds, on a CPU the operators that call no other."""
+    syncs = sum(event.name in SYNCS for event in events)
+    if cuda:
+        return {"launches": sum(event.device_type == DeviceType.CUDA for event in events), "syncs": syncs}
+    leaves = [event.name for event in events if not event.cpu_children]
+    work = ("aten::", "## Call CompiledFxGraph")
+    return {"launches": sum(name.startswith(work) and name not in IDLE for name in leaves), "syncs": syncs}
