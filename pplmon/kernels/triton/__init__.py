@@ -110,7 +110,7 @@ def _prove(device: torch.device) -> None:
             logits[0, 1, 5], logits[0, 2, 9], logits[1, 0, 3:70], logits[2, 2] = torch.nan, torch.inf, -torch.inf, 0.25
             targets = index[:12].view(3, 4) * 83 % vocab
             columns = _outputs(logits, entropy=True)
-            _launch(logits, targets, None, columns, None, False)  # noqa: FBT003
+            _launch(logits, targets, None, columns, None, False)
             expected = eager.measure(logits, targets.flatten(), entropy=True)
             wrong = [name for name, value in expected._asdict().items() if not _agree(getattr(columns, name), value)]
             if wrong:
