@@ -24,34 +24,58 @@ class Measured(NamedTuple):
     entropy: Tensor | None  # float32 nats
 
 
+class Partials(NamedTuple):
+    """What one pass over some columns gives, per token [N]; of all columns, or merged over shards, ``finish`` ends it.
+
+    float32, and float64 of fp64 logits, whose ties are then those of the logits; all others are held exactly by float32.
+    """
+
+    top: Tensor  # the largest logit
+    argmax: Tensor  # int64: its column, the lowest of several
+    gap: Tensor  # top − x_target
+    rest: Tensor  # Σ_{j≠argmax} exp(x_j − top)
+    weighted: Tensor | None  # Σ_j (x_j − top)·exp(x_j − top), when entropy is asked for
+
+
 def measure(logits: Tensor, targets: Tensor, entropy: bool = False) -> Measured:
-    """Measure ``logits`` [..., V] against ``targets`` [N] in [0, V), row by row. No copy of the logits is made.
+    """Measure ``logits`` [..., V] against ``targets`` [N] in [0, V), row by row. No copy of the logits is made."""
+    return finish(partials(logits, targets, entropy))
+
+
+def finish(parts: Partials) -> Measured:
+    """Return the measurement that the partials of whole rows give.
 
     nll = (max − x_target) + log1p(Σ_{j≠argmax} exp(x_j − max)): leaving the largest term out of the sum keeps small losses
     exact, where ``logsumexp − x_target`` has already cancelled.
     """
+    # A NaN or +inf logit makes NaN above or in the sum, except where it is the argmax itself, whose term was left out.
+    rest = parts.rest + (parts.top - parts.top)
+    log_total = torch.log1p(rest)
+    entropy = None if parts.weighted is None else (log_total - parts.weighted / (1 + rest)).float()
+    return Measured((parts.gap + log_total).float(), torch.exp(-log_total).float(), parts.argmax, entropy)
+
+
+def partials(logits: Tensor, targets: Tensor, entropy: bool = False) -> Partials:
+    """Return the partials of ``logits`` [..., V], V ≥ 1, for ``targets`` [N], which are columns of them."""
     count, vocab = targets.numel(), logits.shape[-1]
-    nll = torch.empty(count, dtype=torch.float32, device=logits.device)
-    top_probability = torch.empty_like(nll)
-    predicted = torch.empty(count, dtype=torch.int64, device=logits.device)
-    spread = torch.empty_like(nll) if entropy else None
+    wide = logits.dtype if logits.dtype == torch.float64 else torch.float32
+    top = torch.empty(count, dtype=wide, device=logits.device)
+    index = torch.empty(count, dtype=torch.int64, device=logits.device)
+    weighted = torch.empty_like(top) if entropy else None
+    whole = Partials(top, index, torch.empty_like(top), torch.empty_like(top), weighted)
     for start, chunk in _chunks(logits, max(MIN_ROWS, CHUNK_LOGITS // max(vocab, 1))):
         rows = slice(start, start + chunk.shape[0])
-        if chunk.shape[0] == 1:  # torch sums a lone row over several threads, which gives other bits
+        size = rows.stop - rows.start
+        if size == 1:  # torch sums a lone row over several threads, which gives other bits
             chunk = chunk.expand(2, vocab)
         wanted = targets[rows].expand(chunk.shape[0]).unsqueeze(1)
-        loss, log_total, index, chunk_spread = _measure_chunk(chunk, wanted, entropy)
-        size = rows.stop - rows.start
-        nll[rows] = loss[:size]
-        top_probability[rows] = torch.exp(-log_total)[:size]
-        predicted[rows] = index[:size]
-        if spread is not None and chunk_spread is not None:
-            spread[rows] = chunk_spread[:size]
-    return Measured(nll, top_probability, predicted, spread)
+        for column, part in zip(whole, _of_chunk(chunk, wanted, entropy)):
+            if column is not None and part is not None:
+                column[rows] = part[:size]
+    return whole
 
 
-def _measure_chunk(chunk: Tensor, wanted: Tensor, entropy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    # fp64 logits are measured in fp64, so that ties are those of the logits; all others in fp32, which holds them exactly.
+def _of_chunk(chunk: Tensor, wanted: Tensor, entropy: bool) -> Partials:
     x = chunk if chunk.dtype == torch.float64 else chunk.float()
     top, index = x.max(dim=-1, keepdim=True)  # the lowest index wins a tie
     gap = top - x.gather(1, wanted)
@@ -60,11 +84,7 @@ def _measure_chunk(chunk: Tensor, wanted: Tensor, entropy: bool) -> tuple[Tensor
     if entropy:
         weighted = torch.where(x == -torch.inf, 0.0, x).mul_(x.exp()).sum(-1)  # 0·(−inf) counts as 0
     rest = x.exp_().scatter_(1, index, 0.0).sum(-1)
-    # A NaN or +inf logit makes NaN above or in the sum, except where it is the argmax itself, whose term was left out.
-    rest = rest + (top - top).squeeze(1)
-    log_total = torch.log1p(rest)
-    spread = None if weighted is None else log_total - weighted / (1 + rest)
-    return gap.squeeze(1) + log_total, log_total, index.squeeze(1), spread
+    return Partials(top.squeeze(1), index.squeeze(1), gap.squeeze(1), rest, weighted)
 
 
 def _chunks(logits: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
