@@ -61,7 +61,7 @@ def _kind(logits: Any, dim: int) -> str:
             return "vocabulary"
         if cut == 0:
             return "rows"
-    raise _refused(logits, f"{placement} is none of these")
+    raise _refused(logits, f"{placement!r} is none of these")
 
 
 def _refused(logits: Any, why: str) -> ValueError:

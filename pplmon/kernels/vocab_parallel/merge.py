@@ -60,7 +60,9 @@ def _gathered(words: Tensor, place: Place) -> Tensor:
     if ranks == 1 or not words.numel():
         return words.unsqueeze(0)
     every = words.new_empty(ranks * words.numel())
-    dist.all_gather_into_tensor(every, words, group=place.group)
+    # Newer torch calls it all_gather_single, and warns of the older name.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(every, words, group=place.group)
     return every.view(ranks, -1)
 
 
