@@ -33,7 +33,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Rank
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_equals_the_unsharded_result(started: dict[int, Ranks], size: int) -> None:
     """Ids, hits and flags exactly, losses as near to float64 as unsharded ones, and every rank the same bits."""
-    first, *others = started[size].run(tasks.grid, VOCABULARIES, timeout=120.0)
+    first, *others = started[size].run(tasks.grid, VOCABULARIES, timeout=240.0)
     assert len(first) == len(VOCABULARIES) * 4 * (4 + 2) * 3
     assert all(other == first for other in others)
 
@@ -78,6 +78,11 @@ def test_rows_and_vocabulary_both_cut(started: dict[int, Ranks]) -> None:
     found = started[4].run(tasks.two_dimensions)
     assert found[0] == found[1]
     assert found[2] == found[3] != found[0]
+
+
+def test_captured_logits_are_fitted_to_their_targets(started: dict[int, Ranks]) -> None:
+    """A DTensor [B·T, V] is viewed as [B, T, V] where it lies; one whose rows are cut fits this rank's own targets."""
+    started[2].run(tasks.flattened)
 
 
 def test_a_tally_counts_each_token_once(started: dict[int, Ranks]) -> None:
@@ -134,7 +139,7 @@ REFUSED = {
     "other mesh": r"on a mesh that is not the logits'; pass targets.to_local()",
     "both": r"ValueError: vocab_shard is for plain tensors; logits are a DTensor",
     "width": r"(50 columns), and the logits are (3, 7, 100)",
-    "stats": r"TypeError: TokenStats are measured: give targets, mask and vocab_shard to token_stats",
+    "stats": r"TypeError: TokenStats already hold targets and mask, and are whole: give those, and vocab_shard, to token_stats",
     "gap": r"side by side from 0 to 100 or beyond (padding), and these do not: rank 0 [0, 50), rank 1 [60, 110)",
     "overlap": r"rank 0 [0, 60), rank 1 [40, 100)",
     "short": r"vocabulary of 101 must lie side by side from 0 to 101",

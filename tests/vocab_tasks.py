@@ -248,6 +248,21 @@ def two_dimensions(rank: int) -> list[Any]:
     return bits(got)
 
 
+def flattened(rank: int) -> None:
+    """A module that flattens its logits: they are fitted to targets [B, T] without a collective, or not at all."""
+    from pplmon.capture.modules import fitted
+
+    logits, targets = whole(1000, torch.bfloat16)
+    want = token_stats(logits, targets)
+    shards = distribute_tensor(logits.flatten(0, 1), flat_mesh(), [Shard(-1)])
+    seen, given = counted(lambda: check(token_stats(fitted(shards, targets), targets), want, Truth(logits)))
+    assert (seen, given) == ({"_allgather_base_": 1}, 20 * targets.numel())
+    rows = distribute_tensor(logits, flat_mesh(), [Shard(0)])
+    mine = targets[: rows.to_local().shape[0]] if rank == 0 else targets[-rows.to_local().shape[0] :]
+    assert fitted(rows, mine) is rows
+    assert fitted(rows, targets[:0]) is None
+
+
 def tallies(rank: int) -> dict[str, Any]:
     """A tally, a monitor and a view over 2 × 2 ranks: each token once, though two ranks measure it."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
