@@ -14,6 +14,7 @@ from pplmon import TokenTally, VocabShard, token_stats
 from tests import vocab_tasks as tasks
 from tests.ranks import Ranks
 from tests.reference import assert_numbers, numbers_of, tokens_of
+from tests.test_laws import watched
 
 pytestmark = pytest.mark.ranks
 # 1, 2: fewer ids than ranks, so that some have none. 7: uneven on any number of ranks. 1000: even on two and four. 4099:
@@ -169,6 +170,8 @@ def test_without_ranks_a_shard_is_the_whole() -> None:
     got = token_stats(padded, targets, vocab_shard=VocabShard(None, 0, 1024, 1000), entropy=True)
     tasks.check(got, token_stats(logits, targets, entropy=True), tasks.Truth(logits))
     TokenTally().update(got)
+    place = VocabShard(None, 0, 1024, 1000)
+    assert not watched(lambda: token_stats(padded, targets, vocab_shard=place, entropy=True)).waits  # law 4
     with pytest.raises(ValueError, match=r"side by side from 0 to 1000 .* rank 0 \[0, 500\)"):
         VocabShard(None, 0, 500, 1000)
     with pytest.raises(ValueError, match=r"ids 0 to 1024 \(1024 columns\), and the logits are \(3, 7, 1000\)"):
