@@ -141,6 +141,7 @@ REFUSED = {
     "both": r"ValueError: vocab_shard is for plain tensors; logits are a DTensor",
     "width": r"(50 columns), and the logits are (3, 7, 100)",
     "stats": r"TypeError: TokenStats already hold targets and mask, and are whole: give those, and vocab_shard, to token_stats",
+    "kernel": r"cut over ranks is measured by kernel='eager' or None, got 'triton'",
     "gap": r"side by side from 0 to 100 or beyond (padding), and these do not: rank 0 [0, 50), rank 1 [60, 110)",
     "overlap": r"rank 0 [0, 60), rank 1 [40, 100)",
     "short": r"vocabulary of 101 must lie side by side from 0 to 101",

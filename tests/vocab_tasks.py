@@ -372,6 +372,7 @@ def refused(rank: int) -> dict[str, str]:
         "both": lambda: token_stats(shards, targets, vocab_shard=place),
         "width": lambda: token_stats(logits, targets, vocab_shard=place),
         "stats": lambda: TokenTally().update(token_stats(logits, targets), vocab_shard=place),
+        "kernel": lambda: token_stats(shards, targets, kernel="triton"),
         "gap": lambda: VocabShard(None, 60 * rank, 60 * rank + 50, 100),
         "overlap": lambda: VocabShard(None, 40 * rank, 40 * rank + 60, 100),
         "short": lambda: VocabShard(None, 50 * rank, 50 * rank + 50, 101),

@@ -21,7 +21,9 @@ def pick(kernel: str | None, logits: Tensor, is_shard: bool = False) -> str:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, or None for the fastest, got {kernel!r}")
     if is_shard:
         if kernel not in (None, "eager"):
-            raise ValueError(f"a vocabulary that is cut over ranks is measured by kernel='eager' or None, got {kernel!r}")
+            raise ValueError(
+                f"a vocabulary that is cut over ranks is measured by kernel='eager' or None, got {kernel!r}"
+            )
         return "eager"
     if kernel == "triton":
         triton.check(logits)
