@@ -18,6 +18,7 @@ from pplmon.actions import Checkpoint, Notify, SaveBatch, Stop, Webhook
 from pplmon.alerts import Above, Alert, Below, NonFinite, Rule, Spike, default_alerts
 from pplmon.capture import observe
 from pplmon.evidence import WorstSequence, WorstToken
+from pplmon.kernels.vocab_parallel import VocabShard
 from pplmon.metrics import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile
 from pplmon.monitor import Monitor
 from pplmon.report import Report, Totals
@@ -56,6 +57,7 @@ __all__ = [
     "TokenStats",
     "TokenTally",
     "Totals",
+    "VocabShard",
     "Webhook",
     "WorstSequence",
     "WorstToken",

@@ -1,4 +1,7 @@
-"""Run by ``test_parallel``: FSDP2 and tensor parallel training of one tiny model on CPU ranks."""
+"""Run by ``test_parallel``: FSDP2 and tensor parallel training of one tiny model on CPU ranks.
+
+"sharded" layouts keep the head's output a DTensor cut over the vocabulary, said in the step or found by a hook.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import torch.nn.functional as F
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed._composable.fsdp import fully_shard
-from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.data import DataLoader
 
@@ -25,8 +28,9 @@ from tests.models import VOCAB, rows
 class Sharded(pl.LightningModule):
     """An embedding and a head: the head is sharded over the tensor-parallel ranks, all of it over the data-parallel."""
 
-    def __init__(self) -> None:
+    def __init__(self, sharded: bool, says: bool) -> None:
         super().__init__()
+        self.sharded, self.says = sharded, says
         self.seen: list[float] = []
 
     def configure_model(self) -> None:
@@ -36,13 +40,19 @@ class Sharded(pl.LightningModule):
         self.model = nn.Sequential(nn.Embedding(VOCAB, 16), nn.Linear(16, VOCAB))
         mesh = self.device_mesh
         if mesh["tensor_parallel"].size() > 1:
-            parallelize_module(self.model, mesh["tensor_parallel"], {"1": ColwiseParallel(output_layouts=Replicate())})
+            whole, part = {"output_layouts": Replicate()}, {"output_layouts": Shard(-1), "use_local_output": False}
+            head = ColwiseParallel(**part if self.sharded else whole)
+            parallelize_module(self.model, mesh["tensor_parallel"], {"1": head})
         if mesh["data_parallel"].size() > 1:
             fully_shard(self.model, mesh=mesh["data_parallel"])
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         logits = self.model(batch["x"])
-        pplmon.observe(self, logits, batch["labels"])
+        assert isinstance(logits, DTensor) == self.sharded
+        if self.says:
+            pplmon.observe(self, logits, batch["labels"])
+        if self.sharded:
+            logits = logits.full_tensor()
         losses = F.cross_entropy(logits.view(-1, VOCAB), batch["labels"].view(-1), reduction="none")
         self.seen += losses.detach()[batch["labels"].view(-1) != -100].tolist()
         return losses.sum() / (batch["labels"] != -100).sum()
@@ -51,10 +61,10 @@ class Sharded(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.0)
 
 
-def fit(root: Path, data_parallel: int, tensor_parallel: int) -> None:
+def fit(root: Path, data_parallel: int, tensor_parallel: int, sharded: bool, says: bool) -> None:
     """Fit, and write what this rank saw."""
     data = rows(16)
-    monitor = pplmon.PerplexityMonitor()
+    monitor = pplmon.PerplexityMonitor() if says else pplmon.PerplexityMonitor(logits="model", targets="labels")
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=data_parallel * tensor_parallel,
@@ -69,7 +79,7 @@ def fit(root: Path, data_parallel: int, tensor_parallel: int) -> None:
         enable_checkpointing=False,
         use_distributed_sampler=False,
     )
-    module = Sharded()
+    module = Sharded(sharded, says)
 
     class Dealt(pl.LightningDataModule):
         def train_dataloader(self) -> DataLoader:  # type: ignore[type-arg]
@@ -87,11 +97,18 @@ def fit(root: Path, data_parallel: int, tensor_parallel: int) -> None:
     (root / f"rank{trainer.global_rank}.json").write_text(json.dumps(seen))
 
 
-LAYOUTS = ((2, 1), (1, 2), (2, 2))  # ranks that hold different data × ranks that share the head
+# ranks that hold different data × ranks that share the head, whether its output stays cut, whether the step says it
+LAYOUTS = {
+    "2x1": (2, 1, False, True),
+    "1x2": (1, 2, False, True),
+    "2x2": (2, 2, False, True),
+    "1x2 sharded": (1, 2, True, True),
+    "2x2 sharded": (2, 2, True, False),
+}
 
 if __name__ == "__main__":
-    for data_parallel, tensor_parallel in LAYOUTS:
-        where = Path(sys.argv[1]) / f"{data_parallel}x{tensor_parallel}"
+    for name, layout in LAYOUTS.items():
+        where = Path(sys.argv[1]) / name
         where.mkdir()
-        codes = launch(fit, data_parallel * tensor_parallel, where, data_parallel, tensor_parallel)
+        codes = launch(fit, layout[0] * layout[1], where, *layout)
         assert not any(codes), codes

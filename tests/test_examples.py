@@ -17,11 +17,11 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 
 
-def run(name: str, cwd: Path, *arguments: str) -> str:
+def run(name: str, cwd: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> str:
     """Run one example, as from a checkout; return what it printed."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), *arguments]
+    command = [sys.executable, *launcher, str(ROOT / "examples" / f"{name}.py"), *arguments]
     done = subprocess.run(
         command, cwd=cwd, env=environment, check=False, capture_output=True, text=True, encoding="utf-8", timeout=300
     )
@@ -47,7 +47,7 @@ def scalars(directory: Path, tag: str) -> dict[int, float]:
 
 def test_each_example_has_its_test() -> None:
     """A new example comes with a test here."""
-    assert EXAMPLES == ["alerts", "fused_losses", "lightning_lm", "packed_sft", "plain_loop"]
+    assert EXAMPLES == ["alerts", "fused_losses", "lightning_lm", "packed_sft", "plain_loop", "vocab_parallel"]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -159,3 +159,21 @@ def test_fused_losses(tmp_path: Path) -> None:
     """In Lightning it is the same number."""
     printed = run("fused_losses", tmp_path, "--loss", "torch", "--lightning")
     assert number(r"train/cross_entropy ([\d.]+)", printed) == pytest.approx(3.918, abs=2e-3)
+
+
+def test_vocab_parallel(tmp_path: Path) -> None:
+    """Two ranks that each hold half of the vocabulary print what one rank prints, and gather a few bytes a token."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    two = run("vocab_parallel", tmp_path, "--out", "two", launcher=torchrun)
+    one = run("vocab_parallel", tmp_path, "--out", "one")
+    numbers = [
+        {row["step"]: row["numbers"] for row in read_journal(tmp_path / out) if row["kind"] == "report"}
+        for out in ("two", "one")
+    ]
+    for of_two, of_one in zip(*(reports.values() for reports in numbers)):
+        assert of_two["tokens"] == of_one["tokens"] == 20 * 8 * 32
+        assert of_two["cross_entropy"] == pytest.approx(of_one["cross_entropy"], rel=1e-4)
+    assert [len(reports) for reports in numbers] == [3, 3]
+    assert number(r"gather the logits it would give (\d+)", two) == 4 * 2000
+    assert number(r"losses differ by at most (\S+) nats", two) <= 4e-6
+    assert number(r"losses differ by at most (\S+) nats", one) == 0

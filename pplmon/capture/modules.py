@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pplmon.tokens import held_rows
+
 # Heads named like causal ones that score labels as given: the decoder of an encoder–decoder family by itself, mostly.
 _UNSHIFTED_FAMILIES = frozenset(
     "bart bigbird_pegasus blenderbot blenderbot-small cpmant marian mbart musicgen musicgen_melody mvp pegasus plbart "
@@ -58,8 +60,11 @@ def logits_in(output: Any, has_loss: bool = False) -> Tensor | None:
 
 
 def fitted(logits: Tensor, targets: Tensor) -> Tensor | None:
-    """Return logits that fit the targets, flat ones [B·T, V] viewed as [B, T, V]; ``None`` where they do not fit."""
-    if logits.shape[:-1] == targets.shape:
+    """Return logits that fit the targets, flat ones [B·T, V] viewed as [B, T, V]; ``None`` where they do not fit.
+
+    A DTensor fits where the rows that this rank holds do.
+    """
+    if tuple(targets.shape) in (held_rows(logits), tuple(logits.shape[:-1])):
         return logits
     if logits.dim() == 2 and targets.dim() == 2 and logits.shape[0] == targets.numel():
         return torch.unflatten(logits, 0, tuple(targets.shape))

@@ -14,7 +14,7 @@ from pplmon.tokens import TokenStats
 def observe(module: nn.Module, logits: Tensor | TokenStats, targets: Tensor | None = None, **data: Any) -> None:
     """Show logits [B, T, V] or [N, V] and targets, or ``TokenStats``, to the monitors of the module's trainer; does nothing without one.
 
-    ``data`` are what ``TokenTally.update`` takes (mask, document_ids, sample_ids, …) and ``shift``.
+    ``data`` are what ``TokenTally.update`` takes (mask, document_ids, sample_ids, vocab_shard, …) and ``shift``.
     """
     _outside_the_graph(_tell_monitors)(module, logits, targets, data)
 

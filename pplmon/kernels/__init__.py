@@ -12,10 +12,19 @@ from pplmon.kernels import triton
 KERNELS = ("eager", "compiled", "triton")
 
 
-def pick(kernel: str | None, logits: Tensor) -> str:
-    """Return the name of the kernel that measures ``logits``: the one asked for, else the fastest that runs there."""
+def pick(kernel: str | None, logits: Tensor, is_shard: bool = False) -> str:
+    """Return the name of the kernel that measures ``logits``: the one asked for, else the fastest that runs there.
+
+    A shard of a vocabulary that is cut over ranks is measured by ``vocab_parallel`` with eager's arithmetic.
+    """
     if kernel is not None and kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, or None for the fastest, got {kernel!r}")
+    if is_shard:
+        if kernel not in (None, "eager"):
+            raise ValueError(
+                f"a vocabulary that is cut over ranks is measured by kernel='eager' or None, got {kernel!r}"
+            )
+        return "eager"
     if kernel == "triton":
         triton.check(logits)
     return kernel or ("triton" if triton.fits(logits) else "eager")

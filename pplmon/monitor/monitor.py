@@ -14,7 +14,7 @@ from torch import Tensor
 from pplmon.monitor.engine import Engine
 from pplmon.monitor.passes import Pass
 from pplmon.report import Report
-from pplmon.tokens import TokenStats
+from pplmon.tokens import TokenStats, VocabShard
 
 
 class Monitor(Engine):
@@ -43,6 +43,7 @@ class Monitor(Engine):
         mask: Tensor | None = None,
         document_ids: Tensor | None = None,
         sample_ids: Tensor | None = None,
+        vocab_shard: VocabShard | None = None,
         **batch_data: Tensor,
     ) -> None:
         """Count one micro-batch (arguments as ``TokenTally.update``). Never waits for the device."""
@@ -65,6 +66,7 @@ class Monitor(Engine):
             sample_ids=sample_ids,
             step=step,
             micro_batch=micro_batch,
+            vocab_shard=vocab_shard,
             **batch_data,
         )
         if training and isinstance(logits, Tensor) and targets is not None:

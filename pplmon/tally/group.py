@@ -28,6 +28,11 @@ class Group(NamedTuple):
         """This process's rank in the run, which addresses are given in."""
         return dist.get_rank() if running() else 0
 
+    @property
+    def ranks(self) -> list[int]:
+        """The global ranks of the group."""
+        return dist.get_process_group_ranks(self.handle or dist.group.WORLD) if running() else [0]
+
     def private(self) -> Group:
         """Return the same ranks on a communicator of our own. Every rank of the group calls it.
 
@@ -37,7 +42,7 @@ class Group(NamedTuple):
         if self.size <= 1:
             return self
         own = _own.setdefault(dist.group.WORLD, {})
-        ranks = tuple(dist.get_process_group_ranks(self.handle or dist.group.WORLD))
+        ranks = tuple(self.ranks)
         if ranks not in own:
             backend = dist.get_backend(self.handle)
             own[ranks] = dist.new_group(list(ranks), backend=backend, use_local_synchronization=True)

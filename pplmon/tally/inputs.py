@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pplmon.tally.group import Group
 from pplmon.tokens import TokenStats
 
 
@@ -21,6 +22,20 @@ def check_documents(document_ids: Tensor | None, stats: TokenStats) -> Tensor | 
     if document_ids.is_floating_point():
         raise TypeError(f"document_ids must be integers, got {document_ids.dtype}")
     return document_ids.detach().reshape(-1, stats.batch_shape[-1]).to(stats.nll.device, torch.int64)
+
+
+def check_counted_once(stats: TokenStats, group: Group) -> None:
+    """Refuse tokens that several ranks of the group hold, each of which would count them."""
+    if len(stats.shared_by) < 2 or group.size < 2:
+        return
+    sharing = sorted(set(stats.shared_by) & set(group.ranks))
+    if len(sharing) > 1:
+        raise ValueError(
+            f"ranks {sharing} hold parts of one vocabulary, so each has the same tokens, and the tally's process_group would "
+            "count them once for every one of these ranks. Pass the data-parallel group that this rank is in: "
+            'TokenTally(process_group=mesh["dp"].get_group()), or where all ranks share the vocabulary a group of this rank '
+            "alone: TokenTally(process_group=torch.distributed.new_subgroups(1)[0])"
+        )
 
 
 def check_samples(sample_ids: Tensor | None, stats: TokenStats) -> Tensor | None:

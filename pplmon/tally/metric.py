@@ -23,7 +23,7 @@ from pplmon.tally.given import Given, Settings, State
 from pplmon.tally.group import Group
 from pplmon.tally.layout import merge_counts, merge_maxima, merge_rows, merge_sums
 from pplmon.tally.readout import ALONE, ReadOut, gather_rows, state_of
-from pplmon.tokens import TokenStats, token_stats
+from pplmon.tokens import TokenStats, VocabShard, is_dtensor, token_stats
 
 _SETTINGS = ("ignore_index", "shift", "top_k", "context", "min_sequence_tokens", "context_parallel", "kernel")
 
@@ -35,7 +35,10 @@ class Extra(Derives, Protocol):
     """
 
     def update(self, stats: TokenStats, valid: Tensor, logits: Tensor | None, **batch_data: Tensor) -> Tensor:
-        """Return this batch's non-negative integers [size], int64, on the device of the stats, without a host sync."""
+        """Return this batch's non-negative integers [size], int64, on the device of the stats, without a host sync.
+
+        ``logits`` are None where stats came without them, and where ranks hold parts of them.
+        """
         ...
 
 
@@ -126,6 +129,7 @@ class TokenTally(Metric):
         step: int = 0,
         micro_batch: int = 0,
         position_ids: Tensor | None = None,
+        vocab_shard: VocabShard | None = None,
         **batch_data: Tensor,
     ) -> None:
         """Count one batch. Never waits for the device.
@@ -139,12 +143,15 @@ class TokenTally(Metric):
             step: optimizer step, for the addresses of the worst tokens.
             micro_batch: within the step.
             position_ids: int like targets: reported as positions instead of the column (a part of a longer sequence).
+            vocab_shard: which part of the vocabulary plain logits hold (see ``token_stats``).
             batch_data: what extras read.
 
         Raises:
-            ValueError: shapes that do not fit each other. TypeError: a dtype that cannot be right.
+            ValueError: shapes that do not fit each other; ranks that share a vocabulary, and so the tokens, would each
+                count them. TypeError: a dtype that cannot be right.
         """
-        stats, raw = self._measure(logits, targets, mask)
+        stats, raw = self._measure(logits, targets, mask, vocab_shard)
+        inputs.check_counted_once(stats, self.group)
         if stats.nll.device != self.sums.device:
             self.to(stats.nll.device)
         if not stats.nll.numel():
@@ -291,15 +298,23 @@ class TokenTally(Metric):
         return {**super().__getstate__(), "process_group": None}  # a ProcessGroup cannot be pickled
 
     def _measure(
-        self, logits: Tensor | TokenStats, targets: Tensor | None, mask: Tensor | None
+        self,
+        logits: Tensor | TokenStats,
+        targets: Tensor | None,
+        mask: Tensor | None,
+        vocab_shard: VocabShard | None,
     ) -> tuple[TokenStats, Tensor | None]:
         if not isinstance(logits, TokenStats):
             if targets is None:
                 raise TypeError("update needs targets beside logits; only TokenStats come without")
-            how = (self.ignore_index, mask, self.shift, self.needs_entropy, self.kernel)
-            return token_stats(logits, targets, *how), logits
-        if targets is not None or mask is not None:
-            raise TypeError("TokenStats already hold targets and mask: give those to token_stats or from_losses")
+            how = (self.ignore_index, mask, self.shift, self.needs_entropy, self.kernel, vocab_shard)
+            # A part of the logits would be taken for the whole of them.
+            whole = vocab_shard is None and not is_dtensor(logits)
+            return token_stats(logits, targets, *how), logits if whole else None
+        if targets is not None or mask is not None or vocab_shard is not None:
+            raise TypeError(
+                "TokenStats already hold targets and mask, and are whole: give those, and vocab_shard, to token_stats"
+            )
         return logits, None
 
     def _writable(self) -> State:
