@@ -17,7 +17,6 @@ from pplmon.tally.sequences import Sequences
 SCALE = 2.0**cells.FRACTION_BITS
 OVERCONFIDENT = 0.9
 ROUNDING = 1 + 2.0**-20  # exactly uniform logits give ln V up to a rounding, and are not worse than uniform
-_LARGEST = 2**63 - 1
 NAN_BITS = 0x7F800001  # one pattern for every NaN, so that all sick tokens sort alike on all devices
 
 
@@ -63,10 +62,10 @@ def prepare(xp: Arrays, columns: Columns, sequences: Sequences | None) -> Batch:
         scored, invalid = scored & ~sequences.crosses, invalid & ~sequences.crosses
     valid = scored & (nll < math.inf)  # not NaN either
     loss = xp.where(valid, nll, 0.0)
-    amounts = xp.stack([xp.clip(loss, 0.0, cells.CAP_NATS), xp.exp(-loss)])
+    amounts = xp.stack([xp.at_most(loss, cells.CAP_NATS), xp.exp(-loss)])
     amounts *= valid
     amounts *= SCALE
-    bits = xp.clip(nll.view(xp.int32) & 0x7FFFFFFF, 0, NAN_BITS)
+    bits = xp.at_most(nll.view(xp.int32) & 0x7FFFFFFF, NAN_BITS)
     units = xp.integers(xp.round(amounts))
     return Batch(columns, scored, valid, invalid, loss, units, xp.where(scored, bits, -1), sequences)
 
@@ -82,7 +81,7 @@ def count_sequences(xp: Arrays, batch: Batch, least: int) -> SequenceSums | None
     else:
         tokens = xp.sums_by(sequences.first, xp.integers(batch.valid))
         total = xp.sums_by(sequences.first, batch.units[0])
-    return SequenceSums(tokens, xp.where(tokens >= max(least, 1), total // xp.clip(tokens, 1, _LARGEST), -1))
+    return SequenceSums(tokens, xp.where(tokens >= max(least, 1), total // xp.at_least(tokens, 1), -1))
 
 
 def add_sums(
@@ -132,12 +131,13 @@ def raise_maxima(
 ) -> None:
     """Take the batch into the maxima of ``cells.MAXIMA`` [len(MAXIMA)], in place."""
     columns, vocab = batch.columns, batch.columns.vocab_size
-    example = xp.clip(columns.targets, -cells.EXAMPLE_OFFSET, cells.EXAMPLE_OFFSET)
     parts = {
         "token_loss_bits": xp.integers(xp.largest(xp.where(batch.valid, batch.bits, -1))),
-        "invalid_target_example": xp.largest(xp.where(batch.invalid, example, -1 - cells.EXAMPLE_OFFSET))
-        + cells.EXAMPLE_OFFSET,
     }
+    if not xp.known_none(xp.count(batch.invalid)):
+        far = cells.EXAMPLE_OFFSET
+        example = xp.at_least(xp.at_most(columns.targets, far), -far) + far
+        parts["invalid_target_example"] = xp.largest(xp.where(batch.invalid, example, -1))
     if per_sequence is not None:
         parts["sequence_loss_units"] = xp.largest(per_sequence.mean_units)
     if vocab is not None:
@@ -155,6 +155,6 @@ def raise_maxima(
 
 def add_histogram(xp: Arrays, histogram: Array, batch: Batch) -> None:
     """Count losses by the upper bits of their float pattern [cells.BUCKETS], in place."""
-    bucket = xp.clip((batch.bits >> cells.BUCKET_SHIFT) - cells.BUCKET_OFFSET, 0, cells.BUCKETS - 1)
+    bucket = xp.at_least(xp.at_most((batch.bits >> cells.BUCKET_SHIFT) - cells.BUCKET_OFFSET, cells.BUCKETS - 1), 0)
     xp.add_counts(histogram, bucket, batch.valid)
     xp.limit(histogram, cells.CEILING)

@@ -35,12 +35,12 @@ class Address(NamedTuple):
 
     def where(self, xp: Arrays, row: Array, position: Array) -> Array:
         """Rank, row and column in one integer. A batch beyond these bounds reads as the last that fits."""
-        row, position = xp.clip(row, 0, 2**cells.SEQUENCE_BITS - 1), xp.clip(position, 0, 2**cells.POSITION_BITS - 1)
+        row, position = xp.at_most(row, 2**cells.SEQUENCE_BITS - 1), xp.at_most(position, 2**cells.POSITION_BITS - 1)
         return (row << cells.POSITION_BITS) + position + self.rank_bits
 
-    def position(self, row: Array, column: Array, length: int) -> Array:
+    def position(self, xp: Arrays, row: Array, column: Array, length: int) -> Array:
         """The column, or what the caller says is its place in the whole sequence."""
-        return column if self.position_ids is None else self.position_ids[row * length + column]
+        return column if self.position_ids is None else xp.at_least(self.position_ids[row * length + column], 0)
 
     def sample(self, xp: Arrays, row: Array) -> Array:
         """The dataset's row, where it is known."""
@@ -60,7 +60,7 @@ def keep_tokens(xp: Arrays, rows: Array, batch: Batch, address: Address, context
     given = [
         key >> 32,
         xp.full_like(key, address.when),
-        address.where(xp, row, address.position(row, column, length)),
+        address.where(xp, row, address.position(xp, row, column, length)),
         columns.targets[index],
         xp.full_like(key, -1) if columns.predicted is None else columns.predicted[index],
         xp.full_like(key, -1) if columns.top_probability is None else _bits(xp, columns.top_probability[index]),
@@ -77,7 +77,7 @@ def keep_sequences(xp: Arrays, rows: Array, batch: Batch, sums: SequenceSums | N
     sequences, count = batch.sequences, len(sums.tokens)
     # A mean is below 2**42 units, so a number of sequences below 2**20 can share the key with it; beyond that many,
     # ties between equal means fall as topk likes.
-    order = xp.clip(2**20 - 1 - xp.arange(0, count), 0, 2**20)
+    order = xp.at_least(2**20 - 1 - xp.arange(0, count), 0)
     key, name = xp.top((sums.mean_units << 20) + order, min(len(rows), count))
     first = name if sequences.first is not None else name * sequences.length
     row = first // sequences.length
