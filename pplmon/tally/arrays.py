@@ -51,6 +51,9 @@ class OnTorch:
     def stack(self, rows: Sequence[Array]) -> Array:
         return torch.stack(list(rows))
 
+    def fill(self, cells: Array, value: int) -> None:
+        cells.fill_(value)
+
     def vector(self, values: Sequence[Any]) -> Array:
         """Return scalars, of which some may be plain integers, as one int64 vector."""
         known: dict[int, Tensor] = {}  # a constant is made on the device, once: torch.tensor would copy, and wait
@@ -137,6 +140,9 @@ class OnNumpy:
     def stack(self, rows: Sequence[Array]) -> Array:
         return np.array(rows)  # a third of the time of np.stack
 
+    def fill(self, cells: Array, value: int) -> None:
+        cells[...] = value
+
     def vector(self, values: Sequence[Any]) -> Array:
         return np.array(values, np.int64)
 
@@ -170,6 +176,9 @@ class OnNumpy:
         return not count
 
     def top(self, keys: Array, count: int) -> tuple[Array, Array]:
+        if len(keys) <= 64:
+            order = keys.argsort()[: -count - 1 : -1]
+            return keys[order], order
         top = torch.from_numpy(keys).topk(count)  # a third of the time of numpy's partition
         return top.values.numpy(), top.indices.numpy()
 

@@ -38,35 +38,46 @@ class Address(NamedTuple):
         row, position = xp.at_most(row, 2**cells.SEQUENCE_BITS - 1), xp.at_most(position, 2**cells.POSITION_BITS - 1)
         return (row << cells.POSITION_BITS) + position + self.rank_bits
 
-    def position(self, xp: Arrays, row: Array, column: Array, length: int) -> Array:
+    def position(self, xp: Arrays, index: Array, column: Array) -> Array:
         """The column, or what the caller says is its place in the whole sequence."""
-        return column if self.position_ids is None else xp.at_least(self.position_ids[row * length + column], 0)
-
-    def sample(self, xp: Arrays, row: Array) -> Array:
-        """The dataset's row, where it is known."""
-        return xp.full_like(row, cells.NONE) if self.sample_ids is None else self.sample_ids[row]
+        return column if self.position_ids is None else xp.at_least(self.position_ids[index], 0)
 
 
 def keep_tokens(xp: Arrays, rows: Array, batch: Batch, address: Address, context: int) -> None:
     """Keep in ``rows`` [K, C] the tokens with the largest loss (NaN, then inf, then finite), ties to the earliest."""
     columns = batch.columns
-    length = columns.shape[1]
-    count = len(batch.bits)
+    length, shift = columns.shape[1], int(columns.shift)
+    bits = xp.integers(batch.bits)
+    count = len(bits)
     # Of what is not scored the key is below 0, and its lower half is the token's place all the same.
-    key = (xp.integers(batch.bits) << 32) | (_INDEX_MASK - xp.arange(0, count))
-    key, index = xp.top(key, min(len(rows), count))
+    key, index = xp.top((bits << 32) | (_INDEX_MASK - xp.arange(0, count)), min(len(rows), count))
     row = index // length
-    column = (index - row * length + int(columns.shift)) % length
-    given = [
-        key >> 32,
-        xp.full_like(key, address.when),
-        address.where(xp, row, address.position(xp, row, column, length)),
-        columns.targets[index],
-        xp.full_like(key, -1) if columns.predicted is None else columns.predicted[index],
-        xp.full_like(key, -1) if columns.top_probability is None else _bits(xp, columns.top_probability[index]),
-        address.sample(xp, row),
-    ]
-    found = xp.concatenate([xp.stack(given).T, _neighbours(xp, batch, row, column, context)], 1)
+    start = row * length
+    column = (index - start + shift) % length
+    found = xp.full((len(key), rows.shape[1]), -1)
+    found[:, cells.TOKEN_LOSS] = key >> 32
+    xp.fill(found[:, cells.WHEN], address.when)
+    found[:, cells.WHERE] = address.where(xp, row, address.position(xp, start + column, column))
+    found[:, cells.TARGET] = columns.targets[index]
+    if columns.predicted is not None:
+        found[:, cells.PREDICTED] = columns.predicted[index]
+    if columns.top_probability is not None:
+        # A NaN may have a sign.
+        found[:, cells.TOP_PROBABILITY] = columns.top_probability[index].view(xp.int32) & 0x7FFFFFFF
+    if address.sample_ids is None:
+        xp.fill(found[:, cells.SAMPLE], cells.NONE)
+    else:
+        found[:, cells.SAMPLE] = address.sample_ids[row]
+
+    beside = column[:, None] + xp.arange(-context, context + 1)
+    inside = (beside >= 0) & (beside < length)  # a neighbour is of the same sequence
+    index = start[:, None] + (beside - shift) % length
+    if batch.sequences is not None and batch.sequences.first is not None:
+        inside &= batch.sequences.first[index] == batch.sequences.first[index[:, context : context + 1]]
+    ids = columns.targets[index]
+    inside &= (ids >= 0) & (ids < (columns.vocab_size or 2**31))  # an ignore_index is no token
+    # The bits of what was not scored are −1, whose lower half is cells.NO_LOSS.
+    found[:, cells.TOKEN_COLUMNS :] = xp.where(inside, (ids << 32) + (bits[index] & cells.NO_LOSS), -1)
     _merge(xp, rows, xp.where((key >= 0)[:, None], found, -1))
 
 
@@ -81,30 +92,16 @@ def keep_sequences(xp: Arrays, rows: Array, batch: Batch, sums: SequenceSums | N
     key, name = xp.top((sums.mean_units << 20) + order, min(len(rows), count))
     first = name if sequences.first is not None else name * sequences.length
     row = first // sequences.length
-    given = [
-        sums.mean_units[name],
-        xp.full_like(key, address.when),
-        address.where(xp, row, first - row * sequences.length),
-        sums.tokens[name],
-        xp.full_like(key, cells.NONE) if sequences.documents is None else sequences.documents[first],
-        address.sample(xp, row),
-    ]
-    _merge(xp, rows, xp.where((key >= 0)[:, None], xp.stack(given).T, -1))
-
-
-def _neighbours(xp: Arrays, batch: Batch, row: Array, column: Array, context: int) -> Array:
-    """Return [K, 2·context+1] cells of id << 32 | loss bits around each target, −1 outside its sequence."""
-    columns = batch.columns
-    length = columns.shape[1]
-    beside = column[:, None] + xp.arange(-context, context + 1)
-    inside = (beside >= 0) & (beside < length)
-    index = row[:, None] * length + (beside - int(columns.shift)) % length
-    if batch.sequences is not None and batch.sequences.first is not None:
-        inside &= batch.sequences.first[index] == batch.sequences.first[index[:, context : context + 1]]
-    ids = columns.targets[index]
-    inside &= (ids >= 0) & (ids < (columns.vocab_size or 2**31))  # an ignore_index is no token
-    # The bits of what was not scored are −1, whose lower half is cells.NO_LOSS.
-    return xp.where(inside, (ids << 32) + (xp.integers(batch.bits[index]) & cells.NO_LOSS), -1)
+    found = xp.full((len(key), rows.shape[1]), cells.NONE)
+    found[:, cells.SEQUENCE_LOSS] = sums.mean_units[name]
+    xp.fill(found[:, cells.WHEN], address.when)
+    found[:, cells.WHERE] = address.where(xp, row, first - row * sequences.length)
+    found[:, cells.SEQUENCE_TOKENS] = sums.tokens[name]
+    if sequences.documents is not None:
+        found[:, cells.SEQUENCE_DOCUMENT] = sequences.documents[first]
+    if address.sample_ids is not None:
+        found[:, cells.SEQUENCE_SAMPLE] = address.sample_ids[row]
+    _merge(xp, rows, xp.where((key >= 0)[:, None], found, -1))
 
 
 def _merge(xp: Arrays, rows: Array, found: Array) -> None:
@@ -116,6 +113,3 @@ def _merge(xp: Arrays, rows: Array, found: Array) -> None:
     order = xp.order(both[:, 0], both[:, cells.WHEN], both[:, cells.WHERE])
     rows[...] = both[order[: len(rows)]]
 
-
-def _bits(xp: Arrays, values: Array) -> Array:
-    return xp.integers(values.view(xp.int32) & 0x7FFFFFFF)  # a NaN may have a sign
