@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pplmon import cells
-from pplmon.numbers import Losses
+from pplmon.histogram import Losses
 from pplmon.tally import TokenTally
 from pplmon.tokens import TokenStats
 

@@ -7,16 +7,12 @@ before the last operation. ``None`` means that a number cannot be had; NaN that 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from fractions import Fraction
-from functools import lru_cache
-from itertools import accumulate
-from operator import mul
 
 from pplmon import cells
+from pplmon.histogram import Histogram, Losses
 
 NAN = math.nan
 INF = math.inf
@@ -100,9 +96,7 @@ def select(numbers: str | Sequence[str]) -> tuple[str, ...] | None:
     return tuple(numbers)
 
 
-def derive(
-    sums: Mapping[str, int], maxima: Mapping[str, int], histogram: Sequence[int]
-) -> dict[str, float | int | None]:
+def derive(sums: Mapping[str, int], maxima: Mapping[str, int], histogram: Histogram) -> dict[str, float | int | None]:
     """Return every number of the catalogue but ``tokens_seen``, from totals."""
     n = sums["tokens"]
     nll = _fixed(sums, "nll")
@@ -167,52 +161,6 @@ def share_of_jump(loss: float, tokens: int, mean: float, all_tokens: int, usual:
     """
     jump = (mean - usual) * all_tokens
     return min(1.0, max(0.0, (loss - usual) * tokens / jump)) if jump > 0 else None
-
-
-class Losses:
-    """The histogram of losses, summed up once, to be asked for quantiles and tails.
-
-    Each loss reads as the midpoint of its bucket, never beyond the exact ``largest`` (nats).
-    """
-
-    def __init__(self, histogram: Sequence[int], largest: float) -> None:
-        self._counts, self._largest = histogram, largest
-        self._up_to = list(accumulate(histogram))  # tokens in this bucket and below
-
-    def quantile(self, q: float) -> float:
-        """The ⌈q·n⌉-th smallest loss: numpy's ``inverted_cdf``."""
-        n = self._up_to[-1]
-        if not n:
-            return NAN
-        share = _as_meant(q)
-        rank = max(1, -(-share.numerator * n // share.denominator))
-        return self._value(bisect_left(self._up_to, rank))
-
-    def tail(self, count: int) -> float:
-        """Σ of the ``count`` largest losses."""
-        rest = self._up_to[-1] - count
-        first = bisect_right(self._up_to, rest) if count else len(self._up_to)
-        if first == len(self._up_to):
-            return 0.0
-        last = bisect_left(self._up_to, self._up_to[-1])  # the bucket of the largest: the only one that it limits
-        partial = (self._up_to[first] - rest) * self._value(first)
-        if first == last:
-            return partial
-        between = slice(first + 1, last)
-        full = sum(map(mul, self._counts[between], cells.BUCKET_VALUES[between]), start=0.0)
-        return partial + full + self._counts[last] * self._value(last)
-
-    def head(self, count: int) -> float:
-        """Σ of the ``count`` smallest losses."""
-        return self.tail(self._up_to[-1]) - self.tail(self._up_to[-1] - count)
-
-    def _value(self, bucket: int) -> float:
-        return min(cells.BUCKET_VALUES[bucket], self._largest)
-
-
-@lru_cache
-def _as_meant(q: float) -> Fraction:
-    return Fraction(q).limit_denominator(10**9)  # 0.99 is meant as 99/100, not as the float beside it
 
 
 def _fixed(sums: Mapping[str, int], name: str) -> float:

@@ -23,6 +23,7 @@ from pplmon.evidence import (
     worst_sequence,
     worst_token,
 )
+from pplmon.histogram import Histogram
 from pplmon.numbers import CATALOGUE, derive
 
 Value = float | int | None
@@ -107,7 +108,7 @@ class Totals:
 
     sums: tuple[int, ...] = (0,) * len(cells.SUMS)
     maxima: tuple[int, ...] = (-1,) * len(cells.MAXIMA)
-    histogram: tuple[int, ...] = (0,) * cells.BUCKETS
+    histogram: Histogram = Histogram()  # noqa: RUF009  # it is frozen
     token_rows: tuple[Row, ...] = ()
     sequence_rows: tuple[Row, ...] = ()
     keep: int = 0  # rows of each kind
@@ -128,7 +129,7 @@ class Totals:
         return Totals(
             sums=tuple(map(add, self.sums, other.sums)),
             maxima=tuple(map(max, self.maxima, other.maxima)),
-            histogram=tuple(map(add, self.histogram, other.histogram)),
+            histogram=self.histogram + other.histogram,
             token_rows=merge_rows(self.token_rows + other.token_rows, keep),
             sequence_rows=merge_rows(self.sequence_rows + other.sequence_rows, keep),
             keep=keep,
@@ -153,9 +154,10 @@ class Totals:
     def state_dict(self) -> dict[str, Any]:
         """Return these totals as lists of integers, for a checkpoint."""
         rows = {"token_rows": [*map(list, self.token_rows)], "sequence_rows": [*map(list, self.sequence_rows)]}
-        names = ("sums", "maxima", "histogram", "extra_sums")
+        names = ("sums", "maxima", "extra_sums")
         flags = {"keep": self.keep, "saturated": self.saturated}
-        return {name: list(getattr(self, name)) for name in names} | rows | flags
+        lists = {name: list(getattr(self, name)) for name in names} | {"histogram": list(self.histogram.buckets())}
+        return lists | rows | flags
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], extras: tuple[Derives, ...] = ()) -> Totals:
@@ -163,7 +165,7 @@ class Totals:
         return cls(
             sums=tuple(state["sums"]),
             maxima=tuple(state["maxima"]),
-            histogram=tuple(state["histogram"]),
+            histogram=Histogram.of(state["histogram"]),
             token_rows=tuple(map(tuple, state["token_rows"])),
             sequence_rows=tuple(map(tuple, state["sequence_rows"])),
             keep=state["keep"],

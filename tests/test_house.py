@@ -17,21 +17,22 @@ MODULES = {
 }
 
 # A room is a module or a package. STATE: plain numbers. Each room may import itself and the rooms named.
-STATE = {"cells", "numbers", "evidence", "report"}
+STATE = {"cells", "histogram", "numbers", "evidence", "report"}
 JUDGE = STATE | {"alerts"}
 MEASURE = {"tokens", "kernels", "overwritten"}
 COUNT = STATE | MEASURE | {"tally"}
 RUN = JUDGE | COUNT | {"sinks", "monitor"}
 ROOMS = {
     "cells": set(),
-    "numbers": {"cells"},
+    "histogram": {"cells"},
+    "numbers": {"cells", "histogram"},
     "evidence": {"cells"},
     "report": STATE,
     "kernels": set(),
     "tokens": {"kernels"},
     "overwritten": {"tokens"},
     "tally": STATE | {"tokens"},
-    "metrics": {"cells", "numbers", "tally", "tokens"},
+    "metrics": {"cells", "histogram", "tally", "tokens"},
     "alerts": STATE,
     "actions": JUDGE | {"sinks"},
     "sinks": JUDGE,

@@ -38,7 +38,8 @@ def many(tokens: int, nats: int, largest: float = 30.0) -> Totals:
     factor = tokens // LENGTH
     sums = {name: value * factor for name, value in zip(cells.SUMS, whole.sums)}
     sums["nll_whole"], sums["nll_fraction"] = tokens * nats, 0
-    return replace(whole, sums=tuple(sums.values()), histogram=tuple(count * factor for count in whole.histogram))
+    scaled = replace(whole.histogram, counts=tuple(count * factor for count in whole.histogram.counts))
+    return replace(whole, sums=tuple(sums.values()), histogram=scaled)
 
 
 # On ranks.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pplmon import cells
 from pplmon.evidence import Row
+from pplmon.histogram import Histogram
 from pplmon.report import Derives, Totals
 from pplmon.tally.given import State
 from pplmon.tally.group import Group
@@ -65,13 +66,14 @@ class ReadOut:
         return self._read(self._own)
 
     def _read(self, packed: Tensor) -> Totals:
-        take, shapes = _Taker(packed.tolist()), self._shapes
+        take, shapes = _Taker(packed.cpu()), self._shapes
         sums, histogram, extra_sums, maxima = (take(shapes[name].numel()) for name in _FLAT)
+        sums, extra_sums = tuple(sums.tolist()), tuple(extra_sums.tolist())
         return Totals(
             sums=sums,
-            histogram=histogram,
+            histogram=_trimmed(histogram),
             extra_sums=extra_sums,
-            maxima=maxima,
+            maxima=tuple(maxima.tolist()),
             token_rows=take.rows(shapes["token_rows"]),
             sequence_rows=take.rows(shapes["sequence_rows"]),
             keep=shapes["token_rows"][0],
@@ -154,7 +156,7 @@ def state_of(totals: Totals, like: State) -> State:
     return State(
         sums=tensor(totals.sums, like.sums),
         maxima=tensor(totals.maxima, like.maxima),
-        histogram=tensor(totals.histogram, like.histogram),
+        histogram=tensor(totals.histogram.buckets(), like.histogram),
         token_rows=rows(totals.token_rows, like.token_rows),
         sequence_rows=rows(totals.sequence_rows, like.sequence_rows),
         extra_sums=tensor(totals.extra_sums, like.extra_sums),
@@ -176,24 +178,32 @@ def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int
     stacked, of_tokens = torch.stack(parts), keep * columns
     tokens = merge_rows(stacked[:, :of_tokens].reshape(group.size, keep, columns))
     sequences = merge_rows(stacked[:, of_tokens:].reshape(group.size, keep, cells.SEQUENCE_COLUMNS))
-    take = _Taker(torch.cat([tokens.flatten(), sequences.flatten()]).tolist())
+    take = _Taker(torch.cat([tokens.flatten(), sequences.flatten()]).cpu())
     return replace(totals, token_rows=take.rows(tokens.shape), sequence_rows=take.rows(sequences.shape))
 
 
 class _Taker:
-    """Takes pieces off a flat list, in order."""
+    """Takes pieces off a flat tensor on the host, in order."""
 
-    def __init__(self, values: list[int]) -> None:
-        self._values, self._at = values, 0
+    def __init__(self, packed: Tensor) -> None:
+        self._left = packed.numpy()
 
-    def __call__(self, count: int) -> tuple[int, ...]:
-        self._at += count
-        return tuple(self._values[self._at - count : self._at])
+    def __call__(self, count: int) -> Any:
+        piece, self._left = self._left[:count], self._left[count:]
+        return piece
 
     def rows(self, shape: torch.Size) -> tuple[Row, ...]:
         """Take rows [K, C], which are sorted; those that are empty stand last and are left out."""
-        rows = [self(shape[1]) for _ in range(shape[0])]
-        return tuple(row for row in rows if row[0] >= 0)
+        rows = self(shape.numel()).reshape(tuple(shape))
+        return tuple(map(tuple, rows[rows[:, 0] >= 0].tolist()))
+
+
+def _trimmed(buckets: Any) -> Histogram:
+    filled = buckets.nonzero()[0]
+    if not len(filled):
+        return Histogram()
+    first, last = int(filled[0]), int(filled[-1])
+    return Histogram(first, tuple(buckets[first : last + 1].tolist()))
 
 
 def _flat(rows: Sequence[Row], keep: int, columns: int) -> list[int]:

@@ -112,4 +112,3 @@ def _merge(xp: Arrays, rows: Array, found: Array) -> None:
     both = xp.concatenate([rows, found], 0)
     order = xp.order(both[:, 0], both[:, cells.WHEN], both[:, cells.WHERE])
     rows[...] = both[order[: len(rows)]]
-
