@@ -24,7 +24,7 @@ from pplmon.tally.group import Group
 from pplmon.tally.layout import merge_rows
 
 # The order in a read-out: what is summed, then the maxima, then rows, so that each reduction is over one piece.
-_FLAT = ("sums", "histogram", "extra_sums", "maxima")
+_FLAT = ("sums", "extra_sums", "histogram", "maxima")
 
 
 class ReadOut:
@@ -66,19 +66,20 @@ class ReadOut:
         return self._read(self._own)
 
     def _read(self, packed: Tensor) -> Totals:
-        take, shapes = _Taker(packed.cpu()), self._shapes
-        sums, histogram, extra_sums, maxima = (take(shapes[name].numel()) for name in _FLAT)
-        sums, extra_sums = tuple(sums.tolist()), tuple(extra_sums.tolist())
+        on_host, shapes = packed.cpu().numpy(), self._shapes
+        before = shapes["sums"].numel() + shapes["extra_sums"].numel()
+        after = before + shapes["histogram"].numel()
+        summed, take = on_host[:before].tolist(), _Taker(on_host[after:].tolist())
         return Totals(
-            sums=sums,
-            histogram=_trimmed(histogram),
-            extra_sums=extra_sums,
-            maxima=tuple(maxima.tolist()),
+            sums=tuple(summed[: shapes["sums"].numel()]),
+            extra_sums=tuple(summed[shapes["sums"].numel() :]),
+            histogram=_trimmed(on_host[before:after]),
+            maxima=take(shapes["maxima"].numel()),
             token_rows=take.rows(shapes["token_rows"]),
             sequence_rows=take.rows(shapes["sequence_rows"]),
             keep=shapes["token_rows"][0],
             extras=self._extras,
-            saturated=self._check(max(sums + extra_sums)),  # no bucket holds more than all tokens
+            saturated=self._check(max(summed)),  # no bucket holds more than all tokens
         )
 
     def _check(self, largest: int) -> bool:
@@ -178,24 +179,24 @@ def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int
     stacked, of_tokens = torch.stack(parts), keep * columns
     tokens = merge_rows(stacked[:, :of_tokens].reshape(group.size, keep, columns))
     sequences = merge_rows(stacked[:, of_tokens:].reshape(group.size, keep, cells.SEQUENCE_COLUMNS))
-    take = _Taker(torch.cat([tokens.flatten(), sequences.flatten()]).cpu())
+    take = _Taker(torch.cat([tokens.flatten(), sequences.flatten()]).tolist())
     return replace(totals, token_rows=take.rows(tokens.shape), sequence_rows=take.rows(sequences.shape))
 
 
 class _Taker:
-    """Takes pieces off a flat tensor on the host, in order."""
+    """Takes pieces off a flat list, in order."""
 
-    def __init__(self, packed: Tensor) -> None:
-        self._left = packed.numpy()
+    def __init__(self, values: list[int]) -> None:
+        self._values, self._at = values, 0
 
-    def __call__(self, count: int) -> Any:
-        piece, self._left = self._left[:count], self._left[count:]
-        return piece
+    def __call__(self, count: int) -> tuple[int, ...]:
+        self._at += count
+        return tuple(self._values[self._at - count : self._at])
 
     def rows(self, shape: torch.Size) -> tuple[Row, ...]:
         """Take rows [K, C], which are sorted; those that are empty stand last and are left out."""
-        rows = self(shape.numel()).reshape(tuple(shape))
-        return tuple(map(tuple, rows[rows[:, 0] >= 0].tolist()))
+        rows = [self(shape[1]) for _ in range(shape[0])]
+        return tuple(row for row in rows if row[0] >= 0)
 
 
 def _trimmed(buckets: Any) -> Histogram:
