@@ -251,17 +251,20 @@ class Capture:
         tally = self._target_tally(way)
         if tally is None:
             return
-        usual, tally.shift = tally.shift, tally.shift if shift is None else shift
+        usual, shift = tally.shift, tally.shift if shift is None else shift
+        if shift != usual:  # setting an attribute of a Metric is slow
+            tally.shift = shift
         try:
             tally.update(logits, targets, **(data if targets is None else self._without_repeated(data, targets)))
         except Exception:
             self._trials.pop(way, None)  # a way that fails on the first batch has found nothing
             raise
         finally:
-            tally.shift = usual
+            if shift != usual:
+                tally.shift = usual
         chosen = "train" in self._chosen  # before that, several ways are tried on one batch
         if self._stage == "train" and chosen and isinstance(logits, Tensor) and targets is not None:
-            self._overwritten.look(logits, targets, tally.ignore_index, usual if shift is None else shift)
+            self._overwritten.look(logits, targets, tally.ignore_index, shift)
 
     def _target_tally(self, way: int) -> TokenTally | None:
         """The tally that this way counts in: the stage's own, once chosen; before that one of its own."""

@@ -16,7 +16,9 @@ def observe(module: nn.Module, logits: Tensor | TokenStats, targets: Tensor | No
 
     ``data`` are what ``TokenTally.update`` takes (mask, document_ids, sample_ids, vocab_shard, …) and ``shift``.
     """
-    _outside_the_graph(_tell_monitors)(module, logits, targets, data)
+    # In a compiled step the compiler sees this branch taken; elsewhere its switch would cost more than all the rest here.
+    tell = _outside_the_graph(_tell_monitors) if torch.compiler.is_compiling() else _tell_monitors
+    tell(module, logits, targets, data)
 
 
 def _tell_monitors(

@@ -164,7 +164,8 @@ class PerplexityMonitor(Callback):
         monitor = self._running()
         self._capture.end_batch(outputs)
         self._capture.close()
-        self._guard.after(monitor.tally, _loss(outputs, trainer.accumulate_grad_batches))
+        if not self._guard.done:
+            self._guard.after(monitor.tally, _loss(outputs, trainer.accumulate_grad_batches))
         self._micro_batch += 1
         if facts.optimizer_stepped(trainer):
             self._micro_batch = 0
