@@ -1,6 +1,6 @@
 """What measuring logits costs, beside reading them once: ours, torchmetrics, torch.compile, Liger and TRL in one run.
 
-    python -m benchmarks.measure [--tokens 512] [--vocab 32000 128256] [--dtype float32 bfloat16] [--device cpu]
+    python -m benchmarks.measure [--tokens 1024] [--vocab 32000 128256] [--dtype float32 bfloat16] [--device cpu]
                                  [--threads 2] [--rounds 7] [--ways pplmon torchmetrics] [--markdown] [--out result.json]
 
 The floor is the faster of ``x.sum()`` and ``x.amax()``, timed in the same rounds. All ways take turns within a round; the table
@@ -145,7 +145,7 @@ def table(rows: list[Row], title: str) -> Table:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[512], help="N")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024], help="N")
     parser.add_argument("--vocab", type=int, nargs="+", default=[32000, 128256], help="V")
     parser.add_argument(
         "--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"]
