@@ -112,12 +112,16 @@ class Capture:
         self._address = {"step": step, "micro_batch": min(micro_batch, 2**cells.MICRO_BITS - 1)}
         self._pieces, self._whole, self._saw_whole = [], None, False
 
-    @torch.no_grad()
     def end_batch(self, outputs: Any) -> None:
         """The step is over: look at what it returned, and after the first batch choose the way."""
         if self._stage is None:
             return
         chosen = self._chosen.get(self._stage)
+        if chosen != OBSERVE:
+            self._look_at(outputs, chosen)
+
+    @torch.no_grad()
+    def _look_at(self, outputs: Any, chosen: int | None) -> None:
         if chosen in (None, CONFIGURED) and self._logits is not None and self._hooked != CONFIGURED:
             self._try(self._take_configured, outputs)
         if chosen in (None, RETURNED) and self._logits is None:

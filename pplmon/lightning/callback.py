@@ -86,13 +86,13 @@ class PerplexityMonitor(Callback):
         self._micro_batch = 0
         self._fitting = False
         self._resumed: dict[str, Any] | None = None
+        where = getattr(logits, "__qualname__", type(logits).__name__) if callable(logits) else repr(logits)
+        self._state_key = f"PerplexityMonitor(prefix={prefix!r}, logits={where})"
 
     @property
     def state_key(self) -> str:
         """Tell two monitors in one trainer apart by their prefix and by where they look for logits."""
-        logits = self._capture_settings[0]
-        where = getattr(logits, "__qualname__", type(logits).__name__) if callable(logits) else repr(logits)
-        return f"PerplexityMonitor(prefix={self._settings['prefix']!r}, logits={where})"
+        return self._state_key  # Lightning asks in every hook
 
     def observe_tokens(self, logits: Tensor, targets: Tensor, **data: Any) -> None:
         """Count a batch from inside the module's step; see ``pplmon.observe``."""
