@@ -58,7 +58,7 @@ def _prove(device: torch.device) -> Any:
         why = f"counted {', '.join(wrong)} wrongly in a test of a few tokens"
     warnings.warn(
         f"pplmon: the kernels that count on {device} {why}. Its batches are counted by PyTorch's operators instead: the "
-        "same numbers, with about a hundred launches for each micro-batch instead of four.",
+        "same numbers, with some 180 launches for each micro-batch instead of four.",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -1,4 +1,4 @@
-"""A batch that lies on a GPU is counted by three kernels, and a fourth where sequences are packed, instead of a hundred.
+"""A batch that lies on a GPU is counted by three kernels, and a fourth where sequences are packed, instead of some 180.
 
 They add the same integers as ``count`` and ``worst`` do; only p(target), through the device's own exp, may differ in its
 last bits. Integer atomics give the same sums in any order. Nothing waits for the device, and the states are changed in
