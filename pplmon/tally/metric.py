@@ -23,7 +23,7 @@ from pplmon.tally.given import Given, Settings, State
 from pplmon.tally.group import Group
 from pplmon.tally.layout import merge_counts, merge_maxima, merge_rows, merge_sums
 from pplmon.tally.readout import ALONE, ReadOut, gather_rows, state_of
-from pplmon.tokens import TokenStats, VocabShard, is_dtensor, token_stats
+from pplmon.tokens import TokenStats, VocabShard, check_kernel, is_dtensor, token_stats
 
 _SETTINGS = ("ignore_index", "shift", "top_k", "context", "min_sequence_tokens", "context_parallel", "kernel")
 
@@ -100,7 +100,8 @@ class TokenTally(Metric):
             )
         self.ignore_index, self.shift, self.context_parallel = ignore_index, shift, context_parallel
         self.top_k, self.context, self.min_sequence_tokens = top_k, context, min_sequence_tokens
-        self.extras, self.kernel = tuple(extras), kernel
+        check_kernel(kernel)
+        self.extras, self.kernel = inputs.check_extras(extras), kernel
         self.needs_entropy = any(getattr(extra, "needs_entropy", False) for extra in self.extras)
         self._for_numbers = False
         self.register_buffer("token_bytes", inputs.byte_table(token_bytes), persistent=False)
