@@ -246,3 +246,19 @@ def test_float64_and_small_vocabularies_are_the_references(monkeypatch: pytest.M
 def test_an_unknown_kernel_is_named() -> None:
     with pytest.raises(ValueError, match=r"eager.*compiled.*'compile'"):
         token_stats(torch.randn(2, 5), torch.zeros(2, dtype=torch.int64), kernel="compile")
+
+
+@needs_compiler
+@pytest.mark.parametrize("kernel", ["eager", "compiled"])
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
+def test_the_default_dtype_changes_nothing(default: torch.dtype, kernel: str) -> None:
+    """A step of Lightning's bf16-true training runs with bfloat16 as the default."""
+    logits, targets = rows_of(4099, torch.float32, 19)
+    want = token_stats(logits, targets, entropy=True, kernel=kernel)
+    torch.set_default_dtype(default)
+    try:
+        got = token_stats(logits, targets, entropy=True, kernel=kernel)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name in ("nll", "top_probability", "entropy"):
+        assert torch.equal(getattr(got, name), getattr(want, name)), name
