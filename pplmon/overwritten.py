@@ -50,7 +50,7 @@ class Overwritten:
             self._judge(*self._counts.tolist())
 
     def _send(self, counts: Tensor) -> None:
-        self._counts = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+        self._counts = torch.empty(counts.shape, dtype=counts.dtype, device="cpu", pin_memory=True)
         self._counts.copy_(counts, non_blocking=True)
         self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._copied.record()

@@ -25,18 +25,27 @@ def tally_that_counts(kernels: bool, **how: Any) -> Any:
     return TokenTally(**how).to(DEVICE), mock.patch.object(batch, "kernels_on", return_value=module)
 
 
-def moved(given: TokenStats) -> TokenStats:
+def moved(given: TokenStats, gaps: bool = False) -> TokenStats:
     """The same stats on the device under test."""
-    return TokenStats(**{k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in given.__dict__.items()})
+    columns = given.__dict__.items()
+    return TokenStats(**{k: placed(v, gaps) if isinstance(v, Tensor) else v for k, v in columns})
 
 
-def counted(parts: list[tuple[TokenStats, dict[str, Any]]], kernels: bool, **how: Any) -> dict[str, Any]:
+def placed(column: Tensor, gaps: bool) -> Tensor:
+    """The same values on the device under test, with others between them where there are gaps."""
+    column = column.to(DEVICE)
+    return torch.stack((column, column.flip(0)), -1)[..., 0] if gaps else column
+
+
+def counted(
+    parts: list[tuple[TokenStats, dict[str, Any]]], kernels: bool, gaps: bool = False, **how: Any
+) -> dict[str, Any]:
     """The states after some batches, and the mean p(target), whose cells are left out."""
     tally, so = tally_that_counts(kernels, **{"top_k": 3, "context": 2, "min_sequence_tokens": 2, **how})
     with so:
         for number, (given, data) in enumerate(parts):
-            data = {k: v.to(DEVICE) for k, v in data.items()}
-            tally.update(moved(given), step=3 - number, micro_batch=number, **data)
+            data = {k: placed(v, gaps) for k, v in data.items()}
+            tally.update(moved(given, gaps), step=3 - number, micro_batch=number, **data)
     found = {name: getattr(tally, name).tolist() for name in State._fields}
     for name in INEXACT:
         found["sums"][cells.SUMS.index(name)] = 0
@@ -85,11 +94,12 @@ def what_fits() -> dict[str, bool]:
     """Whether the kernels take a batch."""
     from pplmon.tally import fused
 
-    few, many = TokenTally(top_k=8), TokenTally(top_k=65)
+    few, many, wide = TokenTally(top_k=8, context=500), TokenTally(top_k=65), TokenTally(top_k=64, context=61)
     small, large = (TokenStats.from_losses(torch.rand(n), torch.zeros(n, dtype=torch.int64)) for n in (40, 2**20 + 1))
     return {
         "8 rows": fused.fits(few._state(), small),
         "65 rows": fused.fits(many._state(), small),
+        "64 wide rows": fused.fits(wide._state(), small),
         "more than 2^20 tokens": fused.fits(few._state(), large),
     }
 

@@ -263,3 +263,19 @@ def test_what_is_too_small_is_measured_by_the_reference(monkeypatch: pytest.Monk
     assert compiled.suits(torch.empty(1024, 8192)) and compiled.suits(torch.empty(2, 512, 8192))
     assert not compiled.suits(torch.empty(1025, 8191)) and not compiled.suits(torch.empty(1023, 8192))
     assert not compiled.suits(torch.empty(1024, 8192, dtype=torch.float64))
+
+
+@needs_compiler
+@pytest.mark.parametrize("kernel", ["eager", "compiled"])
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
+def test_the_default_dtype_changes_nothing(default: torch.dtype, kernel: str) -> None:
+    """A step of Lightning's bf16-true training runs with bfloat16 as the default."""
+    logits, targets = rows_of(4099, torch.float32, 19)
+    want = token_stats(logits, targets, entropy=True, kernel=kernel)
+    torch.set_default_dtype(default)
+    try:
+        got = token_stats(logits, targets, entropy=True, kernel=kernel)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name in ("nll", "top_probability", "entropy"):
+        assert torch.equal(getattr(got, name), getattr(want, name)), name

@@ -20,7 +20,7 @@ from pplmon import TokenStats
 from pplmon.tally import batch
 from pplmon.tally.given import State
 from tests import fused_tasks
-from tests.fused_tasks import counted
+from tests.fused_tasks import counted, placed
 from tests.interpreter import run
 from tests.test_laws import LENGTH, stats
 
@@ -86,6 +86,19 @@ def test_batches_of_several_programs(shape: tuple[int, int], packed: bool) -> No
     alike(parts, top_k=8)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_columns_with_gaps(packed: bool) -> None:
+    """As a column of a table or a slice of a batch has them: what lies between the values is not counted."""
+    shape = (3, 40)
+    top, ids = torch.rand(shape), torch.randint(50, shape)
+    stats_ = TokenStats.from_losses(torch.rand(shape) * 8, torch.randint(50, shape), ids < 25, top, ids, 50)
+    data = {"sample_ids": torch.arange(3), "position_ids": torch.arange(120).view(shape)}
+    if packed:
+        data["document_ids"] = (torch.rand(shape) < 0.1).cumsum(1)
+    how = {"token_bytes": placed(torch.arange(50), gaps=True), "gaps": True}
+    alike([(stats_, data)] * 2, **how)
+
+
 def test_sums_stay_at_the_ceiling() -> None:
     """As the array operations do, the kernels let no sum wrap."""
     assert run(fused_tasks.saturated)
@@ -99,7 +112,8 @@ def test_extras_learn_which_tokens_count() -> None:
 
 def test_what_does_not_fit_is_counted_otherwise() -> None:
     """Beyond their limits the kernels are not asked."""
-    assert run(fused_tasks.what_fits) == {"8 rows": True, "65 rows": False, "more than 2^20 tokens": False}
+    fits = {"8 rows": True, "65 rows": False, "64 wide rows": False, "more than 2^20 tokens": False}
+    assert run(fused_tasks.what_fits) == fits
 
 
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:

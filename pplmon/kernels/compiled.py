@@ -108,7 +108,8 @@ def _finite(top: Tensor) -> Tensor:
 def _partials(loop: Loop, logits: Tensor, targets: Tensor, entropy: bool) -> Partials:
     count, vocab = targets.numel(), logits.shape[-1]
     limit = CHUNK_LOGITS if logits.device.type == "cpu" else eager.ACCELERATOR_LOGITS
-    top, rest = (torch.empty(count, device=logits.device) for _ in range(2))
+    # Not the default dtype: in a step of bf16-true training that is bfloat16.
+    top, rest = (torch.empty(count, dtype=torch.float32, device=logits.device) for _ in range(2))
     index = torch.empty(count, dtype=torch.int64, device=logits.device)
     weighted = torch.empty_like(top) if entropy else None
     for start, chunk in _chunks(logits, max(eager.MIN_ROWS, min(limit // vocab, count // SHARE))):

@@ -83,7 +83,7 @@ def byte_table(token_bytes: Sequence[int] | Tensor | None) -> Tensor | None:
     table = torch.as_tensor(token_bytes)
     if table.dim() != 1 or table.is_floating_point() or bool((table < 0).any()):
         raise ValueError("token_bytes must be [V] non-negative integers: the number of bytes that each id stands for")
-    return table.to(torch.int64)
+    return table.to(torch.int64).contiguous()
 
 
 def natural(name: str, value: int, bits: int) -> int:

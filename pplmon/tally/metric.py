@@ -293,7 +293,7 @@ class TokenTally(Metric):
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
         for name in State._fields:  # what was loaded stays as it is, also when this tally counts on
-            setattr(self, name, getattr(self, name).clone())
+            setattr(self, name, getattr(self, name).clone(memory_format=torch.contiguous_format))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "process_group": None}  # a ProcessGroup cannot be pickled

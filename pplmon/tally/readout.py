@@ -121,7 +121,7 @@ class ReadOut:
         with torch.cuda.stream(stream):
             self._start(group)
             self._wait()  # with NCCL, this makes the stream wait, not the host
-            self._host = torch.empty(self._all.shape, dtype=torch.int64, pin_memory=True)
+            self._host = torch.empty(self._all.shape, dtype=torch.int64, device="cpu", pin_memory=True)
             self._host.copy_(self._all, non_blocking=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(stream)

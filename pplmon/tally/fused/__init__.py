@@ -10,7 +10,8 @@ Importing this needs Triton.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,6 +26,9 @@ from pplmon.tokens import TokenStats
 WIDTH = 1024  # tokens, or sequences, of a program: its K worst then take K reductions over one block
 MOST_TOKENS = 2**20  # the key of a sequence holds its number beside its mean loss
 MOST_ROWS = 64  # rows are compared in pairs, in one program's registers
+MOST_CELLS = (
+    2**14
+)  # of the rows kept and those found, in the same registers: 8 rows take a context of 508, and 64 of 60
 _MISSING = ("sequences", "correct", "top_probability", "vocab", "bytes")
 
 
@@ -39,12 +43,18 @@ class Scratch(NamedTuple):
 
 
 def fits(state: State, stats: TokenStats) -> bool:
-    """True where the kernels' limits allow it: up to 2**20 tokens in a micro-batch and 64 rows kept."""
-    return stats.nll.numel() <= MOST_TOKENS and len(state.token_rows) <= MOST_ROWS
+    """True where the kernels' limits allow it: up to 2**20 tokens in a micro-batch and 64 rows kept, not too wide."""
+    keep, columns = state.token_rows.shape
+    merged = triton.next_power_of_2(2 * keep) * triton.next_power_of_2(columns)
+    return stats.nll.numel() <= MOST_TOKENS and keep <= MOST_ROWS and merged <= MOST_CELLS
 
 
 def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Tensor:
     """Count one batch, and return which tokens were valid, [N] bool (empty where ``settings`` do not ask for it)."""
+    if gapped := _gapped(stats.__dict__):
+        stats = replace(stats, **gapped)
+    if gapped := _gapped(given._asdict()):
+        given = given._replace(**gapped)
     rows, length = stats.batch_shape if len(stats.batch_shape) == 2 else (1, *stats.batch_shape)
     packed = given.documents is not None and settings.whole_sequences
     has_sequences = settings.whole_sequences and (packed or len(stats.batch_shape) == 2)
@@ -174,6 +184,12 @@ def _missing(stats: TokenStats, has_sequences: bool, token_bytes: Tensor | None)
     """One bit for each of ``_MISSING``, whose maxima stand in this order."""
     known = (has_sequences or None, stats.correct, stats.top_probability, stats.vocab_size, token_bytes)
     return sum(1 << bit for bit, value in enumerate(known) if value is None)
+
+
+def _gapped(columns: dict[str, Any]) -> dict[str, Any]:
+    """Copies, dense, of those that have gaps, as one column of a table has: a kernel is told addresses, and no strides."""
+    tensors = ((name, value) for name, value in columns.items() if isinstance(value, Tensor))
+    return {name: tensor.contiguous() for name, tensor in tensors if not tensor.is_contiguous()}
 
 
 def _bytes(mask: Tensor) -> Tensor:
