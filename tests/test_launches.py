@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pplmon
@@ -93,6 +95,22 @@ def test_an_update_from_logits_is_at_most_six_launches(
         tally.update(logits, targets, step=3, **data)
     assert sorted([*launched, *operators.count.elements()]) == sorted(expected)
     assert len(expected) <= 6
+
+
+def test_what_is_held_for_a_moment(launched: list[str]) -> None:
+    """Bytes a token: 27 to measure, 31 with entropy, 9 more to count a packed batch, and little beside them."""
+    rows, length = 64, 1024
+    tokens = rows * length
+    logits = torch.empty(rows, length, 2)
+    for entropy, expected in ((False, 27), (True, 31)):
+        assert _bytes(measuring._outputs(logits, entropy)) == expected * tokens
+    state = TokenTally()._state()
+    plain, packed = (_bytes(triton._scratch(state, n, rows, tokens // triton.WIDTH + 1)) for n in (0, tokens))
+    assert plain < 2**14 and packed - plain == 9 * tokens
+
+
+def _bytes(tensors: Iterable[Tensor | None]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
 
 def test_operators_are_seen() -> None:
