@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pplmon.graphs import outside_graphs
 from pplmon.kernels import compiled, eager, pick, triton, vocab_parallel
 from pplmon.kernels.vocab_parallel import VocabShard, held_rows, is_dtensor
 
@@ -129,6 +130,7 @@ class TokenStats:
 
 
 @torch.no_grad()
+@outside_graphs
 def token_stats(
     logits: Tensor,
     targets: Tensor,

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from pplmon import cells
+from pplmon.graphs import outside_graphs
 from pplmon.report import Derives, Report, Totals
 from pplmon.tally import inputs
 from pplmon.tally.batch import add
@@ -119,6 +120,7 @@ class TokenTally(Metric):
         self.add_state(self._settings(), torch.zeros(0, dtype=torch.int64), dist_reduce_fx="sum")
 
     @torch.no_grad()
+    @outside_graphs
     def update(
         self,
         logits: Tensor | TokenStats,
