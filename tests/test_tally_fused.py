@@ -125,6 +125,15 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     assert sorted(done.stdout.split()) == sorted(2 * ["cut", "count", "close_sequences", "finish"])
 
 
+def test_a_batch_of_another_size_compiles_nothing() -> None:
+    """Triton specializes in nothing that a batch changes: not in alignments, not in a step that outgrows int32 by its shift."""
+    from pplmon.tally.fused import kernels
+
+    for kernel in (kernels.cut, kernels.count, kernels.close_sequences, kernels.finish):
+        special = [p.name for p in kernel.params if not p.is_constexpr and not p.do_not_specialize]
+        assert special == [], kernel.__name__
+
+
 def test_kernels_that_prove_right_are_taken() -> None:
     """And others are not: on a CPU there is nothing to prove."""
     assert run(fused_tasks.proved) == (True, [])

@@ -26,7 +26,7 @@ from pplmon.tokens import TokenStats
 WIDTH = 1024  # tokens, or sequences, of a program: its K worst then take K reductions over one block
 MOST_TOKENS = 2**20  # the key of a sequence holds its number beside its mean loss
 MOST_ROWS = 64  # rows are compared in pairs, in one program's registers
-MOST_CELLS = 2**14  # of the rows kept and those found, in the same registers: 8 rows take a context of 508, and 64 of 60
+MOST_CELLS = 2**14  # of the rows kept and those found, as wide as they are: 8 rows take a context of 508, and 64 of 60
 _MISSING = ("sequences", "correct", "top_probability", "vocab", "bytes")
 
 
@@ -140,7 +140,8 @@ def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Te
             length,
             vocab,
             _missing(stats, has_sequences, whole),
-            given.step << cells.MICRO_BITS | given.micro_batch,
+            given.step,
+            given.micro_batch,
             given.rank,
             of_tokens * keep,
             of_sequences * keep,
