@@ -57,7 +57,7 @@ def test_the_kernels_count_what_the_arrays_count(data: st.DataObject) -> None:
         if data.draw(st.booleans(), "packed"):
             given_too["document_ids"] = documents
         if data.draw(st.booleans(), "placed"):
-            given_too["position_ids"] = torch.arange(rows * LENGTH).view(fields["batch_shape"]) * 3
+            given_too["position_ids"] = torch.arange(rows * LENGTH).flip(0).view(fields["batch_shape"]) * 3
         parts.append((TokenStats(**fields), given_too))
     how = {
         "token_bytes": data.draw(st.sampled_from([None, torch.tensor([1, 2, 0, 7])]), "bytes"),
