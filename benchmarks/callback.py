@@ -10,7 +10,8 @@ The same small model is trained under a Lightning ``Trainer``, in turn with
 - four numbers of torchmetrics and ``self.log``: perplexity, accuracy, mean and largest loss;
 - the callback's ten default numbers, by torchmetrics, plain PyTorch and ``self.log``.
 
-Figures are the median over rounds of a round's median step, less that of the empty callback in the same round.
+Figures are the median over rounds of a round's mean step (the logged ones among them), less that of the empty callback in the same
+round.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from torchmetrics.text import Perplexity
 import pplmon
 from benchmarks.machine import machine
 
-VOCAB, WIDTH, ROWS, LENGTH = 128, 16, 8, 64
+VOCAB, WIDTH, ROWS, LENGTH, LOGGED = 128, 16, 8, 64, 50
 WARM = 60  # steps of a round that are not counted; the first logged window is among them
 
 
@@ -130,9 +131,9 @@ class Clock(pl.Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.begun.append(time.perf_counter())
 
-    def median(self) -> float:
-        """Seconds from one step to the next."""
-        return statistics.median(b - a for a, b in zip(self.begun[WARM:], self.begun[WARM + 1 :]))
+    def mean(self) -> float:
+        """Seconds from one step to the next, the logged ones among them."""
+        return (self.begun[-1] - self.begun[WARM]) / (len(self.begun) - 1 - WARM)
 
 
 Variant = tuple[Callable[[], Model], Callable[[], list[pl.Callback]]]
@@ -145,24 +146,24 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def seconds_per_step(variant: str, steps: int, where: Path) -> float:
-    """Train for so many steps, and return the median step."""
+def trained(variant: str, steps: int, where: Path | None = None) -> tuple[pl.Trainer, Clock]:
+    """Train for so many steps."""
     torch.manual_seed(0)
     model, callbacks = (make() for make in VARIANTS[variant])
-    data = DataLoader(TensorDataset(torch.randint(0, VOCAB, (ROWS * (steps + WARM), LENGTH + 1))), batch_size=ROWS)
+    data = DataLoader(TensorDataset(torch.randint(0, VOCAB, (ROWS * steps, LENGTH + 1))), batch_size=ROWS)
     clock = Clock()
     trainer = pl.Trainer(
         max_epochs=1,
         accelerator="cpu",
-        logger=TensorBoardLogger(where),
-        log_every_n_steps=50,
+        logger=False if where is None else TensorBoardLogger(where),
+        log_every_n_steps=LOGGED,
         callbacks=[clock, *callbacks],
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
     )
     trainer.fit(model, data)
-    return clock.median()
+    return trainer, clock
 
 
 def measure(steps: int, rounds: int) -> dict[str, dict[str, float]]:
@@ -170,7 +171,7 @@ def measure(steps: int, rounds: int) -> dict[str, dict[str, float]]:
     added: dict[str, list[float]] = {name: [] for name in VARIANTS}
     with tempfile.TemporaryDirectory() as where:
         for _ in range(rounds):
-            took = {name: seconds_per_step(name, steps, Path(where)) for name in VARIANTS}
+            took = {name: trained(name, steps + WARM + 1, Path(where))[1].mean() for name in VARIANTS}
             empty = took["an empty callback"]
             for name, seconds in took.items():
                 added[name].append(1e6 * (seconds - empty))

@@ -5,6 +5,7 @@ Shapes: B sequences, T positions, N = B·T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pplmon.arguments import check_known, check_logits, check_mask, check_targets, need_float
 from pplmon.graphs import outside_graphs
-from pplmon.kernels import compiled, eager, pick, triton, vocab_parallel
+from pplmon.kernels import check_kernel, compiled, eager, pick, triton, vocab_parallel
 from pplmon.kernels.vocab_parallel import VocabShard, held_rows, is_dtensor
 
-__all__ = ["NEGATIVE_LIMIT", "TokenStats", "VocabShard", "held_rows", "is_dtensor", "shifted", "token_stats"]
+__all__ = ["TokenStats", "VocabShard", "check_kernel", "held_rows", "is_dtensor", "shifted", "token_stats"]
 _COLUMNS = ("nll", "correct", "top_probability", "predicted", "targets", "scored", "invalid", "entropy")
-NEGATIVE_LIMIT = -1e-3  # rounding may bring a loss a little below 0; a log-probability passed for a loss is far below
+ROUNDING = 1e-3  # how far rounding may bring what is given beyond its range; what is passed by mistake lies far beyond
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,44 +62,50 @@ class TokenStats:
         Args:
             nll: −ln p(target) in nats, float. A value below −0.001 cannot be one and counts as NaN.
             targets: int ids. With ``vocab_size=None`` only negative ones are outside the vocabulary.
-            correct: bool, whether the argmax is the target. Derived from ``predicted`` where that is given.
-            top_probability: probability of the argmax.
-            predicted: id of the argmax.
+            correct: bool, or 0 and 1: whether the argmax is the target. Derived from ``predicted`` where that is given.
+            top_probability: probability of the argmax, float.
+            predicted: int, id of the argmax.
             vocab_size: V.
             ignore_index: targets of this value are not scored; ``None`` ignores nothing.
             mask: bool, True = scored.
-            entropy: of each prediction, in nats, float. A value below −0.001 cannot be one and counts as NaN.
+            entropy: of each prediction, in nats, float. What is below −0.001 or above ln V cannot be one and counts as NaN.
+
+        A token whose ``correct`` is neither 0 nor 1, or whose ``top_probability`` is not in [0, 1], was given something else
+        by mistake: it counts as NaN.
 
         Raises:
             ValueError: shapes differ. TypeError: a dtype cannot hold what its argument means.
         """
-        _need_float("nll", nll)
-        _check_targets(targets, tuple(nll.shape), "nll")
+        need_float("nll", nll, "−ln p(target) of each token")
         if nll.dim() not in (1, 2):
-            raise ValueError(f"nll must be [B, T] or [N], got shape {tuple(nll.shape)}")
-        given = {"correct": correct, "top_probability": top_probability, "predicted": predicted, "entropy": entropy}
-        for name, value in given.items():
-            if value is not None and value.shape != nll.shape:
-                raise ValueError(f"{name} must have the shape of nll {tuple(nll.shape)}, got {tuple(value.shape)}")
-        if entropy is not None:
-            _need_float("entropy", entropy)
-        if correct is not None and correct.dtype != torch.bool:
-            correct = correct != 0
-        if correct is None and predicted is not None:
-            correct = predicted == targets
+            raise ValueError(f"nll must be [B, T] or [N], one loss for each token, got shape {tuple(nll.shape)}")
+        check_targets(targets, tuple(nll.shape), "nll", 'give one loss for each token: reduction="none"')
+        known = {"correct": correct, "top_probability": top_probability, "predicted": predicted, "entropy": entropy}
+        for name, value in known.items():
+            check_known(name, value, nll)
         flat = targets.detach().reshape(-1).to(nll.device, torch.int64)
-        scored, invalid = _scored(flat, _check_mask(mask, targets), ignore_index, vocab_size)
+        scored, invalid = _scored(flat, check_mask(mask, targets), ignore_index, vocab_size)
+        columns = {name: None if value is None else value.detach().reshape(-1) for name, value in known.items()}
+        hits, top, best = columns["correct"], columns["top_probability"], columns["predicted"]
+        losses = _nats(nll)
+        if hits is None:
+            hits = None if best is None else best == flat
+        elif hits.dtype != torch.bool:
+            losses, hits = torch.where((hits == 0) | (hits == 1), losses, torch.nan), hits != 0
+        if top is not None:
+            top = top.float()
+            losses = torch.where((top >= -ROUNDING) & (top <= 1 + ROUNDING), losses, torch.nan)
         return cls(
-            nll=torch.where(scored, _nats(nll), 0.0) + 0.0,  # + 0.0 makes −0.0, whose bits sort wrongly, 0.0
-            correct=None if correct is None else correct.detach().reshape(-1),
-            top_probability=None if top_probability is None else top_probability.detach().reshape(-1).float(),
-            predicted=None if predicted is None else predicted.detach().reshape(-1).to(torch.int64),
+            nll=torch.where(scored, losses, 0.0) + 0.0,  # + 0.0 makes −0.0, whose bits sort wrongly, 0.0
+            correct=hits,
+            top_probability=top,
+            predicted=None if best is None else best.to(torch.int64),
             targets=flat,
             scored=scored,
             invalid=invalid,
             batch_shape=tuple(targets.shape),
             vocab_size=vocab_size,
-            entropy=None if entropy is None else _nats(entropy),
+            entropy=None if columns["entropy"] is None else _nats(columns["entropy"], vocab_size),
         )
 
     def rows(self, start: int, stop: int) -> TokenStats:
@@ -155,17 +163,18 @@ def token_stats(
         shift: logits at t predict the target at t+1. Moves the targets, never the logits; needs [B, T, V].
         entropy: also give the entropy of each prediction, in nats.
         kernel: which way to measure; ``None`` takes the fastest that runs on the logits' device and needs no compiler.
-            "compiled" (torch.compile) takes some seconds at first, and falls back to "eager", with a warning, where it cannot.
+            "compiled" (torch.compile) takes some seconds at first; below V = 8192 or 2^23 logits, where it would be slower,
+            "eager" measures instead, and with a warning where nothing can be compiled.
         vocab_shard: which part of the vocabulary plain logits hold; every rank of its group makes the same call.
 
     Raises:
         ValueError: shapes or layouts that do not fit each other. TypeError: integer logits, non-integer targets, a mask not bool.
     """
     logits, targets, mask, place = vocab_parallel.local(logits, targets, mask, vocab_shard)
-    _check_logits(logits, targets, place is not None)
+    check_logits(logits, targets, place is not None)
     vocab_size = logits.shape[-1] if place is None else place.size
     chosen = pick(kernel, logits, is_shard=place is not None)
-    mask = _check_mask(mask, targets)
+    mask = check_mask(mask, targets)
     if shift and logits.dim() == 2:
         raise ValueError(
             f"shift=True needs logits [B, T, V], got [N, V] {tuple(logits.shape)}: a flat batch has no next column; "
@@ -210,10 +219,13 @@ def shifted(targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     return targets.roll(-1, dims=1), kept if mask is None else mask.to(targets.device).roll(-1, dims=1) & kept
 
 
-def _nats(given: Tensor) -> Tensor:
-    """Return [N] float32, where rounding below 0 is 0 and what cannot be nats is NaN."""
+def _nats(given: Tensor, vocab_size: int | None = None) -> Tensor:
+    """Return [N] float32, where rounding below 0 is 0 and what cannot be nats, or an entropy of V ids, is NaN."""
     flat = given.detach().reshape(-1).to(torch.float32)
-    return torch.where(flat < NEGATIVE_LIMIT, torch.nan, flat.clamp_min(0.0))
+    sick = flat < -ROUNDING
+    if vocab_size is not None:
+        sick = sick | (flat > math.log(vocab_size) * (1 + ROUNDING) + ROUNDING)
+    return torch.where(sick, torch.nan, flat.clamp_min(0.0))
 
 
 def _scored(
@@ -228,43 +240,3 @@ def _scored(
     if vocab_size is not None:
         inside = inside & (targets < vocab_size)
     return wanted & inside, wanted & ~inside
-
-
-def _check_logits(logits: Tensor, targets: Tensor, is_shard: bool) -> None:
-    _need_float("logits", logits)
-    if logits.dim() not in (2, 3):
-        raise ValueError(f"logits must be [B, T, V] or [N, V], got shape {tuple(logits.shape)}")
-    if logits.shape[-1] == 0 and not is_shard:  # more ranks than ids leave some with none
-        raise ValueError(f"logits have an empty vocabulary: shape {tuple(logits.shape)}; the last dimension is V")
-    _check_targets(targets, tuple(logits.shape[:-1]), f"logits {tuple(logits.shape)} without V")
-
-
-def _check_targets(targets: Tensor, shape: tuple[int, ...], of: str) -> None:
-    if not isinstance(targets, Tensor):
-        raise TypeError(f"targets must be an integer tensor, got {type(targets).__name__}")
-    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        raise TypeError(
-            f"targets must be integer token ids, got {targets.dtype}; were logits and targets passed in the wrong order?"
-        )
-    if tuple(targets.shape) != shape:
-        raise ValueError(
-            f"targets must have the shape of {of}, {shape}, got {tuple(targets.shape)}; "
-            "pass logits [B, T, V] with targets [B, T], or [N, V] with [N]"
-        )
-
-
-def _need_float(name: str, value: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a floating-point tensor, got {type(value).__name__}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {value.dtype}; are these token ids?")
-
-
-def _check_mask(mask: Tensor | None, targets: Tensor) -> Tensor | None:
-    if mask is None:
-        return None
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool (True = scored), got {mask.dtype}; write mask.bool()")
-    if mask.shape != targets.shape:
-        raise ValueError(f"mask must have the shape of targets {tuple(targets.shape)}, got {tuple(mask.shape)}")
-    return mask

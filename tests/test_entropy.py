@@ -127,7 +127,12 @@ def test_it_is_logged_and_watched() -> None:
     rule = pplmon.Above("mean_entropy", 0.1)
     tally = TokenTally(extras=[Entropy()])
     monitor = pplmon.Monitor(every_n_steps=1, sinks=[Keep()], alerts=[rule], on_alert=alerts.append, tally=tally)
-    assert pplmon.Monitor(numbers=["mean_entropy"], alerts=[])
+    assert pplmon.Monitor(numbers=["mean_entropy"], alerts=[], tally=TokenTally(extras=[pplmon.Entropy()]))
+    for make in (pplmon.Monitor, pplmon.PerplexityMonitor):
+        with pytest.raises(
+            ValueError, match=r"asks for mean_entropy.*tally=pplmon\.TokenTally\(extras=\[pplmon\.Entropy"
+        ):
+            make(numbers=["mean_entropy"])
     assert _place("val/mean_entropy") == ("val", "mean_entropy")  # a log of it can be replayed
     logits, targets = batch()
     monitor.observe(logits, targets.clamp_max(49))

@@ -144,6 +144,6 @@ def test_an_update_is_at_most_six_launches_and_allocates_nothing_new() -> None:
 
 def test_kernels_and_array_operations_count_alike() -> None:
     """The proof that is made before the kernels are trusted holds on this device."""
-    from pplmon.tally import fused  # needs Triton
+    from pplmon.tally import triton  # needs Triton
 
-    assert differences(torch.device("cuda"), fused.add) == []
+    assert differences(torch.device("cuda"), triton.add) == []

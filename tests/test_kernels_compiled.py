@@ -31,6 +31,13 @@ DTYPES = (torch.float32, torch.bfloat16)
 LIMIT = 2e-6
 
 
+@pytest.fixture(autouse=True)
+def whatever_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let small batches be compiled, too, so that they can be many."""
+    monkeypatch.setattr(compiled, "LEAST_VOCAB", 0)
+    monkeypatch.setattr(compiled, "LEAST_LOGITS", 0)
+
+
 def check(logits: Tensor, targets: Tensor) -> None:
     """Losses and entropies within 2e-6·max(1, |lse|) of float64, small losses relatively; the argmax exactly."""
     stats = token_stats(logits, targets, entropy=True, kernel="compiled")
@@ -204,6 +211,8 @@ def test_a_tally_measures_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
 WITHOUT_COMPILER = """
 import warnings, torch
 from pplmon import token_stats
+from pplmon.kernels import compiled
+compiled.LEAST_VOCAB = compiled.LEAST_LOGITS = 0
 torch.manual_seed(0)
 logits, targets = torch.randn(5, 4099), torch.randint(4099, (5,))
 with warnings.catch_warnings(record=True) as caught:
@@ -246,6 +255,14 @@ def test_float64_and_small_vocabularies_are_the_references(monkeypatch: pytest.M
 def test_an_unknown_kernel_is_named() -> None:
     with pytest.raises(ValueError, match=r"eager.*compiled.*'compile'"):
         token_stats(torch.randn(2, 5), torch.zeros(2, dtype=torch.int64), kernel="compile")
+
+
+def test_what_is_too_small_is_measured_by_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short rows and small batches would take longer, and are not compiled."""
+    monkeypatch.undo()
+    assert compiled.suits(torch.empty(1024, 8192)) and compiled.suits(torch.empty(2, 512, 8192))
+    assert not compiled.suits(torch.empty(1025, 8191)) and not compiled.suits(torch.empty(1023, 8192))
+    assert not compiled.suits(torch.empty(1024, 8192, dtype=torch.float64))
 
 
 @needs_compiler

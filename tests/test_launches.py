@@ -14,7 +14,7 @@ from pplmon import TokenTally
 
 pytest.importorskip("triton", reason="there is no Triton for this platform")
 from pplmon.kernels import triton as measuring
-from pplmon.tally import batch, fused
+from pplmon.tally import batch, triton
 
 # Operators that only allocate or look at memory in another way.
 FREE = (
@@ -61,8 +61,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Take CPU tensors for a GPU's, and note launches."""
     names: list[str] = []
     for name in ("cut", "count", "close_sequences", "finish"):
-        monkeypatch.setattr(fused.kernels, name, Kernel(name, names))
-    monkeypatch.setattr(batch, "kernels_on", lambda device: fused)
+        monkeypatch.setattr(triton.programs, name, Kernel(name, names))
+    monkeypatch.setattr(batch, "kernels_on", lambda device: triton)
     monkeypatch.setattr(measuring, "fits", lambda logits: True)
     monkeypatch.setattr(measuring, "_proved", {torch.device("cpu")})
     monkeypatch.setattr(measuring, "_launch", lambda *arguments: names.append("measure_row"))

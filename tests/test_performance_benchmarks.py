@@ -1,4 +1,4 @@
-"""benchmarks/measure and benchmarks/step run, count what is known, and write what they print; docs/performance.md keeps its parts."""
+"""The benchmarks of speed run, count what is known, and write what they print; docs/performance.md keeps its parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import decoder, measure, meter, step, ways
+from benchmarks import callback, decoder, measure, meter, step, ways
+from pplmon.numbers import CORE
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -152,3 +153,19 @@ def test_the_page_says_what_is_not_measured() -> None:
     assert page.count("not yet measured") >= 6
     for part in ("The Triton kernel", "Accumulating", "A vocabulary that is cut over ranks", "The callback"):
         assert re.search(rf"^## {part}", page, re.MULTILINE), part
+
+
+def test_the_callback_is_timed_beside_empty_and_glue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every variant has its row, and the file holds what the table shows."""
+    out = tmp_path / "callback.json"
+    callback.main(["--steps", "40", "--rounds", "1", "--out", str(out)])
+    added = {name: row["median"] for name, row in json.loads(out.read_text())["µs"].items()}
+    assert list(added) == list(callback.VARIANTS)
+    shown = capsys.readouterr().out
+    assert "PerplexityMonitor less measuring" in shown and f"{added['an empty callback']:,.0f}" in shown
+
+
+def test_the_glue_logs_the_numbers_of_the_callback() -> None:
+    """The comparison is of the same ten numbers, under the same keys."""
+    trainer, _ = callback.trained("torchmetrics and self.log, the same ten", 3)
+    assert {key for key in trainer.callback_metrics if "/" in key} == {f"train/{name}" for name in CORE}

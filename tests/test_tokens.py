@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import pplmon
-from pplmon import TokenStats, token_stats
+from pplmon import Entropy, TokenStats, TokenTally, token_stats
 from pplmon.kernels import eager
 from tests.reference import measure, tokens_of
 
@@ -353,6 +353,26 @@ def test_from_losses_of_what_cannot_be_a_loss() -> None:
     assert torch.equal(entropy.isnan(), nll.isnan()) and entropy[[0, 1, 6]].tolist() == [0, 0, 300]
 
 
+def test_what_is_known_of_a_token_has_to_be_possible() -> None:
+    """Hits that are neither 0 nor 1, logits for probabilities, and entropies above ln V are mistakes: the token counts as NaN."""
+    nll, targets = torch.ones(5), torch.tensor([1, 2, 3, 4, -100])
+    hits = torch.tensor([1.0, 0.0, 0.7, torch.nan, 0.5])
+    stats = TokenStats.from_losses(nll, targets, correct=hits)
+    assert stats.nll.isnan().tolist() == [False, False, True, True, False] and stats.correct is not None
+    assert stats.correct[:2].tolist() == [True, False]
+    top = torch.tensor([0.0, 1.0005, 1.2, -0.3, 9.0])
+    assert TokenStats.from_losses(nll, targets, top_probability=top).nll.isnan().tolist() == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    spread = torch.tensor([0.0, math.log(9), 2.21, -0.2, 1.0])
+    entropy = TokenStats.from_losses(nll, targets, vocab_size=9, entropy=spread).entropy
+    assert entropy is not None and entropy.isnan().tolist() == [False, False, True, True, False]
+
+
 # Bad input: what was wrong, and what to write.
 
 
@@ -376,6 +396,26 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: TokenStats.from_losses(X, X.long()), ValueError, r"\[B, T\] or \[N\].*\(2, 3, 5\)"),
     (lambda: TokenStats.from_losses(X[..., 0], Y, predicted=Y[0]), ValueError, r"predicted.*\(2, 3\).*\(3,\)"),
     (lambda: TokenStats.from_losses(X[..., 0], Y, mask=Y), TypeError, r"mask must be bool"),
+    (
+        lambda: token_stats(X[..., 0], Y),
+        ValueError,
+        r"shape of targets, \(2, 3\).*losses\? Then .*TokenStats\.from_losses",
+    ),
+    (lambda: TokenStats.from_losses(X[0, 0, 0], Y), ValueError, r"one loss for each token, got shape \(\)"),
+    (lambda: TokenStats.from_losses(X[..., 0].flatten(), Y), ValueError, r'\(6,\).*\(2, 3\).*reduction="none"'),
+    (lambda: TokenStats.from_losses(X[..., 0], Y, 50), TypeError, r"correct must be a tensor, whether.*got int"),
+    (
+        lambda: TokenStats.from_losses(X[..., 0], Y, predicted=X[..., 0]),
+        TypeError,
+        r"integer ids.*float32; x\.max\(-1\)",
+    ),
+    (lambda: TokenStats.from_losses(X[..., 0], Y, top_probability=Y), TypeError, r"floating point.*int64; the prob"),
+    (lambda: token_stats(X, Y, vocab_shard=(0, 5)), TypeError, r"pplmon\.VocabShard\(group.*got tuple"),
+    (lambda: TokenTally(kernel="cuda"), ValueError, r"one of eager, compiled, triton, or None.*'cuda'"),
+    (lambda: TokenTally(extras=[Entropy]), TypeError, r"object with size, update and numbers.*\[pplmon\.Entropy\(\)\]"),
+    (lambda: TokenTally(extras=["entropy"]), TypeError, r"object with size.*'entropy'"),
+    (lambda: TokenTally(extras=Entropy()), TypeError, r"takes a list, got Entropy\(\)"),
+    (lambda: TokenTally(extras=[Entropy(), Entropy()]), ValueError, r"must differ, got Entropy\(\), Entropy\(\)"),
     (lambda: TokenStats.from_losses(X[..., 0], Y, entropy=X[0, :, 0]), ValueError, r"entropy.*\(2, 3\).*\(3,\)"),
     (lambda: TokenStats.from_losses(X[..., 0], Y, entropy=Y), TypeError, r"entropy must be floating point.*int64"),
 ]

@@ -294,7 +294,6 @@ class Raw:
     """An extra that looks at the logits it is given."""
 
     size = 1
-    names = ()
     saw: Any = "nothing"
 
     def update(self, stats: TokenStats, valid: Tensor, logits: Tensor | None, **data: Tensor) -> Tensor:
@@ -302,7 +301,7 @@ class Raw:
         self.saw = logits
         return torch.zeros(1, dtype=torch.int64)
 
-    def derive(self, totals: Any) -> dict[str, float]:
+    def numbers(self, sums: Any) -> dict[str, float]:
         """Nothing."""
         return {}
 

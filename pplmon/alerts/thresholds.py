@@ -116,4 +116,4 @@ class NonFinite(_Threshold):
         return True
 
     def _text(self, value: float) -> str:
-        return f"is {value:.0f}: scored tokens have a loss of NaN or inf"
+        return f"is {value:.0f}: scored tokens have a loss of NaN or inf (or were given one that cannot be)"

@@ -12,13 +12,18 @@ from pplmon.kernels import triton
 KERNELS = ("eager", "compiled", "triton")
 
 
+def check_kernel(kernel: str | None) -> None:
+    """Refuse a name that no kernel has."""
+    if kernel is not None and kernel not in KERNELS:
+        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, or None for the fastest, got {kernel!r}")
+
+
 def pick(kernel: str | None, logits: Tensor, is_shard: bool = False) -> str:
     """Return the name of the kernel that measures ``logits``: the one asked for, else the fastest that runs there.
 
     A shard of a vocabulary that is cut over ranks is measured by ``vocab_parallel`` with eager's arithmetic.
     """
-    if kernel is not None and kernel not in KERNELS:
-        raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, or None for the fastest, got {kernel!r}")
+    check_kernel(kernel)
     if is_shard:
         if kernel not in (None, "eager"):
             raise ValueError(

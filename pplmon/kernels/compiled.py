@@ -21,13 +21,15 @@ from pplmon.kernels import eager
 from pplmon.kernels.eager import LOWEST, Measured, Partials
 
 BLOCK = 256
+LEAST_VOCAB, LEAST_LOGITS = (
+    2**13,
+    2**23,
+)  # of smaller rows and batches the reference was faster: 1.1 times, up to 4 times
 CHUNK_LOGITS = 2**23  # a call costs a hundredth of its time
 SHARE = 8  # of the rows at most an eighth at once: what is kept of them is a tenth of bf16 logits
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-EXAMPLE = (
-    29,
-    131,
-)  # rows and blocks that the first call of a loop sees; unlike each other and all strides, so that no guard says "equal"
+# Rows and blocks that the first call of a loop sees; unlike each other and all strides, so that no guard says "equal".
+EXAMPLE = (29, 131)
 
 Loop = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -36,7 +38,7 @@ _refused: set[tuple[object, ...]] = set()  # what could not be compiled
 
 
 def measure(logits: Tensor, targets: Tensor, entropy: bool = False) -> Measured:
-    """Measure as ``eager.measure`` does: within the same error of float64, the same argmax, NaN and inf in the same places.
+    """Measure as ``eager.measure`` does, which also measures what does not suit (see ``suits``): within the same error of float64, the same argmax, NaN and inf in the same places.
 
     The first call of each dtype compiles for some seconds, and so does the first with V a multiple of 256, or not one.
     """
@@ -51,9 +53,10 @@ def measure(logits: Tensor, targets: Tensor, entropy: bool = False) -> Measured:
 
 
 def suits(logits: Tensor) -> bool:
-    """Tell whether rows of ``logits`` can be looked at as blocks: dense, of some length, and not of float64."""
+    """Tell whether compiling pays, and rows of ``logits`` can be looked at as blocks: dense, and not of float64."""
     dense = logits.stride(-1) == 1 and logits.stride(-2) >= logits.shape[-1]
-    return dense and logits.dtype in DTYPES and logits.shape[-1] >= 4 * BLOCK and logits.numel() > 0
+    pays = logits.shape[-1] >= max(LEAST_VOCAB, 4 * BLOCK) and logits.numel() >= max(LEAST_LOGITS, 1)
+    return dense and pays and logits.dtype in DTYPES
 
 
 @functools.cache

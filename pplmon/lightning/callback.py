@@ -21,9 +21,10 @@ from pplmon.lightning.guard import LossGuard
 from pplmon.lightning.monitor import TrainerMonitor
 from pplmon.monitor.cadence import Cadence
 from pplmon.monitor.delivery import Handler
+from pplmon.monitor.engine import wanted
 from pplmon.monitor.judge import check_rules
 from pplmon.monitor.passes import TrainerPass
-from pplmon.numbers import CATALOGUE, OPTIONAL, select
+from pplmon.numbers import CATALOGUE, OPTIONAL
 from pplmon.report import Report
 from pplmon.tally import TokenTally
 
@@ -65,7 +66,8 @@ class PerplexityMonitor(Callback):
     ) -> None:
         super().__init__()
         Cadence(every_n_steps, judge_every_n_steps)
-        select(numbers)
+        tally = tally if tally is not None else TokenTally()
+        wanted(numbers, tally)
         if alerts is not None:
             check_rules(alerts)
         self._capture_settings = (logits, targets, shift)
@@ -75,7 +77,7 @@ class PerplexityMonitor(Callback):
             "judge_every_n_steps": judge_every_n_steps,
             "numbers": numbers,
             "prefix": prefix,
-            "tally": tally if tally is not None else TokenTally(),
+            "tally": tally,
             "on_alert": on_alert,
             "decode": decode,
         }

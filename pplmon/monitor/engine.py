@@ -19,13 +19,24 @@ from pplmon.monitor.judge import Judge
 from pplmon.monitor.link import Link
 from pplmon.monitor.passes import Pass
 from pplmon.monitor.windows import Windows
-from pplmon.numbers import CATALOGUE, CORE, select
+from pplmon.numbers import CATALOGUE, CORE, OPTIONAL, select
 from pplmon.overwritten import Overwritten
 from pplmon.report import Report, Totals
 from pplmon.sinks.base import Sink
 from pplmon.tally import TokenTally
 
 VERSION = 1  # of what ``state_dict`` holds
+
+
+def wanted(numbers: str | Sequence[str], tally: TokenTally) -> tuple[str, ...] | None:
+    """Return the names that ``numbers`` selects (``None``: all), each of which the tally measures."""
+    names = select(numbers)
+    lacking = set(names or ()) & OPTIONAL.keys()
+    if lacking and not tally.needs_entropy:
+        raise ValueError(
+            f"numbers asks for {', '.join(lacking)}, which is measured by tally=pplmon.TokenTally(extras=[pplmon.Entropy()])"
+        )
+    return names
 
 
 class Engine:
@@ -51,8 +62,8 @@ class Engine:
         self.decode = decode
         self.wait_for_window = False  # read a logged window at its own step (someone needs its numbers there)
         self.should_stop = False  # the same on all ranks, at the same step
-        self._names = select(numbers)
         self._link = Link(tally if tally is not None else TokenTally())
+        self._names = wanted(numbers, self._link.pattern)
         self._delivery = Delivery(sinks, on_alert)
         self._judge = Judge(default_alerts() if alerts is None else alerts, self._delivery, self._link)
         self._windows = Windows()

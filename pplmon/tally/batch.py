@@ -1,4 +1,4 @@
-"""One batch is counted: by the kernels of ``fused`` on a GPU where Triton is, once they have proved right; else by arrays.
+"""One batch is counted: by the kernels of ``triton`` on a GPU where Triton is, once they have proved right; else by arrays.
 
 A kernel that a compiler or a driver gets wrong would give wrong numbers that look plausible. So the first batch on a device
 is preceded by a small one, with everything in it that a batch may bring, which kernels and array operations both count.
@@ -26,9 +26,9 @@ _proved: dict[torch.device, Any] = {}
 
 def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Tensor:
     """Count one batch, and return which tokens were valid, [N] bool (or nothing, where ``settings`` do not ask for it)."""
-    fused = kernels_on(stats.nll.device)
-    if fused is not None and fused.fits(state, stats):
-        return fused.add(state, stats, given, settings)  # type: ignore[no-any-return]
+    kernels = kernels_on(stats.nll.device)
+    if kernels is not None and kernels.fits(state, stats):
+        return kernels.add(state, stats, given, settings)  # type: ignore[no-any-return]
     return by_arrays.add(state, stats, given, settings)
 
 
@@ -45,16 +45,16 @@ def kernels_on(device: torch.device) -> Any:
 
 def _prove(device: torch.device) -> Any:
     try:
-        from pplmon.tally import fused  # needs Triton, which is not everywhere
+        from pplmon.tally import triton  # needs Triton, which is not everywhere
     except ImportError:
         return None
     try:
-        wrong = differences(device, fused.add)
+        wrong = differences(device, triton.add)
     except Exception as error:
         why = f"could not be run: {type(error).__name__}: {error}"
     else:
         if not wrong:
-            return fused
+            return triton
         why = f"counted {', '.join(wrong)} wrongly in a test of a few tokens"
     warnings.warn(
         f"pplmon: the kernels that count on {device} {why}. Its batches are counted by PyTorch's operators instead: the "

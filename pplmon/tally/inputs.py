@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pplmon.tally.group import Group
 from pplmon.tokens import TokenStats
+
+
+def check_extras(extras: Any) -> tuple[Any, ...]:
+    """Return extras as a tuple of objects that measure, each once."""
+    if not isinstance(extras, Sequence) or isinstance(extras, str):
+        raise TypeError(f"extras takes a list, got {extras!r}; write extras=[pplmon.Entropy()]")
+    for extra in extras:
+        if isinstance(extra, type) or not all(hasattr(extra, name) for name in ("size", "update", "numbers")):
+            raise TypeError(
+                f"an extra is an object with size, update and numbers, got {extra!r}; write [pplmon.Entropy()]"
+            )
+    names = [repr(extra) for extra in extras]
+    if len(set(names)) < len(names):
+        raise ValueError(f"extras must differ, got {', '.join(names)}; each is counted once")
+    return tuple(extras)
 
 
 def check_documents(document_ids: Tensor | None, stats: TokenStats) -> Tensor | None:

@@ -28,6 +28,10 @@ def local(logits: Any, targets: Any, mask: Any, vocab_shard: VocabShard | None) 
     Raises:
         ValueError: any other layout; a ``vocab_shard`` beside a DTensor, or of another width than the logits.
     """
+    if vocab_shard is not None and not isinstance(vocab_shard, VocabShard):
+        raise TypeError(
+            f"vocab_shard must be a pplmon.VocabShard(group, start, stop, size), got {type(vocab_shard).__name__}"
+        )
     if not is_dtensor(logits):
         if vocab_shard is not None and isinstance(logits, Tensor) and logits.dim():
             _check_width(logits, vocab_shard.place)

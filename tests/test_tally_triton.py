@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from pplmon import TokenStats
 from pplmon.tally import batch
 from pplmon.tally.given import State
-from tests import fused_tasks
-from tests.fused_tasks import counted, placed
+from tests import counting_tasks
+from tests.counting_tasks import counted, placed
 from tests.interpreter import run
 from tests.test_laws import LENGTH, stats
 
@@ -101,24 +101,24 @@ def test_columns_with_gaps(packed: bool) -> None:
 
 def test_sums_stay_at_the_ceiling() -> None:
     """As the array operations do, the kernels let no sum wrap."""
-    assert run(fused_tasks.saturated)
+    assert run(counting_tasks.saturated)
 
 
 def test_extras_learn_which_tokens_count() -> None:
     """An extra is given the same mask by the kernels as by the array operations."""
-    assert run(fused_tasks.mask_of_an_extra, kernels=True) == fused_tasks.mask_of_an_extra(kernels=False)
-    assert fused_tasks.mask_of_an_extra(kernels=False) == [True, False, False, True]
+    assert run(counting_tasks.mask_of_an_extra, kernels=True) == counting_tasks.mask_of_an_extra(kernels=False)
+    assert counting_tasks.mask_of_an_extra(kernels=False) == [True, False, False, True]
 
 
 def test_what_does_not_fit_is_counted_otherwise() -> None:
     """Beyond their limits the kernels are not asked."""
     fits = {"8 rows": True, "65 rows": False, "64 wide rows": False, "more than 2^20 tokens": False}
-    assert run(fused_tasks.what_fits) == fits
+    assert run(counting_tasks.what_fits) == fits
 
 
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """What runs in the interpreter need not compile: it does for the H100's and the A100's architectures, without one."""
-    script = Path(__file__).with_name("compile_fused.py")
+    script = Path(__file__).with_name("compile_counting.py")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -127,30 +127,30 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
 
 def test_a_batch_of_another_size_compiles_nothing() -> None:
     """Triton specializes in nothing that a batch changes: not in alignments, not in a step that outgrows int32 by its shift."""
-    from pplmon.tally.fused import kernels
+    from pplmon.tally.triton import programs
 
-    for kernel in (kernels.cut, kernels.count, kernels.close_sequences, kernels.finish):
+    for kernel in (programs.cut, programs.count, programs.close_sequences, programs.finish):
         special = [p.name for p in kernel.params if not p.is_constexpr and not p.do_not_specialize]
         assert special == [], kernel.__name__
 
 
 def test_kernels_that_prove_right_are_taken() -> None:
     """And others are not: on a CPU there is nothing to prove."""
-    assert run(fused_tasks.proved) == (True, [])
+    assert run(counting_tasks.proved) == (True, [])
     assert batch.kernels_on(torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("state", [name for name in State._fields if name != "extra_sums"])
 def test_kernels_that_count_wrongly_are_not_taken(state: str) -> None:
     """One integer that is off in any state is found, and said."""
-    taken, (warning,) = run(fused_tasks.proved, off_by_one=state)
+    taken, (warning,) = run(counting_tasks.proved, off_by_one=state)
     assert not taken
     assert f"counted {state} wrongly" in warning and "counted by PyTorch's operators instead" in warning
 
 
 def test_kernels_that_cannot_be_run_are_not_taken() -> None:
     """As where Triton finds no C compiler for its launcher."""
-    taken, (warning,) = run(fused_tasks.proved, broken="Failed to find C compiler")
+    taken, (warning,) = run(counting_tasks.proved, broken="Failed to find C compiler")
     assert not taken and "could not be run: RuntimeError: Failed to find C compiler" in warning
 
 

@@ -1,4 +1,4 @@
-"""Compiles the kernels of ``pplmon.tally.fused`` for GPUs that need not be here, and prints their names."""
+"""Compiles the kernels of ``pplmon.tally.triton`` for GPUs that need not be here, and prints their names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pplmon.tally.fused import kernels
+from pplmon.tally.triton import programs
 
 ARCHITECTURES = (90, 80)
 FLOATS, MASKS = ("nll_", "top_"), ("scored_", "invalid_", "crosses_", "correct_", "valid_", "crosses")
@@ -27,7 +27,7 @@ def signature(kernel: Any) -> tuple[dict[str, str], dict[tuple[int, ...], Any]]:
             types[name] = "*fp32"
         elif name in MASKS:
             types[name] = "*u8"
-        elif name == "sequences" or (name == "of_sequences" and kernel is kernels.finish):
+        elif name == "sequences" or (name == "of_sequences" and kernel is programs.finish):
             types[name] = "i32"
         else:
             types[name] = SCALARS.get(name, "*i64")
@@ -35,7 +35,7 @@ def signature(kernel: Any) -> tuple[dict[str, str], dict[tuple[int, ...], Any]]:
 
 
 for architecture in ARCHITECTURES:
-    for kernel in (kernels.cut, kernels.count, kernels.close_sequences, kernels.finish):
+    for kernel in (programs.cut, programs.count, programs.close_sequences, programs.finish):
         types, values = signature(kernel)
         source = ASTSource(kernel, types, constexprs=values)
         compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32))

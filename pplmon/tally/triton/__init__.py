@@ -19,14 +19,15 @@ from torch import Tensor
 
 from pplmon import cells
 from pplmon.tally.count import ROUNDING
-from pplmon.tally.fused import kernels
 from pplmon.tally.given import Given, Settings, State
+from pplmon.tally.triton import programs
 from pplmon.tokens import TokenStats
 
 WIDTH = 1024  # tokens, or sequences, of a program: its K worst then take K reductions over one block
 MOST_TOKENS = 2**20  # the key of a sequence holds its number beside its mean loss
 MOST_ROWS = 64  # rows are compared in pairs, in one program's registers
-MOST_CELLS = 2**14  # of the rows kept and those found, as wide as they are: 8 rows take a context of 508, and 64 of 60
+# Of the rows kept and those found, in the same registers: 8 rows take a context of 508, and 64 of 60.
+MOST_CELLS = 2**14
 _MISSING = ("sequences", "correct", "top_probability", "vocab", "bytes")
 
 
@@ -66,7 +67,7 @@ def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Te
     whole, none = settings.token_bytes, stats.nll  # what is missing has an address that is not read
     with torch.cuda.device_of(stats.nll):  # type: ignore[no-untyped-call]
         if packed:
-            kernels.cut[(rows,)](
+            programs.cut[(rows,)](
                 given.documents,
                 scratch.first,
                 scratch.crosses,
@@ -74,7 +75,7 @@ def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Te
                 SHIFT=stats.shift,
                 WIDTH=min(WIDTH, triton.next_power_of_2(length)),
             )
-        kernels.count[(of_tokens,)](
+        programs.count[(of_tokens,)](
             stats.nll,
             _bytes(stats.scored),
             _bytes(stats.invalid),
@@ -107,7 +108,7 @@ def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Te
             WIDTH=WIDTH,
         )
         if has_sequences:
-            kernels.close_sequences[(of_sequences,)](
+            programs.close_sequences[(of_sequences,)](
                 scratch.of_sequences,
                 state.sums,
                 state.maxima,
@@ -118,7 +119,7 @@ def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Te
                 WIDTH=WIDTH,
             )
         columns = state.token_rows.shape[1]
-        kernels.finish[(2,)](
+        programs.finish[(2,)](
             stats.nll,
             _bytes(stats.scored),
             scratch.crosses,

@@ -1,4 +1,4 @@
-"""What ``test_tally_fused`` lets happen where Triton programs run."""
+"""What ``test_tally_triton`` lets happen where Triton programs run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tally_that_counts(kernels: bool, **how: Any) -> Any:
     """A tally on the device under test, and the context in which kernels, or array operations, count for it."""
     module = None
     if kernels:
-        from pplmon.tally import fused as module
+        from pplmon.tally import triton as module
     return TokenTally(**how).to(DEVICE), mock.patch.object(batch, "kernels_on", return_value=module)
 
 
@@ -92,23 +92,23 @@ def mask_of_an_extra(kernels: bool) -> list[bool]:
 
 def what_fits() -> dict[str, bool]:
     """Whether the kernels take a batch."""
-    from pplmon.tally import fused
+    from pplmon.tally import triton
 
     few, many, wide = TokenTally(top_k=8, context=500), TokenTally(top_k=65), TokenTally(top_k=64, context=61)
     small, large = (TokenStats.from_losses(torch.rand(n), torch.zeros(n, dtype=torch.int64)) for n in (40, 2**20 + 1))
     return {
-        "8 rows": fused.fits(few._state(), small),
-        "65 rows": fused.fits(many._state(), small),
-        "64 wide rows": fused.fits(wide._state(), small),
-        "more than 2^20 tokens": fused.fits(few._state(), large),
+        "8 rows": triton.fits(few._state(), small),
+        "65 rows": triton.fits(many._state(), small),
+        "64 wide rows": triton.fits(wide._state(), small),
+        "more than 2^20 tokens": triton.fits(few._state(), large),
     }
 
 
 def proved(off_by_one: str = "", broken: str = "") -> tuple[bool, list[str]]:
     """Whether a device that was never seen is given the kernels, and what is said."""
-    from pplmon.tally import fused
+    from pplmon.tally import triton
 
-    right = fused.add
+    right = triton.add
 
     def add(own: State, *rest: Any) -> Tensor:
         if broken:
@@ -118,7 +118,7 @@ def proved(off_by_one: str = "", broken: str = "") -> tuple[bool, list[str]]:
             getattr(own, off_by_one).view(-1)[3] += 1
         return valid
 
-    with mock.patch.object(fused, "add", add), warnings.catch_warnings(record=True) as said:
+    with mock.patch.object(triton, "add", add), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         taken = batch._prove(torch.device(DEVICE))
-    return taken is fused, [str(warning.message) for warning in said]
+    return taken is triton, [str(warning.message) for warning in said]

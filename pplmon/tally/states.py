@@ -1,0 +1,178 @@
+"""The states of a tally, and their life as a ``torchmetrics.Metric``: changed in place, read out, merged, saved, copied.
+
+Shapes: K worst rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from pplmon import cells
+from pplmon.report import Totals
+from pplmon.tally.extra import Extra
+from pplmon.tally.given import State
+from pplmon.tally.group import Group
+from pplmon.tally.layout import merge_counts, merge_maxima, merge_rows, merge_sums
+from pplmon.tally.readout import ALONE, ReadOut, gather_rows, state_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class States(Metric):
+    """Integer states, one per sum, maximum, bucket and worst row (see ``cells``)."""
+
+    full_state_update = False
+    is_differentiable = False
+    sums: Tensor
+    maxima: Tensor
+    histogram: Tensor
+    token_rows: Tensor
+    sequence_rows: Tensor
+    extra_sums: Tensor
+
+    def __init__(self, keep: int, context: int, extras: tuple[Extra, ...], **kwargs: Any) -> None:
+        """Make the states, with K = ``keep``."""
+        # A cached result would let a rank without news return early while the others wait for it.
+        kwargs.setdefault("compute_with_cache", False)
+        super().__init__(**kwargs)
+        self.extras = extras
+        self._for_numbers = False
+        self._columns = cells.TOKEN_COLUMNS + 2 * context + 1
+        self._add("sums", (len(cells.SUMS),), 0, merge_sums)
+        self._add("maxima", (len(cells.MAXIMA),), -1, merge_maxima)
+        self._add("histogram", (cells.BUCKETS,), 0, merge_counts)
+        self._add("token_rows", (keep, self._columns), -1, merge_rows)
+        self._add("sequence_rows", (keep, cells.SEQUENCE_COLUMNS), -1, merge_rows)
+        self._add("extra_sums", (sum(extra.size for extra in extras),), 0, merge_counts)
+
+    def read_out(self) -> ReadOut:
+        """Start the reduction over ranks without waiting (every rank calls it at the same step)."""
+        return ReadOut(self._state(), self.group, self.extras)
+
+    def gather(self, totals: Totals) -> Totals:
+        """Return totals of a read-out with the worst rows of all ranks (every rank calls it)."""
+        return gather_rows(totals, self.group, self.sums.device, self._columns)
+
+    @property
+    def group(self) -> Group:
+        """The ranks whose tokens are counted together."""
+        return Group(self.process_group)
+
+    def local_totals(self) -> Totals:
+        """Return this rank's own host integers. No collective."""
+        return ReadOut(self._state(), ALONE, self.extras).totals()
+
+    def add_totals(self, totals: Totals) -> None:
+        """Add host totals, as from a checkpoint. Of a group's ranks one does, or they would count W times."""
+        own = self._writable()
+        for name, part in state_of(totals, own)._asdict().items():
+            state: Tensor = getattr(own, name)
+            state.copy_(self._reductions[name](torch.stack([state, part])))  # type: ignore[operator,misc]
+
+    def reset(self) -> None:
+        """Begin anew, with the states where they were (``torchmetrics.Metric.reset`` makes new ones)."""
+        own = self._writable()
+        super().reset()
+        for name, tensor in own._asdict().items():
+            setattr(self, name, tensor)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was counted, and nothing else."""
+        defaults = [self._defaults[name] for name in State._fields]
+        torch._foreach_copy_(list(self._writable()), defaults)  # type: ignore[arg-type]  # one launch
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Put the group's totals in place of this rank's (``torchmetrics.Metric.sync``), with three collectives."""
+        super().sync(*args, **kwargs)
+        if self._is_synced and not self._for_numbers:
+            self._set_state(gather_rows(self.local_totals(), self.group, self.sums.device, self._columns))
+
+    @contextmanager
+    def sync_context(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Sync for the sake of numbers, as ``compute`` does: two collectives; the worst rows stay this rank's own."""
+        self._for_numbers = True
+        try:
+            with super().sync_context(*args, **kwargs):
+                yield
+        finally:
+            self._for_numbers = False
+
+    def get_extra_state(self) -> Tensor:
+        """Say whose totals a ``state_dict`` holds: one rank's, or after ``sync`` the whole group's."""
+        return torch.tensor([self.group.rank, self.group.size, int(self._is_synced)])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Keep loaded totals on the one rank that they belong to, so that loading on all ranks counts nothing twice."""
+        rank, ranks, synced = state.tolist()
+        same_ranks = ranks == self.group.size and not synced
+        if self.group.rank != (rank if same_ranks else 0):
+            self.reset()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy everything but the process group, which cannot be copied: both count over the same."""
+        twin: Self = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(deepcopy(self.__getstate__(), memo))
+        twin.process_group = self.process_group
+        return twin
+
+    def clone(self) -> Self:
+        """Return a copy that counts over the same group."""
+        return deepcopy(self)
+
+    def set_dtype(self, dst_type: str | torch.dtype) -> Self:
+        """Do nothing: the states are integers, and stay so."""
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # torchmetrics takes what it finds, of any shape, and does not miss the rest.
+        *_, missing, _, errors = args
+        for name in State._fields:
+            own, found = getattr(self, name), state_dict.get(prefix + name)
+            if found is None:
+                missing += [prefix + name] if self._persistent[name] else []
+            elif found.shape != own.shape:
+                state_dict.pop(prefix + name)
+                errors.append(
+                    f"{prefix}{name} was saved with shape {tuple(found.shape)}, and this tally has {tuple(own.shape)}: "
+                    "load it with the top_k, context and extras that it was saved with"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        for name in State._fields:  # what was loaded stays as it is, also when this tally counts on
+            setattr(self, name, getattr(self, name).clone(memory_format=torch.contiguous_format))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "process_group": None}  # a ProcessGroup cannot be pickled
+
+    def _writable(self) -> State:
+        """Return the states, to be changed in place, so that a captured graph finds them where they were."""
+        for name in State._fields:
+            tensor: Tensor = getattr(self, name)
+            if tensor.is_inference() and not torch.is_inference_mode_enabled():
+                setattr(self, name, tensor.clone())  # made under inference_mode, it could not be changed outside
+        return self._state()
+
+    def _state(self) -> State:
+        return State(*(getattr(self, name) for name in State._fields))
+
+    def _set_state(self, totals: Totals) -> None:
+        for name, part in state_of(totals, self._state())._asdict().items():
+            setattr(self, name, part)
+
+    def _sync_dist(self, dist_sync_fn: Callable[..., Any] | None = None, process_group: Any = None) -> None:
+        """Put the group's numbers in place of this rank's: two collectives instead of two for each state."""
+        group = Group(process_group or self.process_group)
+        self._set_state(ReadOut(self._state(), group, self.extras).totals())
+
+    def _add(self, name: str, shape: tuple[int, ...], fill: int, merge: Callable[[Tensor], Tensor]) -> None:
+        default = torch.full(shape, fill, dtype=torch.int64)
+        self.add_state(name, default, dist_reduce_fx=merge, persistent=True)
