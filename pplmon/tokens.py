@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pplmon.arguments import check_known, check_logits, check_mask, check_targets, need_float
+from pplmon.graphs import outside_graphs
 from pplmon.kernels import check_kernel, compiled, eager, pick, triton, vocab_parallel
 from pplmon.kernels.vocab_parallel import VocabShard, held_rows, is_dtensor
 
@@ -137,6 +138,7 @@ class TokenStats:
 
 
 @torch.no_grad()
+@outside_graphs
 def token_stats(
     logits: Tensor,
     targets: Tensor,

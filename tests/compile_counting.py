@@ -13,7 +13,7 @@ from pplmon.tally.triton import programs
 ARCHITECTURES = (90, 80)
 FLOATS, MASKS = ("nll_", "top_"), ("scored_", "invalid_", "crosses_", "correct_", "valid_", "crosses")
 SCALARS = dict.fromkeys(("length", "tokens", "vocab", "table", "least", "missing", "rank", "of_tokens"), "i32")
-SCALARS |= {"when": "i64", "uniform": "fp32"}
+SCALARS |= {"step": "i32", "micro_batch": "i32", "uniform": "fp32"}
 NUMBERS = {"K": 8, "C": 24, "C_SEQUENCE": 6, "TWICE": 16, "WIDE": 32, "WIDTH": 1024, "CONTEXT": 8, "SHIFT": 1}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,3 +60,14 @@ def test_no_number_is_looked_at() -> None:
     logits, targets = torch.empty(3, 20, 1000, device="meta"), torch.empty(3, 20, dtype=torch.int64, device="meta")
     stats = token_stats(logits, targets, shift=True, entropy=True)
     assert stats.nll.device.type == "meta" and stats.nll.shape == stats.predicted.shape == stats.entropy.shape == (60,)
+
+
+def test_pinned_memory_is_asked_of_the_host() -> None:
+    """By name: with ``torch.set_default_device("cuda")`` it would be asked of the GPU, which raises."""
+    asked = []
+    for path in Path(pplmon.__file__).parent.rglob("*.py"):
+        calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+        asked += [
+            named for call in calls if "pin_memory" in (named := {k.arg: ast.unparse(k.value) for k in call.keywords})
+        ]
+    assert asked and all(named.get("device") == "'cpu'" for named in asked)

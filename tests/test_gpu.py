@@ -77,6 +77,17 @@ def test_observe_and_step_wait_for_nothing_but_the_step_before() -> None:
     assert report is not None and report.tokens == 2 * targets.numel()
 
 
+def test_a_default_device_of_the_user_s_is_no_harm() -> None:
+    """Tensors that belong on the host are made there."""
+    logits, targets = batch()
+    with torch.device("cuda"):
+        monitor = pplmon.Monitor(alerts=[])
+        for _ in range(LOOKS + 1):
+            monitor.observe(logits, targets)
+            monitor.step()
+        assert monitor.close().tokens > 0
+
+
 def test_looking_for_overwritten_logits_waits_for_nothing() -> None:
     """The counts of the first micro-batches come to the host by themselves, and are judged when they are there."""
     logits = torch.full((4, 32, 1000), 0.001, device="cuda")

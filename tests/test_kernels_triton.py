@@ -378,3 +378,13 @@ def test_a_kernel_that_differs_from_the_reference_is_not_trusted(wrong: str) -> 
 def test_short_rows_take_few_warps(row_bytes: int, warps: int) -> None:
     """At least eight rounds of a KiB for each warp, or one warp."""
     assert kernel.shape_of_program(row_bytes) == (64 * warps, warps)
+
+
+def test_the_proof_compares_ids_exactly() -> None:
+    """``allclose`` would compare integers in the default dtype, which is bfloat16 in a step of bf16-true training."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert not kernel._agree(torch.tensor([1001]), torch.tensor([1000]))
+        assert kernel._agree(torch.tensor([1001]), torch.tensor([1001]))
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -70,7 +70,8 @@ def differences(device: torch.device, add: Any) -> list[str]:
     wrong = set()
     for shift in (False, True):
         stats, given = _example(device, shift)
-        settings = Settings(2, _CONTEXT, whole_sequences=True, token_bytes=None, wants_valid=True)
+        table = torch.arange(_VOCAB - 1, device=device) if shift else None
+        settings = Settings(2, _CONTEXT, whole_sequences=True, token_bytes=table, wants_valid=True)
         states = _empty(device), _empty(device)
         for state, count in zip(states, (add, by_arrays.add)):
             for packed in (given, given._replace(documents=None)):
@@ -97,7 +98,8 @@ def _example(device: torch.device, shift: bool) -> tuple[TokenStats, Given]:
         vocab_size=_VOCAB,
     )
     documents = (torch.arange(_LENGTH) > _LENGTH // 2).long().expand(_ROWS, _LENGTH).contiguous()
-    given = Given(3, 1, 2, documents.to(device), torch.arange(_ROWS, device=device), None)
+    position_ids = index.flip(0).to(device) if shift else None
+    given = Given(3, 1, 2, documents.to(device), torch.arange(_ROWS, device=device), position_ids)
     return TokenStats(**{**stats.__dict__, "shift": shift}), given
 
 

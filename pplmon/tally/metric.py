@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pplmon import cells
+from pplmon.graphs import outside_graphs
 from pplmon.report import Report, Totals
 from pplmon.tally import inputs
 from pplmon.tally.batch import add
@@ -88,6 +89,7 @@ class TokenTally(States):
         self.add_state(self._settings(), torch.zeros(0, dtype=torch.int64), dist_reduce_fx="sum")
 
     @torch.no_grad()
+    @outside_graphs
     def update(
         self,
         logits: Tensor | TokenStats,

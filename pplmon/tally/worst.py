@@ -78,7 +78,7 @@ def keep_tokens(xp: Arrays, rows: Array, batch: Batch, address: Address, context
     inside &= (ids >= 0) & (ids < (columns.vocab_size or 2**31))  # an ignore_index is no token
     # The bits of what was not scored are −1, whose lower half is cells.NO_LOSS.
     found[:, cells.TOKEN_COLUMNS :] = xp.where(inside, (ids << 32) + (bits[index] & cells.NO_LOSS), -1)
-    _merge(xp, rows, xp.where((key >= 0)[:, None], found, -1))
+    _merge(xp, rows, xp.where((key >= 0)[:, None], found, -1), in_order=address.position_ids is None)
 
 
 def keep_sequences(xp: Arrays, rows: Array, batch: Batch, sums: SequenceSums | None, address: Address) -> None:
@@ -101,12 +101,15 @@ def keep_sequences(xp: Arrays, rows: Array, batch: Batch, sums: SequenceSums | N
         found[:, cells.SEQUENCE_DOCUMENT] = sequences.documents[first]
     if address.sample_ids is not None:
         found[:, cells.SEQUENCE_SAMPLE] = address.sample_ids[row]
-    _merge(xp, rows, xp.where((key >= 0)[:, None], found, -1))
+    _merge(xp, rows, xp.where((key >= 0)[:, None], found, -1), in_order=True)
 
 
-def _merge(xp: Arrays, rows: Array, found: Array) -> None:
-    """Keep the K worst of both in ``rows``: the largest loss first, then the earliest address; empty rows (−1) last."""
-    if xp.known_empty(rows):  # what was found is in order
+def _merge(xp: Arrays, rows: Array, found: Array, in_order: bool) -> None:
+    """Keep the K worst of both in ``rows``: the largest loss first, then the earliest address; empty rows (−1) last.
+
+    ``in_order`` says that what was found stands so already, as it does where addresses rise with the place in the batch.
+    """
+    if in_order and xp.known_empty(rows):
         rows[: len(found)] = found
         return
     both = xp.concatenate([rows, found], 0)

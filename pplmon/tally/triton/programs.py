@@ -34,7 +34,7 @@ FRACTION_BITS, FRACTION_MASK, CEILING = _C(cells.FRACTION_BITS), _C(2**cells.FRA
 CAP, UNIT, SURE, SICK = _C(cells.CAP_NATS), _C(SCALE), _C(OVERCONFIDENT), _C(NAN_BITS)
 BUCKET_SHIFT, BUCKET_OFFSET = _C(cells.BUCKET_SHIFT), _C(cells.BUCKET_OFFSET)
 OFFSET, VOCAB_LIMIT, NO_LOSS, NONE = _C(cells.EXAMPLE_OFFSET), _C(cells.VOCAB_LIMIT), _C(cells.NO_LOSS), _C(cells.NONE)
-POSITION_BITS = _C(cells.POSITION_BITS)
+MICRO_BITS, POSITION_BITS = _C(cells.MICRO_BITS), _C(cells.POSITION_BITS)
 HEAD = _C(cells.TOKEN_COLUMNS)
 LAST_ROW, LAST_COLUMN = _C(2**cells.SEQUENCE_BITS - 1), _C(2**cells.POSITION_BITS - 1)
 RANK_SHIFT = _C(cells.SEQUENCE_BITS + cells.POSITION_BITS)
@@ -46,7 +46,9 @@ def _larger(a, b):
     return tl.maximum(a, b)
 
 
-@triton.jit
+# As in ``pplmon.kernels.triton.program``: Triton would compile anew for each alignment, each 1 and each multiple of 16 among
+# the arguments, in the midst of training, and what it made would not be what was proved.
+@triton.jit(do_not_specialize=list(range(4)))
 def cut(documents, first, crosses, length, SHIFT: tl.constexpr, WIDTH: tl.constexpr):
     """A program per row: name each token's sequence after its first token, in the order of the stats."""
     row = tl.program_id(0).to(tl.int64) * length
@@ -94,7 +96,7 @@ def _add(cell, counted):
     tl.atomic_add(cell, tl.sum(counted.to(tl.int64), 0), sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["tokens", "length", "sequences", "vocab", "table"])
+@triton.jit(do_not_specialize=list(range(21)))
 def count(
     nll_,
     scored_,
@@ -198,7 +200,7 @@ def count(
             tl.atomic_add(of_sequences + sequences + name, units, mask=valid, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["sequences", "least"])
+@triton.jit(do_not_specialize=list(range(6)))
 def close_sequences(
     of_sequences,
     sums,
@@ -291,7 +293,7 @@ def _close_sums(sums, maxima, histogram, vocab, missing):
     tl.store(maxima + m, tl.maximum(tl.load(maxima + m, mask=m < MAXIMA, other=-1), known), mask=m < MAXIMA)
 
 
-@triton.jit(do_not_specialize=["length", "vocab", "missing", "when", "rank", "of_tokens", "of_sequences"])
+@triton.jit(do_not_specialize=list(range(26)))
 def finish(
     nll_,
     scored_,
@@ -314,7 +316,8 @@ def finish(
     length,
     vocab,
     missing,
-    when,
+    step,
+    micro_batch,
     rank,
     of_tokens,
     of_sequences,
@@ -335,7 +338,8 @@ def finish(
     WIDTH: tl.constexpr,
 ):
     """One program closes sums and keeps the worst tokens, another keeps the worst sequences."""
-    vocab, when, rank = tl.cast(vocab, tl.int64), tl.cast(when, tl.int64), tl.cast(rank, tl.int64)
+    vocab, step, rank = tl.cast(vocab, tl.int64), tl.cast(step, tl.int64), tl.cast(rank, tl.int64)
+    when = (step << MICRO_BITS) + micro_batch  # handed over, it would outgrow int32 at step 2048, and compile anew
     c = tl.arange(0, WIDE)
     below = tl.full((), 2**63 - 1, tl.int64)
     if tl.program_id(0) == 0:
