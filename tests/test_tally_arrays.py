@@ -87,7 +87,7 @@ def test_numpy_counts_cpu_tensors_in_their_own_memory() -> None:
 
 
 def test_states_stay_where_they_are() -> None:
-    """Updates, reset, clear and what is added from a checkpoint keep every address: a captured graph counts on."""
+    """Updates, reset, clear, sync, loading and adding keep every address: a captured graph counts on."""
     tally = TokenTally()
     before = {name: getattr(tally, name).data_ptr() for name in State._fields if getattr(tally, name).numel()}
     logits, targets = torch.randn(2, 20, 11), torch.randint(11, (2, 20))
@@ -100,6 +100,15 @@ def test_states_stay_where_they_are() -> None:
     tally.clear()
     assert states(tally) == states(TokenTally())
     assert {name: getattr(tally, name).data_ptr() for name in before} == before
+    other = TokenTally()
+    other.update(logits, targets)
+    tally.load_state_dict(other.state_dict())
+    tally.sync(distributed_available=lambda: True)
+    assert states(tally) == states(other)
+    tally.unsync()
+    assert {name: getattr(tally, name).data_ptr() for name in before} == before
+    tally.update(logits, targets)
+    assert tally.report().tokens == 80
 
 
 def test_a_read_out_keeps_what_it_was_started_with() -> None:

@@ -45,6 +45,7 @@ class States(Metric):
         super().__init__(**kwargs)
         self.extras = extras
         self._for_numbers = False
+        self._before_sync: State | None = None
         self._columns = cells.TOKEN_COLUMNS + 2 * context + 1
         self._add("sums", (len(cells.SUMS),), 0, merge_sums)
         self._add("maxima", (len(cells.MAXIMA),), -1, merge_maxima)
@@ -81,9 +82,7 @@ class States(Metric):
         """Begin anew, with the states where they were (``torchmetrics.Metric.reset`` makes new ones)."""
         own = self._writable()
         super().reset()
-        for name, tensor in own._asdict().items():
-            setattr(self, name, tensor)
-        self.clear()
+        self._move_to(own)
 
     def clear(self) -> None:
         """Forget what was counted, and nothing else."""
@@ -92,9 +91,18 @@ class States(Metric):
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Put the group's totals in place of this rank's (``torchmetrics.Metric.sync``), with three collectives."""
+        own = self._writable()
         super().sync(*args, **kwargs)
+        self._before_sync = own if self._is_synced else None
         if self._is_synced and not self._for_numbers:
             self._set_state(gather_rows(self.local_totals(), self.group, self.sums.device, self._columns))
+
+    def unsync(self, *args: Any, **kwargs: Any) -> None:
+        """Put this rank's totals back in place of the group's, where they were."""
+        super().unsync(*args, **kwargs)
+        if self._before_sync is not None and not self._is_synced:
+            self._move_to(self._before_sync)
+            self._before_sync = None
 
     @contextmanager
     def sync_context(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -134,21 +142,21 @@ class States(Metric):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        own = self._writable()
         # torchmetrics takes what it finds, of any shape, and does not miss the rest.
         *_, missing, _, errors = args
         for name in State._fields:
-            own, found = getattr(self, name), state_dict.get(prefix + name)
+            shape, found = getattr(own, name).shape, state_dict.get(prefix + name)
             if found is None:
                 missing += [prefix + name] if self._persistent[name] else []
-            elif found.shape != own.shape:
+            elif found.shape != shape:
                 state_dict.pop(prefix + name)
                 errors.append(
-                    f"{prefix}{name} was saved with shape {tuple(found.shape)}, and this tally has {tuple(own.shape)}: "
+                    f"{prefix}{name} was saved with shape {tuple(found.shape)}, and this tally has {tuple(shape)}: "
                     "load it with the top_k, context and extras that it was saved with"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
-        for name in State._fields:  # what was loaded stays as it is, also when this tally counts on
-            setattr(self, name, getattr(self, name).clone(memory_format=torch.contiguous_format))
+        self._move_to(own)  # what was loaded stays as it is, also when this tally counts on
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "process_group": None}  # a ProcessGroup cannot be pickled
@@ -160,6 +168,13 @@ class States(Metric):
             if tensor.is_inference() and not torch.is_inference_mode_enabled():
                 setattr(self, name, tensor.clone())  # made under inference_mode, it could not be changed outside
         return self._state()
+
+    def _move_to(self, own: State) -> None:
+        """Copy the states that torchmetrics made anew to where they were."""
+        for name, tensor in own._asdict().items():
+            if getattr(self, name) is not tensor:
+                tensor.copy_(getattr(self, name))
+                setattr(self, name, tensor)
 
     def _state(self) -> State:
         return State(*(getattr(self, name) for name in State._fields))
