@@ -15,8 +15,10 @@ help:
 demo: .venv/installed
 	$(BIN)/pplmon demo $(ARGS)
 
+# A process for each core, and one thread in each: -n 0 in ARGS runs them in this one.
+test: export OMP_NUM_THREADS ?= 1
 test: .venv/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check
