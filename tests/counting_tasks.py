@@ -22,7 +22,7 @@ def tally_that_counts(kernels: bool, **how: Any) -> Any:
     module = None
     if kernels:
         from pplmon.tally import triton as module
-    return TokenTally(**how).to(DEVICE), mock.patch.object(batch, "kernels_on", return_value=module)
+    return TokenTally(**how).to(DEVICE), mock.patch.object(batch, "kernels_for", return_value=module)
 
 
 def moved(given: TokenStats, gaps: bool = False) -> TokenStats:
@@ -104,8 +104,34 @@ def what_fits() -> dict[str, bool]:
     }
 
 
-def proved(off_by_one: str = "", broken: str = "") -> tuple[bool, list[str]]:
-    """Whether a device that was never seen is given the kernels, and what is said."""
+FULL = batch.Kind(
+    device=torch.device(DEVICE),
+    shift=False,
+    flat=False,
+    lacks=(),
+    packed=True,
+    samples=True,
+    positions=False,
+    whole_sequences=True,
+    token_bytes=True,
+    wants_valid=True,
+    keep=4,
+    context=2,
+)
+KINDS = {
+    "full": FULL,
+    "shifted": FULL._replace(shift=True, positions=True),
+    "rows": FULL._replace(packed=False, keep=8, context=8),
+    "flat": FULL._replace(flat=True, packed=False, samples=False),
+    "from a fused loss": FULL._replace(
+        lacks=("correct", "top_probability", "predicted", "vocab_size"), token_bytes=False
+    ),
+    "context parallel": FULL._replace(whole_sequences=False, wants_valid=False),
+}
+
+
+def proved(kind: str = "full", off_by_one: str = "", broken: str = "") -> tuple[bool, list[str]]:
+    """Whether a kind that was never seen is given the kernels, and what is said."""
     from pplmon.tally import triton
 
     right = triton.add
@@ -118,7 +144,12 @@ def proved(off_by_one: str = "", broken: str = "") -> tuple[bool, list[str]]:
             getattr(own, off_by_one).view(-1)[3] += 1
         return valid
 
-    with mock.patch.object(triton, "add", add), warnings.catch_warnings(record=True) as said:
+    with (
+        mock.patch.object(triton, "add", add),
+        mock.patch.object(batch, "_given_up", set()),
+        warnings.catch_warnings(record=True) as said,
+    ):
         warnings.simplefilter("always")
-        taken = batch._prove(torch.device(DEVICE))
+        taken = batch._prove(KINDS[kind])
+        assert (taken is None) == (KINDS[kind].device in batch._given_up)
     return taken is triton, [str(warning.message) for warning in said]

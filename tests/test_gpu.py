@@ -13,6 +13,7 @@ import pplmon
 from pplmon import TokenTally
 from pplmon.overwritten import LOOKS, Overwritten
 from pplmon.tally.batch import differences
+from tests.counting_tasks import KINDS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -142,8 +143,9 @@ def test_an_update_is_at_most_six_launches_and_allocates_nothing_new() -> None:
     assert torch.cuda.memory_stats()["num_device_alloc"] == before
 
 
-def test_kernels_and_array_operations_count_alike() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_and_array_operations_count_alike(kind: str) -> None:
     """The proof that is made before the kernels are trusted holds on this device."""
     from pplmon.tally import triton  # needs Triton
 
-    assert differences(torch.device("cuda"), triton.add) == []
+    assert differences(KINDS[kind], triton.add) == []

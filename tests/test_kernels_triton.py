@@ -349,29 +349,57 @@ def test_where_triton_fails_the_reference_takes_over(monkeypatch: pytest.MonkeyP
         token_stats(logits, targets, kernel="triton")
 
 
-def proof(wrong: str) -> str:
+def proof(wrong: str, vocab: int, dtype: torch.dtype, masked: bool, ignored: int | None, shift: bool) -> str:
     """What comes of the proof where one column is wrong by a little."""
     right = kernel._launch
 
-    def launch(logits: Tensor, targets: Tensor, mask: Any, columns: kernel.Columns, *rest: Any, **named: Any) -> None:
-        right(logits, targets, mask, columns, *rest, **named)
+    def launch(logits: Tensor, targets: Tensor, mask: Any, columns: kernel.Columns, *rest: Any) -> None:
+        right(logits, targets, mask, columns, *rest)
         if wrong:
             column = getattr(columns, wrong)
-            column[3] = column[3] + (1 if wrong == "predicted" else 1e-3)
+            column[4] = ~column[4] if column.dtype == torch.bool else column[4] + (1 if wrong == "predicted" else 1e-3)
 
-    with mock.patch.object(kernel, "_launch", launch), mock.patch.object(kernel, "_proved", set()):
+    with mock.patch.object(kernel, "_launch", launch):
         try:
-            kernel._prove(torch.device(DEVICE))
+            kernel._prove(torch.device(DEVICE), dtype, vocab, masked, ignored, shift, True)
         except ArithmeticError as error:
             return str(error)
-        return f"{len(kernel._proved)} proved"
+        return "proved"
 
 
-@pytest.mark.parametrize("wrong", ["nll", "predicted", "top_probability", "entropy"])
+@pytest.mark.parametrize("wrong", ["nll", "predicted", "top_probability", "entropy", "scored"])
 def test_a_kernel_that_differs_from_the_reference_is_not_trusted(wrong: str) -> None:
-    """Before the first batch on a device; one that does not differ is trusted."""
-    assert run(proof, wrong).startswith(f"{wrong} of a few small torch.bfloat16 logits differ")
-    assert run(proof, "") == "1 proved"
+    """Before the first batch of a kind."""
+    found = run(proof, wrong, 1003, torch.bfloat16, False, None, False)
+    assert found == f"{wrong} of a few rows of torch.bfloat16 logits differ from the reference's"
+
+
+# One column; fewer than are planted; rows of every alignment, and of one.
+@pytest.mark.parametrize("vocab", [1, 7, 1003, 1024])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("masked", "ignored", "shift"), [(False, -100, False), (True, None, True), (True, 3, True)])
+def test_a_kernel_that_does_not_differ_is_trusted(
+    vocab: int, dtype: torch.dtype, masked: bool, ignored: int | None, shift: bool
+) -> None:
+    """Whatever the kind."""
+    assert run(proof, "", vocab, dtype, masked, ignored, shift) == "proved"
+
+
+def test_each_kind_is_proved_once_and_not_within_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of other lengths that take the same program are of the same kind; another mask, shift or dtype is not."""
+    asked: list[int] = []
+    monkeypatch.setattr(kernel, "_proved", set())
+    monkeypatch.setattr(kernel, "_prove", lambda device, dtype, vocab, *flags: asked.append(vocab))
+    monkeypatch.setattr(kernel, "_launch", lambda *arguments: None)
+    targets = torch.zeros(2, 3, dtype=torch.int64)
+    for vocab in (50, 50, 60):
+        kernel.measure(torch.zeros(2, 3, vocab), targets, None, -100, False, False)
+    assert asked == [50, 51]
+    kernel.measure(torch.zeros(2, 3, 50), targets, targets == 0, -100, False, False)
+    kernel.measure(torch.zeros(2, 3, 50).half(), targets, None, -100, False, False)
+    kernel.measure(torch.zeros(2, 3, 50), targets, None, -100, True, True)
+    kernel.measure(torch.zeros(2, 3, 9000), targets, None, -100, False, False)
+    assert asked == [50, 51, 50, 51, 50, 51, 50, 51, 9000, 9001]
 
 
 @pytest.mark.parametrize(("row_bytes", "warps"), [(2, 1), (16383, 1), (16384, 2), (32767, 2), (32768, 4), (304128, 4)])

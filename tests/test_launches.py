@@ -64,9 +64,10 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     for name in ("cut", "count", "close_sequences", "finish"):
         monkeypatch.setattr(triton.programs, name, Kernel(name, names))
-    monkeypatch.setattr(batch, "kernels_on", lambda device: triton)
+    monkeypatch.setattr(batch, "kernels_for", lambda *given: triton)
     monkeypatch.setattr(measuring, "fits", lambda logits: True)
-    monkeypatch.setattr(measuring, "_proved", {torch.device("cpu")})
+    monkeypatch.setattr(measuring, "_proved", set())
+    monkeypatch.setattr(measuring, "_prove", lambda *kind: None)
     monkeypatch.setattr(measuring, "_launch", lambda *arguments: names.append("measure_row"))
     return names
 

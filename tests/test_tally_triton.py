@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -16,9 +18,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from pplmon import TokenStats
+from pplmon import TokenStats, TokenTally
 from pplmon.tally import batch
-from pplmon.tally.given import State
+from pplmon.tally.given import Given, Settings, State
 from tests import counting_tasks
 from tests.counting_tasks import counted, placed
 from tests.interpreter import run
@@ -134,10 +136,40 @@ def test_a_batch_of_another_size_compiles_nothing() -> None:
         assert special == [], kernel.__name__
 
 
-def test_kernels_that_prove_right_are_taken() -> None:
-    """And others are not: on a CPU there is nothing to prove."""
-    assert run(counting_tasks.proved) == (True, [])
-    assert batch.kernels_on(torch.device("cpu")) is None
+@pytest.mark.parametrize("kind", counting_tasks.KINDS)
+def test_kernels_that_prove_right_are_taken(kind: str) -> None:
+    """For every kind of batch."""
+    assert run(counting_tasks.proved, kind) == (True, [])
+
+
+def test_on_a_cpu_there_is_nothing_to_prove(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays count there."""
+    monkeypatch.setattr(batch, "_prove", lambda kind: pytest.fail("proved"))
+    TokenTally().update(torch.randn(2, 20, 7), torch.randint(7, (2, 20)))
+
+
+# One batch and what makes it another kind: a program of its own is compiled, and proved.
+OTHERS = {
+    "shift": {"shift": True},
+    "flat": {"batch_shape": (40,)},
+    "no vocabulary": {"vocab_size": None},
+    "no hits": {"correct": None},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_kinds_are_told_apart(other: str) -> None:
+    """Batches of other sizes are of one kind; what makes a program another is not."""
+    tally = TokenTally()
+
+    def kind(rows: int, **changed: Any) -> batch.Kind:
+        stats = TokenStats.from_losses(
+            torch.rand(rows, 20), torch.zeros(rows, 20).long(), torch.ones(rows, 20), vocab_size=3
+        )
+        settings = Settings(2, 8, whole_sequences=True, token_bytes=None, wants_valid=False)
+        return batch.kind_of(tally._state(), replace(stats, **changed), Given(0, 0, 0, None, None, None), settings)
+
+    assert kind(2) == kind(5) and kind(2) != kind(2, **OTHERS[other])
 
 
 @pytest.mark.parametrize("state", [name for name in State._fields if name != "extra_sums"])
@@ -155,13 +187,18 @@ def test_kernels_that_cannot_be_run_are_not_taken() -> None:
 
 
 def test_the_proof_is_made_once_and_not_within_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph under capture cannot wait; the next batch outside it can."""
-    asked: list[Any] = []
-    device = torch.device("cuda", 7)
+    """A graph under capture cannot wait; the next batch outside it can. After a failure no other kind is tried."""
+    asked: list[batch.Kind] = []
+    full = counting_tasks.FULL._replace(device=torch.device("cuda", 7))
+    stats = SimpleNamespace(nll=SimpleNamespace(device=full.device))
     monkeypatch.setattr(batch, "_proved", {})
-    monkeypatch.setattr(batch, "_prove", lambda device: asked.append(device) or "kernels")
+    monkeypatch.setattr(batch, "_given_up", set())
+    monkeypatch.setattr(batch, "kind_of", lambda *given: full)
+    monkeypatch.setattr(batch, "_prove", lambda kind: asked.append(kind) or "kernels")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert batch.kernels_on(device) is None
+    assert batch.kernels_for(None, stats, None, None) is None
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert batch.kernels_on(device) == batch.kernels_on(device) == "kernels"
-    assert asked == [device]
+    assert [batch.kernels_for(None, stats, None, None) for _ in range(2)] == ["kernels"] * 2
+    assert asked == [full]
+    batch._given_up.add(full.device)
+    assert batch.kernels_for(None, stats, None, None) is None

@@ -1,8 +1,8 @@
 """One launch measures a batch on CUDA: each logit is read once, and no logits-sized memory is taken.
 
 Triton itself is imported, and the program compiled, at the first batch. A program that a compiler or a driver gets wrong would
-give wrong numbers that look plausible: so the first batch on a device is preceded by a few small ones, which the program and the
-reference both measure. Where the program fails or differs, ``measure`` says so once and leaves all batches to the reference.
+give wrong numbers that look plausible: so the first batch of a kind (dtype, mask, shift, …) is preceded by two of a few rows, which
+the program and the reference both measure. Where the program fails or differs, ``measure`` says so once and leaves all batches to the reference.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MIN_ROUNDS = 8  # the end of a row costs a warp what five rounds of the loop do,
 MAX_WARPS = 4  # training has thousands of rows: a longer row needs more rounds, not more warps
 
 _broken = False  # set where Triton failed on this machine
-_proved: set[torch.device] = set()
+_proved: set[tuple[object, ...]] = set()  # what decides which program is compiled
 
 
 class Columns(NamedTuple):
@@ -82,10 +82,14 @@ def measure(
     if not targets.numel():
         return columns
     try:
-        if not required and logits.device not in _proved:
+        flags = (mask is not None, ignore_index, shift, entropy)
+        kind = (logits.device, logits.dtype, shape_of_program(logits.shape[-1] * logits.element_size()), *flags)
+        if not required and kind not in _proved:
             if logits.is_cuda and torch.cuda.is_current_stream_capturing():
                 return None  # to compare is to wait, which a graph under capture cannot
-            _prove(logits.device)
+            for vocab in (logits.shape[-1], logits.shape[-1] + 1):  # rows of other alignments
+                _prove(logits.device, logits.dtype, vocab, *flags)
+            _proved.add(kind)
         _launch(logits, targets, mask, columns, ignore_index, shift)
     except Exception as error:
         if required:
@@ -101,21 +105,41 @@ def measure(
     return columns
 
 
-def _prove(device: torch.device) -> None:
-    """Compare with the reference, once, on every dtype, rows of any alignment, ties, and what is not finite."""
-    for dtype in DTYPES:
-        for vocab in (1003, 1024):
-            index = torch.arange(12 * vocab, device=device)
-            logits = ((index * 7919 % 1009).view(3, 4, vocab).float() / 53).to(dtype)
-            logits[0, 1, 5], logits[0, 2, 9], logits[1, 0, 3:70], logits[2, 2] = torch.nan, torch.inf, -torch.inf, 0.25
-            targets = index[:12].view(3, 4) * 83 % vocab
-            columns = _outputs(logits, entropy=True)
-            _launch(logits, targets, None, columns, None, False)
-            expected = eager.measure(logits, targets.flatten(), entropy=True)
-            wrong = [name for name, value in expected._asdict().items() if not _agree(getattr(columns, name), value)]
-            if wrong:
-                raise ArithmeticError(f"{', '.join(wrong)} of a few small {dtype} logits differ from the reference's")
-    _proved.add(device)
+def _prove(
+    device: torch.device,
+    dtype: torch.dtype,
+    vocab: int,
+    masked: bool,
+    ignore_index: int | None,
+    shift: bool,
+    entropy: bool,
+) -> None:
+    """Compare with the reference on a few rows, with ties, and what is not finite, among them; raise where it differs."""
+    index = torch.arange(8 * vocab, device=device)
+    logits = ((index * 7919 % 1009).view(2, 4, vocab).float() / 53).to(dtype)
+    logits[0, 1, 5 % vocab], logits[0, 2, 9 % vocab] = torch.nan, torch.inf
+    logits[1, 0, 3:70], logits[1, 2] = -torch.inf, 0.25
+    targets = index[:8].view(2, 4) * 83 % vocab
+    if ignore_index is not None:
+        targets[0, 3] = ignore_index
+    mask = index[:8].view(2, 4) != 5 if masked else None
+    columns = _outputs(logits, entropy)
+    _launch(logits, targets, mask, columns, ignore_index, shift)
+    if shift:
+        targets, mask = targets.roll(-1, 1), None if mask is None else mask.roll(-1, 1)
+    scored = (targets >= 0) & (targets < vocab) & (targets != (-1 if ignore_index is None else ignore_index))
+    if mask is not None:
+        scored = scored & mask
+    if shift:
+        scored[:, -1] = False
+    expected = eager.measure(logits, torch.where(scored, targets, 0).flatten(), entropy)._asdict()
+    expected["nll"] = torch.where(scored.flatten(), expected["nll"], 0.0)
+    expected |= {"scored": scored.flatten(), "targets": targets.flatten()}
+    wrong = [
+        name for name, value in expected.items() if value is not None and not _agree(getattr(columns, name), value)
+    ]
+    if wrong:
+        raise ArithmeticError(f"{', '.join(wrong)} of a few rows of {dtype} logits differ from the reference's")
 
 
 def _agree(one: Tensor, two: Tensor) -> bool:
