@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pplmon.tally.triton import programs
+from pplmon.tally.triton import close_sequences, count, cut, finish
 
 ARCHITECTURES = (90, 80)
 FLOATS, MASKS = ("nll_", "top_"), ("scored_", "invalid_", "crosses_", "correct_", "valid_", "crosses")
@@ -27,7 +27,7 @@ def signature(kernel: Any) -> tuple[dict[str, str], dict[tuple[int, ...], Any]]:
             types[name] = "*fp32"
         elif name in MASKS:
             types[name] = "*u8"
-        elif name == "sequences" or (name == "of_sequences" and kernel is programs.finish):
+        elif name == "sequences" or (name == "of_sequences" and kernel is finish):
             types[name] = "i32"
         else:
             types[name] = SCALARS.get(name, "*i64")
@@ -35,7 +35,7 @@ def signature(kernel: Any) -> tuple[dict[str, str], dict[tuple[int, ...], Any]]:
 
 
 for architecture in ARCHITECTURES:
-    for kernel in (programs.cut, programs.count, programs.close_sequences, programs.finish):
+    for kernel in (cut, count, close_sequences, finish):
         types, values = signature(kernel)
         source = ASTSource(kernel, types, constexprs=values)
         compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32))

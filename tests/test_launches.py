@@ -63,7 +63,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Take CPU tensors for a GPU's, and note launches."""
     names: list[str] = []
     for name in ("cut", "count", "close_sequences", "finish"):
-        monkeypatch.setattr(triton.programs, name, Kernel(name, names))
+        monkeypatch.setattr(triton, name, Kernel(name, names))
     monkeypatch.setattr(batch, "kernels_for", lambda *given: triton)
     monkeypatch.setattr(measuring, "fits", lambda logits: True)
     monkeypatch.setattr(measuring, "_proved", set())

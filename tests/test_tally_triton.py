@@ -129,9 +129,9 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
 
 def test_a_batch_of_another_size_compiles_nothing() -> None:
     """Triton specializes in nothing that a batch changes: not in alignments, not in a step that outgrows int32 by its shift."""
-    from pplmon.tally.triton import programs
+    from pplmon.tally.triton import close_sequences, count, cut, finish
 
-    for kernel in (programs.cut, programs.count, programs.close_sequences, programs.finish):
+    for kernel in (cut, count, close_sequences, finish):
         special = [p.name for p in kernel.params if not p.is_constexpr and not p.do_not_specialize]
         assert special == [], kernel.__name__
 

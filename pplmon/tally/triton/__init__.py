@@ -20,7 +20,8 @@ from torch import Tensor
 from pplmon import cells
 from pplmon.tally.count import ROUNDING
 from pplmon.tally.given import Given, Settings, State
-from pplmon.tally.triton import programs
+from pplmon.tally.triton.counting import close_sequences, count, cut
+from pplmon.tally.triton.finishing import finish
 from pplmon.tokens import TokenStats
 
 WIDTH = 1024  # tokens, or sequences, of a program: its K worst then take K reductions over one block
@@ -67,7 +68,7 @@ def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Te
     whole, none = settings.token_bytes, stats.nll  # what is missing has an address that is not read
     with torch.cuda.device_of(stats.nll):  # type: ignore[no-untyped-call]
         if packed:
-            programs.cut[(rows,)](
+            cut[(rows,)](
                 given.documents,
                 scratch.first,
                 scratch.crosses,
@@ -75,7 +76,7 @@ def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Te
                 SHIFT=stats.shift,
                 WIDTH=min(WIDTH, triton.next_power_of_2(length)),
             )
-        programs.count[(of_tokens,)](
+        count[(of_tokens,)](
             stats.nll,
             _bytes(stats.scored),
             _bytes(stats.invalid),
@@ -108,7 +109,7 @@ def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Te
             WIDTH=WIDTH,
         )
         if has_sequences:
-            programs.close_sequences[(of_sequences,)](
+            close_sequences[(of_sequences,)](
                 scratch.of_sequences,
                 state.sums,
                 state.maxima,
@@ -119,7 +120,7 @@ def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Te
                 WIDTH=WIDTH,
             )
         columns = state.token_rows.shape[1]
-        programs.finish[(2,)](
+        finish[(2,)](
             stats.nll,
             _bytes(stats.scored),
             scratch.crosses,
