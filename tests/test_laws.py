@@ -23,8 +23,8 @@ from pplmon.tally.arrays import OnTorch
 from tests.reference import rows_of
 
 LENGTH = 9
-# What a token may cost. Sick, beyond the cap, at a bucket's edge, subnormal, and many ties among them.
-LOSSES = [0.0, 1e-42, 2.0**-20, 0.1, 1.0, 1.0, 2.5, 2.5, 17.3, 1023.9999, 1024.0, 3e38, math.nan, math.inf]
+# What a token may cost. Sick, beyond the cap, at a bucket's edge, half a unit, subnormal, and many ties among them.
+LOSSES = [0.0, 1e-42, 2.0**-33, 2.0**-20, 0.1, 1.0, 1.0, 2.5, 2.5, 17.3, 1023.9999, 1024.0, 3e38, math.nan, math.inf]
 
 
 @st.composite
