@@ -72,12 +72,8 @@ class TokenTally(States):
             )
         check_kernel(kernel)
         super().__init__(top_k, context, inputs.check_extras(extras), process_group=process_group, **kwargs)
-        self.ignore_index, self.shift, self.context_parallel, self.kernel = (
-            ignore_index,
-            shift,
-            context_parallel,
-            kernel,
-        )
+        self.ignore_index, self.shift, self.kernel = ignore_index, shift, kernel
+        self.context_parallel = context_parallel
         self.top_k, self.context, self.min_sequence_tokens = top_k, context, min_sequence_tokens
         self.needs_entropy = any(getattr(extra, "needs_entropy", False) for extra in self.extras)
         self.register_buffer("token_bytes", inputs.byte_table(token_bytes), persistent=False)

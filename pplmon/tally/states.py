@@ -91,9 +91,10 @@ class States(Metric):
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Put the group's totals in place of this rank's (``torchmetrics.Metric.sync``), with three collectives."""
-        own = self._writable()
+        own, already = self._writable(), self._is_synced
         super().sync(*args, **kwargs)
-        self._before_sync = own if self._is_synced else None
+        if self._is_synced and not already:
+            self._before_sync = own
         if self._is_synced and not self._for_numbers:
             self._set_state(gather_rows(self.local_totals(), self.group, self.sums.device, self._columns))
 

@@ -29,7 +29,6 @@ MOST_TOKENS = 2**20  # the key of a sequence holds its number beside its mean lo
 MOST_ROWS = 64  # rows are compared in pairs, in one program's registers
 # Of the rows kept and those found, in the same registers: 8 rows take a context of 508, and 64 of 60.
 MOST_CELLS = 2**14
-_MISSING = ("sequences", "correct", "top_probability", "vocab", "bytes")
 
 
 class Scratch(NamedTuple):
@@ -182,7 +181,7 @@ def _scratch(state: State, packed: int, sequences: int, programs: int) -> Scratc
 
 
 def _missing(stats: TokenStats, has_sequences: bool, token_bytes: Tensor | None) -> int:
-    """One bit for each of ``_MISSING``, whose maxima stand in this order."""
+    """One bit for each of the maxima from ``sequences_missing`` on, in their order."""
     known = (has_sequences or None, stats.correct, stats.top_probability, stats.vocab_size, token_bytes)
     return sum(1 << bit for bit, value in enumerate(known) if value is None)
 
