@@ -231,12 +231,10 @@ def _nats(given: Tensor, vocab_size: int | None = None) -> Tensor:
 def _scored(
     targets: Tensor, mask: Tensor | None, ignore_index: int | None, vocab_size: int | None
 ) -> tuple[Tensor, Tensor]:
-    wanted = torch.ones_like(targets, dtype=torch.bool)
-    if ignore_index is not None:
-        wanted = targets != ignore_index
+    wanted = torch.ones_like(targets, dtype=torch.bool) if ignore_index is None else targets != ignore_index
     if mask is not None:
-        wanted = wanted & mask.reshape(-1).to(targets.device)
-    inside = targets >= 0
+        wanted &= mask.reshape(-1).to(targets.device)
+    scored = wanted & (targets >= 0)
     if vocab_size is not None:
-        inside = inside & (targets < vocab_size)
-    return wanted & inside, wanted & ~inside
+        scored &= targets < vocab_size
+    return scored, wanted ^ scored

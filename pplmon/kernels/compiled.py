@@ -108,23 +108,16 @@ def _finite(top: Tensor) -> Tensor:
 def _partials(loop: Loop, logits: Tensor, targets: Tensor, entropy: bool) -> Partials:
     count, vocab = targets.numel(), logits.shape[-1]
     limit = CHUNK_LOGITS if logits.device.type == "cpu" else eager.ACCELERATOR_LOGITS
-    # Not the default dtype: in a step of bf16-true training that is bfloat16.
-    top, rest = (torch.empty(count, dtype=torch.float32, device=logits.device) for _ in range(2))
-    index = torch.empty(count, dtype=torch.int64, device=logits.device)
-    weighted = torch.empty_like(top) if entropy else None
-    for start, chunk in _chunks(logits, max(eager.MIN_ROWS, min(limit // vocab, count // SHARE))):
-        size = chunk.shape[0]
-        if size == 1:  # a size of 1 would be compiled for itself, and a lone row summed in other bits
-            chunk = chunk.repeat(2, 1)
-        for column, part in zip((top, index, rest, weighted), _of_chunk(loop, chunk)):
-            if column is not None and part is not None:
-                column[start : start + size] = part[:size]
+    height = max(eager.MIN_ROWS, min(limit // vocab, count // SHARE))
+    top, index, rest, *weighted = map(torch.cat, zip(*(_of_chunk(loop, chunk) for chunk in _chunks(logits, height))))
     gap = top - logits.gather(-1, targets.view(*logits.shape[:-1], 1)).reshape(-1)
-    return Partials(top, index, gap, rest, weighted)
+    return Partials(top, index, gap, rest, weighted[0] if weighted else None)
 
 
-def _of_chunk(loop: Loop, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return top, argmax, rest and weighted of ``chunk`` [n, V]: the argmax's block again without it, and all other blocks."""
+def _of_chunk(loop: Loop, chunk: Tensor) -> tuple[Tensor, ...]:
+    """Return top, argmax, rest and, with entropy, weighted of ``chunk`` [n, V]: the argmax's block without it, and the others."""
+    if chunk.shape[0] == 1:  # a size of 1 would be compiled for itself, and a lone row summed in other bits
+        return tuple(part[:1] for part in _of_chunk(loop, chunk.repeat(2, 1)))
     vocab = chunk.shape[1]
     whole = vocab - vocab % BLOCK
     tops, *sums = _run(loop, _blocks(chunk))
@@ -139,26 +132,24 @@ def _of_chunk(loop: Loop, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
     below = (tops - top).scatter_(1, block, -torch.inf)
     scale, power = below.exp(), near.exp()
     rest = (scale * sums[0]).sum(-1) + power.sum(-1)
-    weighted = None
-    if len(sums) == 2:
-        others = scale * (sums[1] + below.clamp_min(LOWEST) * sums[0])
-        weighted = others.sum(-1) + (near.clamp_min(LOWEST) * power).sum(-1)
-    return top.squeeze(1), columns.gather(1, place).squeeze(1), rest, weighted
+    measured = (top.squeeze(1), columns.gather(1, place).squeeze(1), rest)
+    if len(sums) == 1:
+        return measured
+    others = scale * (sums[1] + below.clamp_min(LOWEST) * sums[0])
+    return *measured, others.sum(-1) + (near.clamp_min(LOWEST) * power).sum(-1)
 
 
 def _blocks(chunk: Tensor) -> Tensor:
     """Look at [n, V] as [n, K, BLOCK], without the last V % BLOCK columns."""
-    return chunk[:, : chunk.shape[1] // BLOCK * BLOCK].view(chunk.shape[0], -1, BLOCK)
+    return chunk[:, : chunk.shape[1] // BLOCK * BLOCK].view(chunk.shape[0], chunk.shape[1] // BLOCK, BLOCK)
 
 
-def _chunks(logits: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first row, [n, V]) over the rows of ``logits``, never a copy: ``eager`` may copy a strided chunk, this need not."""
+def _chunks(logits: Tensor, rows: int) -> Iterator[Tensor]:
+    """Yield the rows of ``logits``, some [n, V] at a time, never a copy: ``eager`` may copy a strided chunk, this need not."""
     if logits.dim() == 2:
-        for start in range(0, logits.shape[0], rows):
-            yield start, logits[start : start + rows]
+        yield from torch.split(logits, rows)
     elif logits.stride(0) == logits.shape[1] * logits.stride(1):
         yield from _chunks(logits.view(-1, logits.shape[-1]), rows)
     else:
-        for index, sequence in enumerate(logits):
-            for start, chunk in _chunks(sequence, rows):
-                yield index * logits.shape[1] + start, chunk
+        for sequence in logits:
+            yield from _chunks(sequence, rows)

@@ -67,29 +67,22 @@ def partials(logits: Tensor, targets: Tensor, entropy: bool = False) -> Partials
     """Return the partials of ``logits`` [..., V], V ≥ 1, for ``targets`` [N], which are columns of them."""
     count, vocab = targets.numel(), logits.shape[-1]
     wide = logits.dtype if logits.dtype == torch.float64 else torch.float32
-    top, rest = (torch.empty(count, dtype=wide, device=logits.device) for _ in range(2))
-    index = torch.empty(count, dtype=torch.int64, device=logits.device)
-    weighted = torch.empty_like(top) if entropy else None
     buffers = 2 if entropy else 1
     height = max(MIN_ROWS, (CHUNK_LOGITS if logits.device.type == "cpu" else ACCELERATOR_LOGITS) // vocab)
     height = min(height, max(LEAST_ROWS, LEAST_LOGITS // vocab, count // (SHARE * buffers)))
     # One buffer for all chunks: new memory for each costs more than the arithmetic.
     size = _whole_vectors(max(2, min(height, count)) * vocab)
-    scratch = torch.zeros(buffers, size, dtype=wide, device=logits.device)
-    for start, chunk in _chunks(logits, height):
-        rows = slice(start, start + chunk.shape[0])
-        size = rows.stop - rows.start
-        if size == 1:  # torch sums a lone row over several threads, which gives other bits
-            chunk = chunk.expand(2, vocab)
-        for column, part in zip((top, index, rest, weighted), _of_chunk(chunk, scratch)):
-            if column is not None and part is not None:
-                column[rows] = part[:size]
+    scratch = torch.empty(buffers, size, dtype=wide, device=logits.device)
+    pieces = [_of_chunk(chunk, scratch) for chunk in _chunks(logits, height)]
+    top, index, rest, *weighted = pieces[0] if len(pieces) == 1 else map(torch.cat, zip(*pieces))
     gap = top - logits.gather(-1, targets.view(*logits.shape[:-1], 1)).reshape(-1)
-    return Partials(top, index, gap, rest, weighted)
+    return Partials(top, index, gap, rest, weighted[0] if weighted else None)
 
 
-def _of_chunk(chunk: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _of_chunk(chunk: Tensor, scratch: Tensor) -> tuple[Tensor, ...]:
     """Return top, argmax, rest and, where there are two scratches, weighted of ``chunk`` [n, V]."""
+    if chunk.shape[0] == 1:  # torch sums a lone row over several threads, which gives other bits
+        return tuple(part[:1] for part in _of_chunk(chunk.expand(2, -1), scratch))
     flat = scratch[:, : _whole_vectors(chunk.numel())]
     x = flat[0, : chunk.numel()].view(chunk.shape)
     wide = chunk if chunk.dtype == scratch.dtype else x.copy_(chunk)
@@ -99,10 +92,8 @@ def _of_chunk(chunk: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     # On a CPU exp2 takes a third of the time of exp; the product's rounding adds at most 1e-7·(top − x) to a term's own.
     power = torch.exp2(flat[0], out=flat[-1])[: chunk.numel()].view(chunk.shape).scatter_(1, index, 0.0)
     rest = power.sum(-1)
-    weighted = None
-    if scratch.shape[0] == 2:
-        weighted = x.clamp_min_(LOWEST).mul_(power).sum(-1).div_(LOG2_E)
-    return top.squeeze(1), index.squeeze(1), rest, weighted
+    measured = (top.squeeze(1), index.squeeze(1), rest)
+    return measured if scratch.shape[0] == 1 else (*measured, x.clamp_min_(LOWEST).mul_(power).sum(-1).div_(LOG2_E))
 
 
 def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,13 +101,18 @@ def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
 
     ``amax`` runs at the speed of a read and ``max`` does not: so the blocks' maxima first, and then the one block that is first
     to have the largest. The last block may overlap its neighbour, where no maximum can be that is not the neighbour's, too.
+    Short rows are not worth so many calls; numpy's argmax, on one thread, is as fast as ``amax``, and a NaN comes first there, too.
     """
     vocab = x.shape[1]
     if vocab < 4 * BLOCK:
-        top, index = x.max(dim=-1, keepdim=True)
-        return top, index
+        if x.device.type != "cpu":
+            top, index = x.max(dim=-1, keepdim=True)
+            return top, index
+        index = torch.empty(x.shape[0], 1, dtype=torch.int64)
+        x.numpy().argmax(-1, out=index.numpy()[:, 0])
+        return x.gather(1, index), index
     whole = vocab - vocab % BLOCK
-    maxima = x[:, :whole].view(x.shape[0], -1, BLOCK).amax(-1)
+    maxima = x[:, :whole].view(x.shape[0], whole // BLOCK, BLOCK).amax(-1)
     if whole < vocab:
         maxima = torch.cat((maxima, x[:, whole:].amax(-1, keepdim=True)), dim=1)
     top, block = maxima.max(dim=-1, keepdim=True)
@@ -135,20 +131,17 @@ def _whole_vectors(count: int) -> int:
     return -(-count // step) * step
 
 
-def _chunks(logits: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield (first row, [n, V]) over the rows of ``logits``; only a strided chunk is ever copied, never the whole."""
+def _chunks(logits: Tensor, rows: int) -> Iterator[Tensor]:
+    """Yield the rows of ``logits``, some [n, V] at a time; only a strided chunk is ever copied, never the whole."""
     if logits.dim() == 2:
-        for start in range(0, logits.shape[0], rows):
-            yield start, logits[start : start + rows]
+        yield from torch.split(logits, rows)  # one chunk of none, where there is no row
         return
-    sequences, length, vocab = logits.shape
-    if logits.stride(0) == length * logits.stride(1):
-        yield from _chunks(logits.view(-1, vocab), rows)
+    _, length, vocab = logits.shape
+    if logits.stride(0) == length * logits.stride(1) or not logits.numel():
+        yield from _chunks(logits.reshape(-1, vocab), rows)
     elif length >= rows:
-        for index in range(sequences):
-            for start, chunk in _chunks(logits[index], rows):
-                yield index * length + start, chunk
+        for sequence in logits:
+            yield from _chunks(sequence, rows)
     else:
-        step = rows // max(length, 1)
-        for index in range(0, sequences, step):
-            yield index * length, logits[index : index + step].reshape(-1, vocab)
+        for some in torch.split(logits, rows // length):
+            yield some.reshape(-1, vocab)
