@@ -132,8 +132,11 @@ def test_chunks_and_threads_do_not_show(vocab: int, entropy: bool, monkeypatch: 
 
 # Around 4 blocks, the fewest that are looked at as blocks, and with a last one that is whole, a single logit, or all but one.
 @pytest.mark.parametrize("vocab", [4 * eager.BLOCK + extra for extra in (-1, 0, 1, eager.BLOCK - 1, eager.BLOCK)])
-def test_the_argmax_of_blocks_is_that_of_rows(vocab: int) -> None:
-    """A maximum, a tie or a NaN is found at the index at which ``max`` finds it, wherever it stands."""
+@pytest.mark.parametrize("threads", [eager.FEW_THREADS, 1000])
+def test_the_argmax_is_that_of_rows(vocab: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By numpy and by blocks a maximum, a tie or a NaN is found at the index at which ``max`` finds it, wherever it stands."""
+    monkeypatch.setattr(eager, "SHORT_ROW", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     edges = [
         0,
         1,

@@ -6,7 +6,7 @@ Shapes: B sequences, T positions, N = B·T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ ACCELERATOR_LOGITS = 2**24  # there a call costs as much as reading so many
 # The buffer is at most a 48th of the rows, 4 % of bf16 logits, but no smaller than is fast on a CPU: 1 MiB, or four rows.
 SHARE, LEAST_LOGITS, LEAST_ROWS = 48, 2**18, 4
 BLOCK = 128  # logits that share a maximum, for the argmax
+SHORT_ROW, FEW_THREADS = 4096, 2  # where numpy, on one thread, finds the argmax in less time than torch on all
 LOG2_E = math.log2(math.e)
 LOWEST = -1e4  # exp of it is 0 in fp64, too, and 0·LOWEST is 0, where 0·(−inf) is NaN
 
@@ -67,50 +68,56 @@ def partials(logits: Tensor, targets: Tensor, entropy: bool = False) -> Partials
     """Return the partials of ``logits`` [..., V], V ≥ 1, for ``targets`` [N], which are columns of them."""
     count, vocab = targets.numel(), logits.shape[-1]
     wide = logits.dtype if logits.dtype == torch.float64 else torch.float32
-    buffers = 2 if entropy else 1
+    buffers = 2 if entropy else 1  # of x, and of exp(x) where x is needed again
     height = max(MIN_ROWS, (CHUNK_LOGITS if logits.device.type == "cpu" else ACCELERATOR_LOGITS) // vocab)
     height = min(height, max(LEAST_ROWS, LEAST_LOGITS // vocab, count // (SHARE * buffers)))
-    # One buffer for all chunks: new memory for each costs more than the arithmetic.
+    # The same for all chunks: new memory for each costs more than the arithmetic.
     size = _whole_vectors(max(2, min(height, count)) * vocab)
-    scratch = torch.empty(buffers, size, dtype=wide, device=logits.device)
+    scratch = [torch.empty(size, dtype=wide, device=logits.device) for _ in range(buffers)]
     pieces = [_of_chunk(chunk, scratch) for chunk in _chunks(logits, height)]
     top, index, rest, *weighted = pieces[0] if len(pieces) == 1 else map(torch.cat, zip(*pieces))
     gap = top - logits.gather(-1, targets.view(*logits.shape[:-1], 1)).reshape(-1)
     return Partials(top, index, gap, rest, weighted[0] if weighted else None)
 
 
-def _of_chunk(chunk: Tensor, scratch: Tensor) -> tuple[Tensor, ...]:
-    """Return top, argmax, rest and, where there are two scratches, weighted of ``chunk`` [n, V]."""
+def _of_chunk(chunk: Tensor, scratch: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return top, argmax, rest and, where there are two buffers, weighted of ``chunk`` [n, V]."""
     if chunk.shape[0] == 1:  # torch sums a lone row over several threads, which gives other bits
         return tuple(part[:1] for part in _of_chunk(chunk.expand(2, -1), scratch))
-    flat = scratch[:, : _whole_vectors(chunk.numel())]
-    x = flat[0, : chunk.numel()].view(chunk.shape)
-    wide = chunk if chunk.dtype == scratch.dtype else x.copy_(chunk)
+    count = chunk.numel()
+    flat, terms = (buffer[: _whole_vectors(count)] for buffer in (scratch[0], scratch[-1]))
+    x = flat[:count].view(chunk.shape)
+    wide = chunk if chunk.dtype == x.dtype else x.copy_(chunk)
     top, index = argmax(wide)
     torch.sub(wide, top, out=x)
-    flat[0].mul_(LOG2_E)
+    flat.mul_(LOG2_E)
     # On a CPU exp2 takes a third of the time of exp; the product's rounding adds at most 1e-7·(top − x) to a term's own.
-    power = torch.exp2(flat[0], out=flat[-1])[: chunk.numel()].view(chunk.shape).scatter_(1, index, 0.0)
-    rest = power.sum(-1)
-    measured = (top.squeeze(1), index.squeeze(1), rest)
-    return measured if scratch.shape[0] == 1 else (*measured, x.clamp_min_(LOWEST).mul_(power).sum(-1).div_(LOG2_E))
+    power = torch.exp2(flat, out=terms)[:count].view(chunk.shape).scatter_(1, index, 0.0)
+    measured = (top.squeeze(1), index.squeeze(1), power.sum(-1))
+    return measured if len(scratch) == 1 else (*measured, x.clamp_min_(LOWEST).mul_(power).sum(-1).div_(LOG2_E))
 
 
 def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the maximum and the lowest index that has it, [n, 1], of [n, V]: ``x.max(-1)``, in a tenth of its time.
+    """Return the maximum and the lowest index that has it, [n, 1], of [n, V]: ``x.max(-1)``, in a tenth of its time."""
+    if x.device.type == "cpu" and (x.shape[1] < SHORT_ROW or torch.get_num_threads() <= FEW_THREADS):
+        index = torch.empty(x.shape[0], 1, dtype=torch.int64)
+        x.numpy().argmax(
+            -1, out=index.numpy()[:, 0]
+        )  # at the speed of a read, on one thread; a NaN is the largest there, too
+        return x.gather(1, index), index
+    if x.shape[1] < 4 * BLOCK:
+        top, index = x.max(dim=-1, keepdim=True)
+        return top, index
+    return _argmax_of_blocks(x)
 
-    ``amax`` runs at the speed of a read and ``max`` does not: so the blocks' maxima first, and then the one block that is first
-    to have the largest. The last block may overlap its neighbour, where no maximum can be that is not the neighbour's, too.
-    Short rows are not worth so many calls; numpy's argmax, on one thread, is as fast as ``amax``, and a NaN comes first there, too.
+
+def _argmax_of_blocks(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Look for the largest of the blocks' maxima, and then within the first block that has it.
+
+    ``amax`` runs at the speed of a read and ``max`` does not. The last block may overlap its neighbour, where no maximum can be
+    that is not the neighbour's, too.
     """
     vocab = x.shape[1]
-    if vocab < 4 * BLOCK:
-        if x.device.type != "cpu":
-            top, index = x.max(dim=-1, keepdim=True)
-            return top, index
-        index = torch.empty(x.shape[0], 1, dtype=torch.int64)
-        x.numpy().argmax(-1, out=index.numpy()[:, 0])
-        return x.gather(1, index), index
     whole = vocab - vocab % BLOCK
     maxima = x[:, :whole].view(x.shape[0], whole // BLOCK, BLOCK).amax(-1)
     if whole < vocab:
