@@ -141,7 +141,8 @@ def _whole_vectors(count: int) -> int:
 def _chunks(logits: Tensor, rows: int) -> Iterator[Tensor]:
     """Yield the rows of ``logits``, some [n, V] at a time; only a strided chunk is ever copied, never the whole."""
     if logits.dim() == 2:
-        yield from torch.split(logits, rows)  # one chunk of none, where there is no row
+        for start in range(0, max(logits.shape[0], 1), rows):  # one chunk of none, where there is no row
+            yield logits[start : start + rows]
         return
     _, length, vocab = logits.shape
     if logits.stride(0) == length * logits.stride(1) or not logits.numel():
