@@ -171,10 +171,13 @@ def tally_counts(rank: int) -> dict[str, int]:
     second = tally.compute()["tokens"].item()
     tally.sync()
     state = tally.state_dict()
+    tally.sync(should_sync=False)
+    again = all(torch.equal(tally.state_dict()[name], part) for name, part in state.items())
     tally.unsync()
     fresh = TokenTally()
     fresh.load_state_dict(state)  # on all ranks, as Lightning does
     return {
+        "as after one sync": again,
         "first": first,
         "second": second,
         "loaded": fresh.compute()["tokens"].item(),

@@ -35,8 +35,11 @@ class Accelerator(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("vocab", [7, 1000])  # without blocks, and with
-def test_measuring_needs_nothing_that_mps_lacks(vocab: int, dtype: torch.dtype) -> None:
+def test_measuring_needs_nothing_that_mps_lacks(
+    vocab: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither float64 nor a wait, from the logits to the tally's states."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)  # so that torch finds the argmax, as on a device
     logits, targets = torch.randn(3, 20, vocab).to(dtype), torch.randint(vocab, (3, 20))
     tally = pplmon.TokenTally()
     mask, documents = torch.rand(3, 20) < 0.9, torch.arange(20).expand(3, 20) // 10
@@ -60,6 +63,16 @@ def test_no_number_is_looked_at() -> None:
     logits, targets = torch.empty(3, 20, 1000, device="meta"), torch.empty(3, 20, dtype=torch.int64, device="meta")
     stats = token_stats(logits, targets, shift=True, entropy=True)
     assert stats.nll.device.type == "meta" and stats.nll.shape == stats.predicted.shape == stats.entropy.shape == (60,)
+
+
+def test_a_default_device_is_not_that_of_the_logits() -> None:
+    """Under ``torch.set_default_device`` what is made for logits on a CPU is made there."""
+    logits, targets, tally = torch.randn(3, 20, 50), torch.randint(50, (3, 20)), pplmon.TokenTally()
+    want = token_stats(logits, targets)
+    with torch.device("meta"):
+        got = token_stats(logits, targets, mask=torch.ones_like(targets, dtype=torch.bool), shift=False)
+        tally.update(logits, targets)
+    assert torch.equal(got.nll, want.nll) and tally.report().tokens == 60
 
 
 def test_pinned_memory_is_asked_of_the_host() -> None:

@@ -104,7 +104,7 @@ def test_states_stay_where_they_are() -> None:
     other.update(logits, targets)
     tally.load_state_dict(other.state_dict())
     tally.sync(distributed_available=lambda: True)
-    tally.sync(should_sync=False)  # as ``compute`` does where the user has synced
+    tally.sync(should_sync=False)  # torchmetrics does nothing here, and so do we
     assert states(tally) == states(other)
     tally.unsync()
     assert {name: getattr(tally, name).data_ptr() for name in before} == before

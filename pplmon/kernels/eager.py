@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,9 @@ ACCELERATOR_LOGITS = 2**24  # there a call costs as much as reading so many
 # The buffer is at most a 48th of the rows, 4 % of bf16 logits, but no smaller than is fast on a CPU: 1 MiB, or four rows.
 SHARE, LEAST_LOGITS, LEAST_ROWS = 48, 2**18, 4
 BLOCK = 128  # logits that share a maximum, for the argmax
-SHORT_ROW, FEW_THREADS = 4096, 2  # where numpy, on one thread, finds the argmax in less time than torch on all
+# numpy's argmax runs at the speed of a read, but on one thread, and copies rows that do not lie side by side. It takes less time
+# than torch's on up to FEW_THREADS + SHORT_ROW // V threads: fewer, the longer the rows.
+FEW_THREADS, SHORT_ROW = 2, 3000
 LOG2_E = math.log2(math.e)
 LOWEST = -1e4  # exp of it is 0 in fp64, too, and 0·LOWEST is 0, where 0·(−inf) is NaN
 
@@ -71,7 +74,7 @@ def partials(logits: Tensor, targets: Tensor, entropy: bool = False) -> Partials
     buffers = 2 if entropy else 1  # of x, and of exp(x) where x is needed again
     height = max(MIN_ROWS, (CHUNK_LOGITS if logits.device.type == "cpu" else ACCELERATOR_LOGITS) // vocab)
     height = min(height, max(LEAST_ROWS, LEAST_LOGITS // vocab, count // (SHARE * buffers)))
-    # The same for all chunks: new memory for each costs more than the arithmetic.
+    # The same buffers for all chunks: new memory for each costs more than the arithmetic.
     size = _whole_vectors(max(2, min(height, count)) * vocab)
     scratch = [torch.empty(size, dtype=wide, device=logits.device) for _ in range(buffers)]
     pieces = [_of_chunk(chunk, scratch) for chunk in _chunks(logits, height)]
@@ -81,30 +84,33 @@ def partials(logits: Tensor, targets: Tensor, entropy: bool = False) -> Partials
 
 
 def _of_chunk(chunk: Tensor, scratch: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return top, argmax, rest and, where there are two buffers, weighted of ``chunk`` [n, V]."""
-    if chunk.shape[0] == 1:  # torch sums a lone row over several threads, which gives other bits
-        return tuple(part[:1] for part in _of_chunk(chunk.expand(2, -1), scratch))
-    count = chunk.numel()
+    """Return top, argmax, rest and, where there are two buffers, weighted of the rows of ``chunk`` [n, V] or [b, t, V]."""
+    count, vocab = chunk.numel(), chunk.shape[-1]
+    if count == vocab:  # torch sums a lone row over several threads, which gives other bits
+        return tuple(part[:1] for part in _of_chunk(chunk.reshape(1, vocab).expand(2, vocab), scratch))
     flat, terms = (buffer[: _whole_vectors(count)] for buffer in (scratch[0], scratch[-1]))
-    x = flat[:count].view(chunk.shape)
-    wide = chunk if chunk.dtype == x.dtype else x.copy_(chunk)
+    x = flat[:count].view(count // vocab, vocab)
+    wide = chunk
+    if chunk.dim() == 3 or chunk.dtype != x.dtype:
+        x.view(chunk.shape).copy_(chunk)
+        wide = x
     top, index = argmax(wide)
     torch.sub(wide, top, out=x)
     flat.mul_(LOG2_E)
     # On a CPU exp2 takes a third of the time of exp; the product's rounding adds at most 1e-7·(top − x) to a term's own.
-    power = torch.exp2(flat, out=terms)[:count].view(chunk.shape).scatter_(1, index, 0.0)
+    power = torch.exp2(flat, out=terms)[:count].view(x.shape).scatter_(1, index, 0.0)
     measured = (top.squeeze(1), index.squeeze(1), power.sum(-1))
     return measured if len(scratch) == 1 else (*measured, x.clamp_min_(LOWEST).mul_(power).sum(-1).div_(LOG2_E))
 
 
 def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the maximum and the lowest index that has it, [n, 1], of [n, V]: ``x.max(-1)``, in a tenth of its time."""
-    if x.device.type == "cpu" and (x.shape[1] < SHORT_ROW or torch.get_num_threads() <= FEW_THREADS):
-        index = torch.empty(x.shape[0], 1, dtype=torch.int64)
-        x.numpy().argmax(
-            -1, out=index.numpy()[:, 0]
-        )  # at the speed of a read, on one thread; a NaN is the largest there, too
-        return x.gather(1, index), index
+    """Return the maximum and the lowest index that has it, [n, 1], of [n, V]: ``x.max(-1)``, in a fraction of its time."""
+    few = FEW_THREADS + SHORT_ROW // x.shape[1]
+    if x.device.type == "cpu" and x.is_contiguous() and torch.get_num_threads() <= few:
+        index = torch.empty(x.shape[0], 1, dtype=torch.int64, device=x.device)
+        with suppress(RuntimeError):  # some tensors hold no memory that numpy could read: under torch.func, fake ones
+            x.numpy().argmax(-1, out=index.numpy()[:, 0])  # a NaN is the largest here, too
+            return x.gather(1, index), index
     if x.shape[1] < 4 * BLOCK:
         top, index = x.max(dim=-1, keepdim=True)
         return top, index
@@ -139,7 +145,7 @@ def _whole_vectors(count: int) -> int:
 
 
 def _chunks(logits: Tensor, rows: int) -> Iterator[Tensor]:
-    """Yield the rows of ``logits``, some [n, V] at a time; only a strided chunk is ever copied, never the whole."""
+    """Yield the rows of ``logits``, some at a time, and never a copy: [n, V], or [b, t, V] of rows at uneven distances."""
     if logits.dim() == 2:
         for start in range(0, max(logits.shape[0], 1), rows):  # one chunk of none, where there is no row
             yield logits[start : start + rows]
@@ -151,5 +157,4 @@ def _chunks(logits: Tensor, rows: int) -> Iterator[Tensor]:
         for sequence in logits:
             yield from _chunks(sequence, rows)
     else:
-        for some in torch.split(logits, rows // length):
-            yield some.reshape(-1, vocab)
+        yield from torch.split(logits, rows // length)

@@ -93,9 +93,10 @@ class States(Metric):
         """Put the group's totals in place of this rank's (``torchmetrics.Metric.sync``), with three collectives."""
         own, already = self._writable(), self._is_synced
         super().sync(*args, **kwargs)
-        if self._is_synced and not already:
-            self._before_sync = own
-        if self._is_synced and not self._for_numbers:
+        if already or not self._is_synced:
+            return
+        self._before_sync = own
+        if not self._for_numbers:
             self._set_state(gather_rows(self.local_totals(), self.group, self.sums.device, self._columns))
 
     def unsync(self, *args: Any, **kwargs: Any) -> None:
