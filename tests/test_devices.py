@@ -70,7 +70,7 @@ def test_a_default_device_is_not_that_of_the_logits() -> None:
     logits, targets, tally = torch.randn(3, 20, 50), torch.randint(50, (3, 20)), pplmon.TokenTally()
     want = token_stats(logits, targets)
     with torch.device("meta"):
-        got = token_stats(logits, targets, mask=torch.ones_like(targets, dtype=torch.bool), shift=False)
+        got = token_stats(logits, targets)
         tally.update(logits, targets)
     assert torch.equal(got.nll, want.nll) and tally.report().tokens == 60
 

@@ -22,10 +22,11 @@ from pplmon import cells
 from pplmon.capture.batch import Targets, data_of, first_tensor, targets_of
 from pplmon.capture.modules import fitted, hugging_face_model, labels_given, logits_in, shifts_labels
 from pplmon.capture.observing import keep_out_of_graphs
+from pplmon.capture.pieces import Pieces
 from pplmon.capture.words import nothing_found
 from pplmon.overwritten import Overwritten
 from pplmon.tally import TokenTally
-from pplmon.tokens import TokenStats, shifted, token_stats
+from pplmon.tokens import TokenStats
 
 Logits = str | Callable[[Any, Any], Tensor]
 
@@ -46,8 +47,7 @@ class Capture:
         self._trials: dict[int, TokenTally] = {}
         self._batch: Any = None
         self._address: dict[str, int] = {}
-        self._pieces: list[TokenStats] = []
-        self._saw_whole = False
+        self._pieces = Pieces()
         self._whole: Callable[[], None] | None = None  # counts the pieces, if no whole call comes
         self._excuse: Exception | None = None  # why a way that was tried on the first batch failed
         self._leave_out: int | None = None
@@ -104,13 +104,13 @@ class Capture:
     def close(self) -> None:
         """Stop listening."""
         self._stage, self._tally, self._batch = None, None, None
-        self._trials, self._pieces = {}, []
+        self._trials, self._pieces = {}, Pieces()
 
     def batch(self, batch: Any, step: int, micro_batch: int) -> None:
         """A new batch begins."""
         self._batch = batch
         self._address = {"step": step, "micro_batch": min(micro_batch, 2**cells.MICRO_BITS - 1)}
-        self._pieces, self._whole, self._saw_whole = [], None, False
+        self._pieces, self._whole = Pieces(), None
 
     def end_batch(self, outputs: Any) -> None:
         """The step is over: look at what it returned, and after the first batch choose the way."""
@@ -128,9 +128,9 @@ class Capture:
             self._try(self._take_returned, outputs)
         if self._whole is not None:
             self._whole()
-        elif self._pieces:
+        elif self._pieces.begun:
             self._warn("pieces", "a hooked module gave logits for a part of the targets only; they are not counted")
-        self._pieces, self._whole, self._batch = [], None, None
+        self._pieces, self._whole, self._batch = Pieces(), None, None
         if chosen is None:
             self._choose()
 
@@ -190,9 +190,9 @@ class Capture:
             shift = shifts_labels(module)
         fit = fitted(logits, targets)
         if fit is not None:
-            self._pieces, self._whole = [], None  # what came in pieces before was another call (generation)
+            self._pieces.refuse()
+            self._whole = None
             self._count(way, fit, targets, shift, self._data(targets))
-            self._saw_whole = True
         elif not self._take_piece(way, logits, targets, shift):
             self._warn(
                 "shape",
@@ -202,31 +202,17 @@ class Capture:
 
     def _take_piece(self, way: int, logits: Tensor, targets: Tensor, shift: bool | None) -> bool:
         """Keep what a head gives that is applied to chunks of positions, to count it when all are there."""
-        if logits.dim() != 3 or targets.dim() != 2 or logits.shape[0] != targets.shape[0]:
-            return False
-        if self._saw_whole or logits.shape[1] < 2:  # one position at a time is generation
-            return False
-        start = sum(piece.batch_shape[1] for piece in self._pieces)
-        stop = start + logits.shape[1]
-        if stop > targets.shape[1]:
+        columns = self._pieces.columns_of(logits, targets)
+        if columns is None:
             return False
         assert self._stage is not None and self._tally is not None
         if self._chosen.get(self._stage, way) != way:
             return True
-        tally = self._tally
-        shifts = tally.shift if shift is None else shift
+        shift = self._tally.shift if shift is None else shift
         data = self._without_repeated(self._data(targets), targets)
-        mask = data.pop("mask", None)
-        if shifts:
-            targets, mask = shifted(targets, mask)
-        part = slice(start, stop)
-        mask = None if mask is None else mask[:, part]
-        how = (tally.ignore_index, mask, False, tally.needs_entropy, tally.kernel)
-        piece = token_stats(logits, targets[:, part], *how)
-        self._pieces.append(piece)
-        if stop == targets.shape[1]:
-            joined = TokenStats.join(self._pieces, shift=shifts)
-            self._whole = partial(self._count, way, joined, None, None, data)
+        whole = self._pieces.measure(logits, columns, targets, data.pop("mask", None), shift, self._tally)
+        if whole is not None:
+            self._whole = partial(self._count, way, whole, None, None, data)
         return True
 
     def _take_configured(self, outputs: Any) -> None:

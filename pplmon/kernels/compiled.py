@@ -141,11 +141,11 @@ def _of_chunk(loop: Loop, chunk: Tensor) -> tuple[Tensor, ...]:
 
 def _blocks(chunk: Tensor) -> Tensor:
     """Look at [n, V] as [n, K, BLOCK], without the last V % BLOCK columns."""
-    return chunk[:, : chunk.shape[1] // BLOCK * BLOCK].view(chunk.shape[0], chunk.shape[1] // BLOCK, BLOCK)
+    return chunk[:, : chunk.shape[1] // BLOCK * BLOCK].view(chunk.shape[0], -1, BLOCK)
 
 
 def _chunks(logits: Tensor, rows: int) -> Iterator[Tensor]:
-    """Yield the rows of ``logits``, some [n, V] at a time, never a copy: ``eager`` may copy a strided chunk, this need not."""
+    """Yield the rows of ``logits``, some at a time, and never a copy: always [n, V], which can be looked at as blocks."""
     if logits.dim() == 2:
         yield from torch.split(logits, rows)
     elif logits.stride(0) == logits.shape[1] * logits.stride(1):
