@@ -284,6 +284,15 @@ def test_logits_without_memory_of_their_own() -> None:
     assert fake.nll.shape == (20,)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_is_of_every_batch() -> None:
+    """``torch.jit.trace`` does not see numpy: the argmax of the traced batch would be that of all."""
+    targets = torch.randint(50, (20,))
+    traced = torch.jit.trace(lambda x: token_stats(x, targets).nll, (torch.randn(20, 50),))  # type: ignore[no-untyped-call]
+    logits = torch.randn(20, 50)
+    assert torch.equal(traced(logits), token_stats(logits, targets).nll)
+
+
 def test_no_tokens() -> None:
     """An empty batch is measured, and empty."""
     for shape in ((0, 5), (5, 0), (0,)):
