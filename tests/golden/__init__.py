@@ -1,0 +1,1 @@
+"""Fixed runs, and what they gave; see ``tests.golden_runs``."""
