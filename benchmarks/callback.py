@@ -1,6 +1,6 @@
 """What the callback costs the host in each optimizer step, beside an empty one and the glue that one writes in an afternoon.
 
-    python -m benchmarks.callback [--steps 300] [--rounds 5] [--out result.json]
+    python -m benchmarks.callback [--steps 300] [--rounds 5] [--out result.json] [--against CHECKOUT]
 
 The same small model is trained under a Lightning ``Trainer``, in turn with
 
@@ -12,6 +12,9 @@ The same small model is trained under a Lightning ``Trainer``, in turn with
 
 Figures are the median over rounds of a round's mean step (the logged ones among them), less that of the empty callback in the same
 round.
+
+``--against`` compares the callback of this checkout with that of another one (``git worktree add ../before COMMIT`` makes one), which
+is given as its folder: see ``benchmarks.turns``.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
 import pplmon
+from benchmarks import turns
 from benchmarks.machine import machine
 
 VOCAB, WIDTH, ROWS, LENGTH, LOGGED = 128, 16, 8, 64, 50
@@ -182,6 +186,13 @@ def measure(steps: int, rounds: int) -> dict[str, dict[str, float]]:
     }
 
 
+def quieten() -> None:
+    """Take one thread, and say nothing."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+
+
 def table(results: dict[str, dict[str, float]]) -> Table:
     """Return the figures, and their ratio to the glue that logs the same numbers."""
     shown = Table("", "µs a step", "of rounds", "of the glue", title="What is added to an optimizer step")
@@ -205,12 +216,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=300, help="counted steps of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the results as JSON")
+    parser.add_argument(
+        "--against", type=Path, metavar="CHECKOUT", help="compare with the callback of another checkout"
+    )
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    results = measure(options.steps, options.rounds)
-    Console().print(table(results))
+    results: dict[str, Any]
+    if options.against is not None:
+        results = turns.compare(options.against, options.steps, options.rounds)
+        Console().print(turns.table(results))
+    else:
+        quieten()
+        results = measure(options.steps, options.rounds)
+        Console().print(table(results))
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"machine": machine(), "µs": results}, indent=1) + "\n")

@@ -16,6 +16,7 @@ import argparse
 import ast
 import json
 import logging
+import os
 import sys
 import tempfile
 import warnings
@@ -33,6 +34,7 @@ import pplmon
 
 ROOT = Path(__file__).resolve().parent.parent
 DOOR = "pplmon"  # pplmon/__init__.py
+INSIDE = str(Path(pplmon.__file__).parent) + os.sep
 LEFT_OUT = {"tests", "docs", DOOR}
 VOCAB, ROWS, LENGTH = 50, 4, 64
 WARM = 4  # steps before the traced one
@@ -116,10 +118,7 @@ def _room(code: CodeType) -> str | None:
     """Return the room of a function of pplmon. A comprehension is none: from Python 3.12 on most are no functions."""
     if not code.co_filename.startswith(INSIDE) or code.co_name.endswith(("comp>", "genexpr>")):
         return None
-    return code.co_filename[len(INSIDE) :].replace("\\", "/").split("/")[0].removesuffix(".py")
-
-
-INSIDE = str(Path(pplmon.__file__).parent) + "/"
+    return Path(code.co_filename[len(INSIDE) :]).parts[0].removesuffix(".py")
 
 
 def through_monitor(where: str) -> Trail:

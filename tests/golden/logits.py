@@ -137,7 +137,7 @@ class Model(pl.LightningModule):
         return {"loss": loss, "logits": logits, "labels": batch["labels"]} if self.told == "returned" else loss
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:
-        """Train, with one bad batch."""
+        """Train."""
         return self.any_step(batch)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Any:
