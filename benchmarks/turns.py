@@ -3,8 +3,8 @@
     python -m benchmarks.callback --against CHECKOUT [--steps 300] [--rounds 5] [--out result.json]
 
 In each round a fresh process trains with the package of this checkout and one with that of the other, in an order that changes from
-round to round; both run the benchmark of this one. A round gives a ratio of what the callback adds to the step of an empty one, and a ratio of
-the whole steps. Intervals hold 95 %, as those of ``benchmarks.step``. A checkout against itself shows the noise.
+round to round; both run the benchmark of this one. A round gives a ratio of what the callback adds to the step of an empty one, and a
+ratio of the whole steps. Intervals hold 95 %, as those of ``benchmarks.step``. A checkout against itself shows the noise.
 """
 
 from __future__ import annotations
