@@ -140,9 +140,7 @@ class Totals:
 
     def __getitem__(self, cell: str) -> int:
         """Return one sum or maximum by its name in ``cells``."""
-        if cell in cells.SUMS:
-            return self.sums[cells.SUMS.index(cell)]
-        return self.maxima[cells.MAXIMA.index(cell)]
+        return (self.sums if cell in cells.SUMS else self.maxima)[cells.place(cell)]
 
     def silent(self) -> Totals:
         """Return these totals without what ranks told each other: a wish to stop must not outlive its run."""
