@@ -16,6 +16,7 @@ from torchmetrics import Metric
 
 from pplmon import cells
 from pplmon.report import Totals
+from pplmon.tally import checkpoint
 from pplmon.tally.extra import Extra
 from pplmon.tally.given import State
 from pplmon.tally.group import Group
@@ -116,6 +117,15 @@ class States(Metric):
         finally:
             self._for_numbers = False
 
+    def state_dict(  # type: ignore[override]  # torchmetrics' own
+        self, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
+        """Return the states (as ``torch.nn.Module.state_dict``), and the names of their integers."""
+        state = super().state_dict(destination, prefix, keep_vars)
+        if self._persistent["sums"]:
+            state[prefix + checkpoint.KEY] = checkpoint.names_of(self.extras)
+        return state
+
     def get_extra_state(self) -> Tensor:
         """Say whose totals a ``state_dict`` holds: one rank's, or after ``sync`` the whole group's."""
         return torch.tensor([self.group.rank, self.group.size, int(self._is_synced)])
@@ -145,8 +155,9 @@ class States(Metric):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         own = self._writable()
-        # torchmetrics takes what it finds, of any shape, and does not miss the rest.
         *_, missing, _, errors = args
+        checkpoint.translate(state_dict, prefix, own, self._defaults, self.extras)
+        # torchmetrics takes what it finds, of any shape, and does not miss the rest.
         for name in State._fields:
             shape, found = getattr(own, name).shape, state_dict.get(prefix + name)
             if found is None:
@@ -155,7 +166,7 @@ class States(Metric):
                 state_dict.pop(prefix + name)
                 errors.append(
                     f"{prefix}{name} was saved with shape {tuple(found.shape)}, and this tally has {tuple(shape)}: "
-                    "load it with the top_k, context and extras that it was saved with"
+                    "load it with the top_k and context that it was saved with"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._move_to(own)  # what was loaded stays as it is, also when this tally counts on
