@@ -17,7 +17,7 @@ MODULES = {
 }
 
 # A room is a module or a package. STATE: plain numbers. Each room may import itself and the rooms named.
-STATE = {"cells", "histogram", "numbers", "evidence", "report"}
+STATE = {"cells", "histogram", "numbers", "evidence", "saved", "report"}
 JUDGE = STATE | {"alerts"}
 MEASURE = {"tokens", "kernels", "overwritten"}
 COUNT = STATE | MEASURE | {"tally"}
@@ -27,6 +27,7 @@ ROOMS = {
     "histogram": {"cells"},
     "numbers": {"cells", "histogram"},
     "evidence": {"cells"},
+    "saved": set(),
     "report": STATE,
     "kernels": set(),
     "graphs": set(),

@@ -4,5 +4,6 @@ from pplmon.tally.entropy import Entropy
 from pplmon.tally.extra import Extra
 from pplmon.tally.metric import TokenTally
 from pplmon.tally.readout import ReadOut
+from pplmon.tally.same_layout import UnlikeLayouts
 
-__all__ = ["Entropy", "Extra", "ReadOut", "TokenTally"]
+__all__ = ["Entropy", "Extra", "ReadOut", "TokenTally", "UnlikeLayouts"]

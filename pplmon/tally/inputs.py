@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pplmon.saved import sizes_of
 from pplmon.tally.group import Group
 from pplmon.tokens import TokenStats
 
@@ -21,9 +22,12 @@ def check_extras(extras: Any) -> tuple[Any, ...]:
             raise TypeError(
                 f"an extra is an object with size, update and numbers, got {extra!r}; write [pplmon.Entropy()]"
             )
-    names = [repr(extra) for extra in extras]
-    if len(set(names)) < len(names):
-        raise ValueError(f"extras must differ, got {', '.join(names)}; each is counted once")
+    names = sizes_of(extras)
+    if len(names) < len(extras):
+        raise ValueError(
+            f"extras must differ in their repr, by which a checkpoint knows them, got {', '.join(map(repr, extras))}; each "
+            "is counted once"
+        )
     return tuple(extras)
 
 
