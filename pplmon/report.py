@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import add
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pplmon import cells
+from pplmon.declared import find
 from pplmon.evidence import (
     Decode,
     Row,
@@ -24,9 +25,7 @@ from pplmon.evidence import (
     worst_token,
 )
 from pplmon.histogram import Histogram
-from pplmon.numbers import CATALOGUE, derive
-
-Value = float | int | None
+from pplmon.numbers import CATALOGUE, BuiltInNumbers, Value, derive, numbers_as_attributes
 
 
 class Derives(Protocol):
@@ -34,7 +33,7 @@ class Derives(Protocol):
 
     size: int
 
-    def numbers(self, sums: Sequence[int]) -> Mapping[str, Value]:
+    def numbers(self, sums: Sequence[int], /) -> Mapping[str, Value]:
         """Return the extra's numbers from its summed integers."""
         ...
 
@@ -46,7 +45,7 @@ class Numbers(Mapping[str, Value]):
         self._given = dict(given)
 
     def __getitem__(self, name: str) -> Value:
-        if name not in self._given and name not in CATALOGUE:
+        if name not in self._given and find(name) is None:
             raise KeyError(name)
         return self._given.get(name)
 
@@ -67,27 +66,43 @@ class Numbers(Mapping[str, Value]):
 
 
 @dataclass(frozen=True)
-class Report:
-    """The numbers of one window or pass, as attributes and as the mapping ``numbers``, and its worst tokens."""
+class Report(BuiltInNumbers):
+    """The numbers of one window (train) or pass (val, test), and its worst tokens.
 
-    step: int  # 0-based optimizer step: the window's last
+    Every number of pplmon's own is an attribute. A number that could not be had is ``None``, one of a window without valid
+    tokens NaN. What extras measure is there, too; a type checker knows it as ``report.numbers["mean_entropy"]``.
+
+    Attributes:
+        step: the optimizer step, 0-based; a window's last.
+        stage: "train", "val" or "test"; of one of several loaders "val/dataloader_idx_0".
+        numbers: every number by its name.
+        worst: the tokens with the largest losses over all ranks, the worst first.
+        worst_sequences: the sequences with the largest mean losses, likewise.
+        saturated: a sum reached its ceiling of 2^62 − 1, so the numbers are no longer right.
+    """
+
+    step: int
     stage: str = "train"
     numbers: Mapping[str, Value] = field(default_factory=dict)
     worst: tuple[WorstToken, ...] = ()
     worst_sequences: tuple[WorstSequence, ...] = ()
-    saturated: bool = False  # a sum reached its ceiling: the numbers are no longer right
+    saturated: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "numbers", Numbers(self.numbers))
 
-    def __getattr__(self, name: str) -> Value:
-        numbers = self.__dict__.get("numbers")  # absent while a copy or a pickle is being rebuilt
-        if numbers is not None and not name.startswith("__"):
-            try:
-                return numbers[name]  # type: ignore[no-any-return]
-            except KeyError:
-                pass
-        raise AttributeError(f"a Report has no {name!r}; its numbers are {', '.join(CATALOGUE)}")
+    if not TYPE_CHECKING:  # to a type checker a name that is no number is an error
+
+        def __getattr__(self, name: str) -> Value:
+            """Return an extra's number."""
+            numbers = self.__dict__.get("numbers")  # absent while a copy or a pickle is being rebuilt
+            if numbers is not None and not name.startswith("__"):
+                try:
+                    return numbers[name]
+                except KeyError:
+                    pass
+            names = dict.fromkeys((*CATALOGUE, *(numbers or ())))
+            raise AttributeError(f"a Report has no {name!r}; its numbers are {', '.join(names)}")
 
     def as_dict(self) -> dict[str, float | int]:
         """Return every number that could be had, by name."""
@@ -100,6 +115,10 @@ class Report:
     def decoded(self, decode: Decode) -> Report:
         """Return this report with the text of its worst tokens."""
         return replace(self, worst=tuple(token.decoded(decode) for token in self.worst))
+
+
+if Report.__doc__:  # python -OO leaves none
+    Report.__doc__ += numbers_as_attributes()
 
 
 @dataclass(frozen=True)

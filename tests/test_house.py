@@ -17,15 +17,18 @@ MODULES = {
 }
 
 # A room is a module or a package. STATE: plain numbers. Each room may import itself and the rooms named.
-STATE = {"cells", "histogram", "numbers", "evidence", "report"}
+ALONE = {"calls", "cells", "checks", "discover", "strict_json"}  # import none of ours
+STATE = ALONE | {"declared", "evidence", "formulas", "histogram", "numbers", "report"}
 JUDGE = STATE | {"alerts"}
 MEASURE = {"tokens", "kernels", "overwritten"}
-COUNT = STATE | MEASURE | {"tally"}
+COUNT = STATE | MEASURE | {"extras", "tally"}
 RUN = JUDGE | COUNT | {"sinks", "monitor"}
 ROOMS = {
-    "cells": set(),
+    **{room: set() for room in ALONE},
     "histogram": {"cells"},
-    "numbers": {"cells", "histogram"},
+    "formulas": {"cells", "histogram"},
+    "numbers": {"formulas", "histogram"},
+    "declared": {"formulas", "numbers"},
     "evidence": {"cells"},
     "report": STATE,
     "kernels": set(),
@@ -33,7 +36,8 @@ ROOMS = {
     "arguments": set(),
     "tokens": {"arguments", "graphs", "kernels"},
     "overwritten": {"tokens"},
-    "tally": STATE | {"graphs", "tokens"},
+    "extras": STATE | {"tokens"},
+    "tally": STATE | {"extras", "graphs", "tokens"},
     "metrics": {"cells", "histogram", "tally", "tokens"},
     "alerts": STATE,
     "actions": JUDGE | {"sinks"},

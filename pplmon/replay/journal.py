@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pplmon.declared import learn
 from pplmon.replay.series import Given, ReplayError, Row, Segment, Series
+from pplmon.strict_json import revive
 
 BATCH = 1000  # lines
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def read_journal_file(path: Path) -> Series:
@@ -32,6 +32,7 @@ def read_journal_file(path: Path) -> Series:
         for row in _objects(file):
             kind = row.get("kind")
             if kind == "run":
+                learn(row.get("declared"))
                 segments.append(_segment(row))
             elif kind == "judged":
                 if not segments:  # the file begins in the middle of a run
@@ -91,7 +92,5 @@ def _parse(line: str) -> Any:
 
 def _revived(fields: dict[str, Any]) -> Given:
     given = Given(fields)
-    for name, value in fields.items():
-        if value.__class__ is str and value in _NON_FINITE:
-            given[name] = _NON_FINITE[value]
+    revive(given)
     return given

@@ -1,8 +1,6 @@
 """ACCUMULATE: tokens become integers, which are merged over micro-batches, steps and ranks."""
 
-from pplmon.tally.entropy import Entropy
-from pplmon.tally.extra import Extra
 from pplmon.tally.metric import TokenTally
 from pplmon.tally.readout import ReadOut
 
-__all__ = ["Entropy", "Extra", "ReadOut", "TokenTally"]
+__all__ = ["ReadOut", "TokenTally"]

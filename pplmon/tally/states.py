@@ -15,8 +15,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from pplmon import cells
+from pplmon.extras import Measures
 from pplmon.report import Totals
-from pplmon.tally.extra import Extra
 from pplmon.tally.given import State
 from pplmon.tally.group import Group
 from pplmon.tally.layout import merge_counts, merge_maxima, merge_rows, merge_sums
@@ -38,7 +38,7 @@ class States(Metric):
     sequence_rows: Tensor
     extra_sums: Tensor
 
-    def __init__(self, keep: int, context: int, extras: tuple[Extra, ...], **kwargs: Any) -> None:
+    def __init__(self, keep: int, context: int, extras: tuple[Measures, ...], **kwargs: Any) -> None:
         """Make the states, with K = ``keep``."""
         # A cached result would let a rank without news return early while the others wait for it.
         kwargs.setdefault("compute_with_cache", False)

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from pplmon import cells
+from pplmon.extras.base import Extra
+from pplmon.numbers import Number
 from pplmon.tokens import TokenStats
 
 SCALE = 2.0**cells.FRACTION_BITS
 LOW_BITS = 16
 
 
-class Entropy:
+class Entropy(Extra):
     """An extra that gives ``mean_entropy``: Σ H / tokens over valid tokens, in nats per token.
 
     H = −Σⱼ pⱼ ln pⱼ of one token's prediction p = softmax(logits) (Shannon, 1948), between 0 and ln V. ``mean_entropy``
@@ -25,6 +27,7 @@ class Entropy:
     and another the lower 16: the same integers however the tokens are cut and in whatever order.
     """
 
+    declares = (Number("mean_entropy", "nats per token", "mean of −Σ p ln p; needs the extra Entropy"),)
     size = 4  # valid tokens, those of them without an entropy, Σ upper bits, Σ lower bits
     needs_entropy = True  # the tally measures it along with the losses
 
@@ -40,13 +43,10 @@ class Entropy:
         upper, lower = units >> LOW_BITS, units & (2**LOW_BITS - 1)
         return torch.stack([tokens, (valid & ~known).sum(), upper.sum(), lower.sum()])
 
-    def numbers(self, sums: Sequence[int]) -> Mapping[str, float | None]:
+    def numbers(self, integers: Sequence[int]) -> Mapping[str, float | None]:
         """Return ``mean_entropy``."""
-        tokens, unknown, upper, lower = sums
+        tokens, unknown, upper, lower = integers
         if unknown:
             return {"mean_entropy": None}
         total = (upper << LOW_BITS) + lower
         return {"mean_entropy": total / (tokens << cells.FRACTION_BITS) if tokens else math.nan}
-
-    def __repr__(self) -> str:
-        return "Entropy()"
