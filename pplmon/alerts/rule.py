@@ -93,7 +93,7 @@ class MetricRule:
         stage: "train", "val" or "test": reports of others are passed over.
         severity: of its alerts, where ``alert`` is not told another.
         numbers_only: it reads no worst tokens, so ranks need not gather any before judging.
-        tuned_by: the argument, in units of which more means fewer alerts, for which ``pplmon replay --wanted-rate`` may search.
+        tuned_by: the argument, a number above 0 of which more means fewer alerts, that ``pplmon replay --wanted-rate`` may choose.
         warns: a number that a report lacks is one warning.
     """
 

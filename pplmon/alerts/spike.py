@@ -26,6 +26,8 @@ class Spike(MetricRule):
     enters the baseline.
     """
 
+    tuned_by = "limit"
+
     def __init__(
         self,
         metric: str,

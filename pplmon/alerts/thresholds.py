@@ -15,6 +15,7 @@ from pplmon.report import Report
 class _Threshold(MetricRule):
     """Fire once when a number has been beyond a threshold for a while; re-arm at the first value back inside."""
 
+    tuned_by: str | None = "threshold"
     word = ""
     sign = 1.0  # +1 where larger is beyond, −1 where smaller is
 
@@ -110,6 +111,7 @@ class NonFinite(_Threshold):
 
     word = "above"
     severity = "critical"
+    tuned_by = None  # it has one threshold, 0
 
     def __init__(self, stage: str = "train") -> None:
         super().__init__("nonfinite_tokens", 0.0, stage)
