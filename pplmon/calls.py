@@ -29,8 +29,12 @@ def call_text(kind: type, arguments: Mapping[str, Any], shown: Callable[[Any], s
     parameters = parameters_of(kind)
     parts = []
     for name, value in arguments.items():
-        usual = parameters[name].default
-        if usual is inspect.Parameter.empty:
+        parameter, usual = parameters[name], parameters[name].default
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            parts += map(shown, value)
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            parts += [f"{key}={shown(part)}" for key, part in value.items()]
+        elif usual is parameter.empty:
             parts.append(shown(value))
         elif not (isinstance(value, PLAIN) and value == usual):
             parts.append(f"{name}={shown(value)}")

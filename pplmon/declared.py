@@ -68,7 +68,7 @@ def check_number(number: Any) -> Number:
         raise TypeError(
             f'an extra declares pplmon.Number("name", "unit", "meaning"), got {type(number).__name__}: {number!r}'
         )
-    if not _NAME.fullmatch(number.name):
+    if not isinstance(number.name, str) or not _NAME.fullmatch(number.name):
         raise ValueError(
             f"{number.name!r} cannot be the name of a number: letters, digits and _, then parts behind a / where there are any"
         )

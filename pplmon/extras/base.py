@@ -23,7 +23,7 @@ SHOWN = 60  # characters of a setting that stand in an extra's text; of a longer
 class Measures(Derives, Protocol):
     """The least that ``TokenTally(extras=[...])`` takes: any object with these three. ``Extra`` has the rest."""
 
-    def update(self, stats: TokenStats, valid: Tensor, logits: Tensor | None, /, **batch_data: Tensor) -> Tensor:
+    def update(self, stats: TokenStats, valid: Tensor, logits: Tensor | None, **batch_data: Tensor) -> Tensor:
         """Return one batch's integers; see ``Extra.update``."""
         ...
 

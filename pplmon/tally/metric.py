@@ -136,7 +136,8 @@ class TokenTally(States):
         state = self._writable()
         valid = add(state, stats, given, settings)
         if self.extras:
-            parts = [extra.update(stats, valid, raw, **batch_data) for extra in self.extras]
+            data = {**batch_data, **inputs.for_extras(given, stats)}
+            parts = [inputs.check_integers(x, x.update(stats, valid, raw, **data)) for x in self.extras]
             state.extra_sums.add_(torch.cat(parts)).clamp_max_(cells.CEILING)
 
     def compute(self) -> Any:
