@@ -27,7 +27,7 @@ def arguments_of(kind: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 def call_text(kind: type, arguments: Mapping[str, Any], shown: Callable[[Any], str]) -> str:
     """Return the call with these arguments, without those that are as by default: "Spike('cross_entropy', limit=8)"."""
     parameters = parameters_of(kind)
-    parts = []
+    parts: list[str] = []
     for name, value in arguments.items():
         parameter, usual = parameters[name], parameters[name].default
         if parameter.kind is parameter.VAR_POSITIONAL:
