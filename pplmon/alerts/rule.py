@@ -105,7 +105,7 @@ class MetricRule:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Keep the arguments, by which a journal and a checkpoint know the rule."""
         rule = super().__new__(cls)
-        rule.__dict__["_made_with"] = arguments_of(cls, args, kwargs)
+        object.__setattr__(rule, "_made_with", arguments_of(cls, args, kwargs))  # also of a frozen dataclass
         return rule
 
     def __init__(self, metric: str, stage: str = "train") -> None:
