@@ -17,13 +17,19 @@ CAP_NATS = 2.0**10
 CEILING = 2**62 - 1
 NONE = -(2**63)  # stands for "not given" where any smaller magnitude could be a real id
 
+# An amount is two sums: of whole units, and of fractions of 2**-32, which are carried into the first.
+PAIRS: tuple[tuple[str, str], ...] = (("nll_whole", "nll_fraction"), ("probability_whole", "probability_fraction"))
+# What may not be known of a token. A number that needs it exists only while its sum of unknown tokens is 0.
+KNOWABLE = ("sequences", "correct", "top_probability", "vocab", "bytes")
+# Ranks that wish to stop, and ranks that have no more steps: both travel with the numbers, so all learn of them at the
+# same step.
+SIGNALS = ("stop_votes", "leaving")
+
 SUMS: tuple[str, ...] = (
+    *(whole for whole, _ in PAIRS),
+    *(fraction for _, fraction in PAIRS),
     "tokens",
     "sequences",
-    "nll_whole",
-    "nll_fraction",
-    "probability_whole",
-    "probability_fraction",
     "correct",
     "overconfident_errors",
     "above_uniform",
@@ -32,19 +38,11 @@ SUMS: tuple[str, ...] = (
     "capped_tokens",
     "invalid_targets",
     "duplicate_sequences",
-    # Valid tokens for which something was not known. A number that needs it exists only while this is 0.
-    "sequences_unknown",
-    "correct_unknown",
-    "top_probability_unknown",
-    "vocab_unknown",
-    "bytes_unknown",
     "duplicates_known",
-    # Ranks that wish to stop, and ranks that have no more steps: both travel with the numbers, so all learn of them at
-    # the same step.
-    "stop_votes",
-    "leaving",
+    *(f"{what}_unknown" for what in KNOWABLE),
+    *SIGNALS,
 )
-SIGNALS = ("stop_votes", "leaving")
+WHOLES, FRACTIONS = slice(0, len(PAIRS)), slice(len(PAIRS), 2 * len(PAIRS))  # slices, which are views: an index copies
 
 # Maxima; -1 where there was nothing. ``vocab_complement`` is VOCAB_LIMIT − V, so that its maximum gives the smallest V.
 MAXIMA: tuple[str, ...] = (
@@ -54,12 +52,17 @@ MAXIMA: tuple[str, ...] = (
     "vocab_complement",
     "invalid_target_example",
     # 1 where some batch lacked the thing. It decides between None and NaN in a window without any valid token.
-    "sequences_missing",
-    "correct_missing",
-    "top_probability_missing",
-    "vocab_missing",
-    "bytes_missing",
+    *(f"{what}_missing" for what in KNOWABLE),
 )
+
+# A program on a GPU holds all sums, and all maxima, in one block of registers of this size.
+MOST_SUMS, MOST_MAXIMA = 32, 16
+assert len(SUMS) <= MOST_SUMS, f"{len(SUMS)} sums, of which a GPU program takes {MOST_SUMS}: raise MOST_SUMS to 64"
+assert len(MAXIMA) <= MOST_MAXIMA, (
+    f"{len(MAXIMA)} maxima, of which a GPU program takes {MOST_MAXIMA}: raise MOST_MAXIMA to 32"
+)
+assert len({*SUMS, *MAXIMA}) == len(SUMS) + len(MAXIMA), "two cells have one name, by which they are saved"
+
 VOCAB_LIMIT = 2**40
 EXAMPLE_OFFSET = 2**61  # added to an example target, so that negative ones stay above the empty −1
 
@@ -76,10 +79,21 @@ TOKEN_COLUMNS = 7
 # Columns of a worst-sequence row; WHEN and WHERE stand where they stand above.
 SEQUENCE_LOSS, SEQUENCE_TOKENS, SEQUENCE_DOCUMENT, SEQUENCE_SAMPLE = 0, 3, 4, 5
 SEQUENCE_COLUMNS = 6
+assert TOKEN_LOSS == SEQUENCE_LOSS, "rows of tokens and of sequences are merged by the same functions"
 
 # WHEN = step << 20 | micro-batch;  WHERE = rank << 44 | sequence << 24 | position.
 MICRO_BITS, SEQUENCE_BITS, POSITION_BITS = 20, 20, 24
+ORDER_BITS = 20  # the key by which a batch's sequences are compared: the mean loss, and below it the place in the batch
+assert CAP_NATS * 2**FRACTION_BITS < 2 ** (63 - ORDER_BITS), "a mean loss at the cap does not fit a sequence's key"
 NO_LOSS = 0xFFFFFFFF  # the low half of a neighbour's cell where it has an id but was not scored
+
+
+def place(name: str) -> int:
+    """Return the index of a sum or a maximum in the list that it stands in."""
+    for names in (SUMS, MAXIMA):
+        if name in names:
+            return names.index(name)
+    raise ValueError(f"no sum and no maximum is named {name!r}; there are {', '.join((*SUMS, *MAXIMA))}")
 
 
 def float_from_bits(bits: int) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from operator import add
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pplmon import cells
+from pplmon import cells, saved
 from pplmon.declared import find
 from pplmon.evidence import (
     Decode,
@@ -159,9 +159,7 @@ class Totals:
 
     def __getitem__(self, cell: str) -> int:
         """Return one sum or maximum by its name in ``cells``."""
-        if cell in cells.SUMS:
-            return self.sums[cells.SUMS.index(cell)]
-        return self.maxima[cells.MAXIMA.index(cell)]
+        return (self.sums if cell in cells.SUMS else self.maxima)[cells.place(cell)]
 
     def silent(self) -> Totals:
         """Return these totals without what ranks told each other: a wish to stop must not outlive its run."""
@@ -171,46 +169,51 @@ class Totals:
         return replace(self, sums=sums)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return these totals as lists of integers, for a checkpoint."""
-        rows = {"token_rows": [*map(list, self.token_rows)], "sequence_rows": [*map(list, self.sequence_rows)]}
-        names = ("sums", "maxima", "extra_sums")
-        flags = {"keep": self.keep, "saturated": self.saturated}
-        lists = {name: list(getattr(self, name)) for name in names} | {"histogram": list(self.histogram.buckets())}
-        return lists | rows | flags
+        """Return these totals as plain integers by name, for a checkpoint."""
+        return {
+            "version": saved.VERSION,
+            "sums": dict(zip(cells.SUMS, self.sums)),
+            "maxima": dict(zip(cells.MAXIMA, self.maxima)),
+            "extras": saved.by_extra(self.extra_sums, saved.sizes_of(self.extras)),
+            "histogram": [*self.histogram.buckets()],
+            "token_rows": [*map(list, self.token_rows)],
+            "sequence_rows": [*map(list, self.sequence_rows)],
+            "keep": self.keep,
+            "saturated": self.saturated,
+        }
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any], extras: tuple[Derives, ...] = ()) -> Totals:
-        """Return the totals that ``state_dict`` gave."""
+    def from_state_dict(
+        cls, state: Mapping[str, Any], extras: tuple[Derives, ...] = (), reader: saved.Reader | None = None
+    ) -> Totals:
+        """Return the totals that ``state_dict`` gave, with the sums of these extras; none of another version.
+
+        ``reader`` is that of the checkpoint which they are a part of.
+        """
+        if not saved.is_readable(state.get("version")):
+            return cls()
+        if reader is None:
+            with saved.reading() as own:
+                return cls.from_state_dict(state, extras, own)
         return cls(
-            sums=tuple(state["sums"]),
-            maxima=tuple(state["maxima"]),
+            sums=reader.ints(state["sums"], cells.SUMS, 0),
+            maxima=reader.ints(state["maxima"], cells.MAXIMA, -1),
             histogram=Histogram.of(state["histogram"]),
             token_rows=tuple(map(tuple, state["token_rows"])),
             sequence_rows=tuple(map(tuple, state["sequence_rows"])),
             keep=state["keep"],
-            extra_sums=tuple(state["extra_sums"]),
+            extra_sums=reader.extras(state["extras"], saved.sizes_of(extras)),
             extras=extras,
             saturated=state["saturated"],
         )
 
-    def fitted(self, keep: int, context: int, extras: tuple[Derives, ...]) -> Totals:
-        """Return these totals for a tally of other settings: rows cut or filled up; sums of unlike extras begin anew."""
-        size = sum(extra.size for extra in extras)
-        if len(self.extra_sums) not in (0, size):
-            warnings.warn(
-                f"pplmon: a checkpoint holds {len(self.extra_sums)} integers of extras, and this tally has {size}: "
-                "the extras' numbers begin anew",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        same = len(self.extra_sums) == size
+    def fitted(self, keep: int, context: int) -> Totals:
+        """Return these totals for a tally of other settings: its rows are cut or filled up."""
         return replace(
             self,
             token_rows=tuple(with_context(row, context) for row in self.token_rows[:keep]),
             sequence_rows=self.sequence_rows[:keep],
             keep=keep,
-            extra_sums=self.extra_sums if same else (0,) * size,
-            extras=extras,
         )
 
     @property

@@ -27,8 +27,18 @@ def run(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     return pickle.loads(_interpreter().submit(_call, pickle.dumps((function, arguments, named))).result())
 
 
+def run_afresh(function: Callable[..., Any]) -> Any:
+    """Call an importable ``function`` in Triton's interpreter, in a process that has imported no program yet."""
+    with _start() as pool:
+        return pool.submit(function).result()
+
+
 @cache
 def _interpreter() -> ProcessPoolExecutor:
+    return _start()
+
+
+def _start() -> ProcessPoolExecutor:
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     with mock.patch.dict(os.environ, TRITON_INTERPRET="1", OMP_NUM_THREADS="1"):
         pool.submit(os.getpid).result()  # the process starts here, and inherits the variable

@@ -23,7 +23,7 @@ from pplmon.tally import batch
 from pplmon.tally.given import Given, Settings, State
 from tests import counting_tasks
 from tests.counting_tasks import counted, placed
-from tests.interpreter import run
+from tests.interpreter import run, run_afresh
 from tests.test_laws import LENGTH, stats
 
 pytest.importorskip("triton", reason="Triton is not installed: it has no build for this platform")
@@ -99,6 +99,13 @@ def test_columns_with_gaps(packed: bool) -> None:
         data["document_ids"] = (torch.rand(shape) < 0.1).cumsum(1)
     how = {"token_bytes": placed(torch.arange(50), gaps=True), "gaps": True}
     alike([(stats_, data)] * 2, **how)
+
+
+def test_kernels_know_the_places_of_cells_from_their_lists() -> None:
+    """Cells in another order, and more of them: the kernels follow, as the array operations do."""
+    by_kernels, by_arrays = run_afresh(counting_tasks.in_another_order)
+    assert by_kernels.pop("mean_target_probability") == pytest.approx(by_arrays.pop("mean_target_probability"))
+    assert by_kernels == by_arrays and sum(by_arrays["sums"]) > 0 and by_arrays["sums"][-1] == 0
 
 
 def test_sums_stay_at_the_ceiling() -> None:

@@ -12,7 +12,7 @@ from pplmon import cells
 from pplmon.tally import TokenTally
 
 TOLERANCE = 0.05
-_TOKENS, _WHOLE, _FRACTION = (cells.SUMS.index(name) for name in ("tokens", "nll_whole", "nll_fraction"))
+_TOKENS, _WHOLE, _FRACTION = map(cells.place, ("tokens", "nll_whole", "nll_fraction"))
 
 
 class LossGuard:

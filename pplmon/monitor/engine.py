@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pplmon import saved
 from pplmon.alerts import Rule, default_alerts, watched
 from pplmon.declared import as_rows, fits, measured_by, select
 from pplmon.evidence import Decode
@@ -26,8 +26,6 @@ from pplmon.overwritten import Overwritten
 from pplmon.report import Report, Totals
 from pplmon.sinks.base import Sink
 from pplmon.tally import TokenTally
-
-VERSION = 1  # of what ``state_dict`` holds
 
 
 def wanted(numbers: str | Sequence[str], tally: TokenTally) -> tuple[str, ...] | None:
@@ -184,7 +182,7 @@ class Engine:
         self.collect()
         unread = self._link.whole(self._link.tally)
         return {
-            "version": VERSION,
+            "version": saved.VERSION,
             "step": self._step,
             "micro_batch": self._micro_batch,
             "unread": unread.silent().state_dict(),
@@ -194,25 +192,23 @@ class Engine:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back a state, on any number of ranks: nothing is lost or counted twice. Every rank loads the same."""
-        if state.get("version") != VERSION:
-            warnings.warn(
-                f"pplmon: the checkpoint's state has version {state.get('version')!r}, not {VERSION}; monitoring begins anew",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        if not saved.is_readable(state.get("version")):
             return
         pattern = self._link.pattern
         first = pattern.group.rank == 0
-        fitted = partial(Totals.fitted, keep=pattern.top_k, context=pattern.context, extras=pattern.extras)
-        self._windows.load_state_dict(state, fitted, first)
+        with saved.reading() as reader:
+
+            def totals_of(part: Mapping[str, Any]) -> Totals:
+                return Totals.from_state_dict(part, pattern.extras, reader).fitted(pattern.top_k, pattern.context)
+
+            self._windows.load_state_dict(state, totals_of, first)
+            unread = totals_of(state["unread"])
         self._judge.load_state_dict(state["judge"])
         self._step, self._micro_batch = state["step"], state["micro_batch"]
-        self._resumed_at, self._started = (
-            self._step,
-            False,
-        )  # the journal has to tell what the rules remember from here on
+        # The journal has to tell what the rules remember from here on.
+        self._resumed_at, self._started = self._step, False
         if first:
-            self._link.tally.add_totals(fitted(Totals.from_state_dict(state["unread"])))
+            self._link.tally.add_totals(unread)
 
     def keys(self, report: Report, head: str, tail: str = "") -> dict[str, float | int]:
         """Return the selected, finite numbers of a report under their log keys ``{head}{name}{tail}``."""

@@ -7,7 +7,7 @@ import warnings
 from typing import NamedTuple
 
 from pplmon.report import Totals
-from pplmon.tally import ReadOut, TokenTally
+from pplmon.tally import ReadOut, TokenTally, UnlikeLayouts
 
 POLL_S = 0.01
 
@@ -23,8 +23,8 @@ class Pending(NamedTuple):
 class Link:
     """The tally of the step under way, and what was started from it and not yet taken in.
 
-    When a collective fails (a rank died) or the run is abandoned, the link is severed: nothing is sent any more, and what
-    this rank has and could not merge is kept in ``unmerged``.
+    When a collective fails (a rank died), the ranks' integers are unlike, or the run is abandoned, the link is severed:
+    nothing is sent any more, and what this rank has and could not merge is kept in ``unmerged``.
     """
 
     def __init__(self, pattern: TokenTally) -> None:
@@ -67,6 +67,9 @@ class Link:
             self.pending = Pending(self.tally.read_out(), step, closes_window)
         except RuntimeError as error:  # some backends say at once that a rank is gone
             self.sever(f"a collective failed ({error})")
+        except UnlikeLayouts:
+            self.sever()
+            raise
         else:
             self.tally.clear()
 
@@ -81,6 +84,10 @@ class Link:
             self.unmerged = self.unmerged + pending.read_out.local()
             self.sever(f"a collective failed ({error})")
             return None
+        except UnlikeLayouts:
+            self.unmerged = self.unmerged + pending.read_out.local()
+            self.sever()
+            raise
 
     def whole(self, tally: TokenTally) -> Totals:
         """Return a tally's totals over all ranks, rows included, and wait for them."""
@@ -93,6 +100,9 @@ class Link:
         except RuntimeError as error:
             self.sever(f"a collective failed ({error})")
             return tally.local_totals()
+        except UnlikeLayouts:
+            self.sever()
+            raise
 
     def gather(self, totals: Totals) -> Totals:
         """Return totals with the worst rows of all ranks; this rank's own once the link is severed."""

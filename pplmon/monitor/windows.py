@@ -65,15 +65,16 @@ class Windows:
             "tokens_seen": self.tokens_seen,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], fitted: Callable[[Totals], Totals], first: bool) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Any], totals_of: Callable[[Mapping[str, Any]], Totals], first: bool
+    ) -> None:
         """Take back a state. Its rows are given to the first rank only, or each would stand there W times.
 
-        ``fitted`` fits totals to the settings of this run.
+        ``totals_of`` reads saved totals for the settings of this run.
         """
-        window = fitted(Totals.from_state_dict(state["window"]))
+        window = totals_of(state["window"])
         self._recent = Totals()
         self._window = window if first else replace(window, token_rows=(), sequence_rows=())
-        self._epoch = fitted(Totals.from_state_dict(state["epoch"]))
-        worst = fitted(Totals.from_state_dict(state["worst"]))
-        self.worst = replace(worst, extra_sums=(), extras=())
+        self._epoch = totals_of(state["epoch"])
+        self.worst = replace(totals_of(state["worst"]), extra_sums=(), extras=())
         self.tokens_seen = state["tokens_seen"]

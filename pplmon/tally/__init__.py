@@ -2,5 +2,6 @@
 
 from pplmon.tally.metric import TokenTally
 from pplmon.tally.readout import ReadOut
+from pplmon.tally.same_layout import UnlikeLayouts
 
-__all__ = ["ReadOut", "TokenTally"]
+__all__ = ["ReadOut", "TokenTally", "UnlikeLayouts"]

@@ -20,8 +20,7 @@ from pplmon.tally.given import Given, Settings, State
 from pplmon.tokens import TokenStats
 
 _ROWS, _LENGTH, _VOCAB = 3, 41, 7
-# Of p(target): exp is the device's own.
-_INEXACT = tuple(cells.SUMS.index(name) for name in ("probability_whole", "probability_fraction"))
+_INEXACT = tuple(map(cells.place, ("probability_whole", "probability_fraction")))  # exp is the device's own
 _KNOWN = ("correct", "top_probability", "predicted", "vocab_size")
 
 

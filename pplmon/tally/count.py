@@ -142,14 +142,14 @@ def raise_maxima(
         parts["sequence_loss_units"] = xp.largest(per_sequence.mean_units)
     if vocab is not None:
         parts["vocab_size"], parts["vocab_complement"] = vocab, cells.VOCAB_LIMIT - vocab
-    missing = {
+    known = {
         "sequences": per_sequence,
         "correct": columns.correct,
         "top_probability": columns.top_probability,
         "vocab": vocab,
         "bytes": token_bytes,
     }
-    parts |= {f"{name}_missing": 1 for name, value in missing.items() if value is None}
+    parts |= {f"{what}_missing": 1 for what in cells.KNOWABLE if known[what] is None}
     xp.maximum(maxima, xp.vector([parts.get(name, -1) for name in cells.MAXIMA]), out=maxima)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from pplmon.checks import at_least
 from pplmon.declared import fits
 from pplmon.extras import Measures, declare_all, declared_by
+from pplmon.saved import sizes_of
 from pplmon.tally.given import Given
 from pplmon.tally.group import Group
 from pplmon.tokens import TokenStats
@@ -26,9 +27,12 @@ def check_extras(extras: Any) -> tuple[Any, ...]:
                 f"an extra is an object with size, update and numbers, got {extra!r}; write [pplmon.Entropy()]"
             )
         _check_extra(extra)
-    names = [repr(extra) for extra in extras]
-    if len(set(names)) < len(names):
-        raise ValueError(f"extras must differ, got {', '.join(names)}; each is counted once")
+    names = sizes_of(extras)
+    if len(names) < len(extras):
+        raise ValueError(
+            f"extras must differ in their repr, by which a checkpoint knows them, got {', '.join(map(repr, extras))}; each "
+            "is counted once"
+        )
     declare_all(extras)
     return tuple(extras)
 

@@ -14,19 +14,10 @@ from pplmon.tally.arrays import Array, Arrays, OnTorch
 FRACTION_MASK = 2**cells.FRACTION_BITS - 1
 
 
-def _every_other(suffix: str) -> slice:
-    """The sums of that name, as a slice, which is a view; an index would be a copy."""
-    at = [index for index, name in enumerate(cells.SUMS) if name.endswith(suffix)]
-    return slice(at[0], at[-1] + 1, at[1] - at[0])
-
-
-_WHOLES, _FRACTIONS = _every_other("_whole"), _every_other("_fraction")
-
-
 def carry(xp: Arrays, sums: Array) -> None:
     """Carry full fractions into whole nats, and stay at the ceiling instead of wrapping; in place."""
-    sums[_WHOLES] += sums[_FRACTIONS] >> cells.FRACTION_BITS
-    sums[_FRACTIONS] &= FRACTION_MASK
+    sums[cells.WHOLES] += sums[cells.FRACTIONS] >> cells.FRACTION_BITS
+    sums[cells.FRACTIONS] &= FRACTION_MASK
     xp.limit(sums, cells.CEILING)
 
 

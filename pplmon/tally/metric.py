@@ -77,7 +77,7 @@ class TokenTally(States):
         self.needs_entropy = any(getattr(extra, "needs_entropy", False) for extra in self.extras)
         self.register_buffer("token_bytes", inputs.byte_table(token_bytes), persistent=False)
         if self.token_bytes is None:  # known before the first batch
-            self.maxima[cells.MAXIMA.index("bytes_missing")] = 1
+            self.maxima[cells.place("bytes_missing")] = 1
             self._defaults["maxima"] = self.maxima.clone()
         # A MetricCollection shares one update among metrics whose states look alike after the first batch. This empty
         # state is named after the settings, so that only metrics that measure the same are ever grouped.
@@ -161,12 +161,12 @@ class TokenTally(States):
     def add_duplicates(self, sequences: int | Tensor) -> None:
         """Count sequences that a sampler repeated to fill the last batch, on one rank only."""
         sums = self._writable().sums
-        sums[cells.SUMS.index("duplicates_known")] += 1
-        sums[cells.SUMS.index("duplicate_sequences")] += sequences
+        sums[cells.place("duplicates_known")] += 1
+        sums[cells.place("duplicate_sequences")] += sequences
 
     def signal(self, cell: str) -> None:
         """Add 1 to "stop_votes" or "leaving": what a rank tells all others with the next read-out."""
-        self._writable().sums[cells.SUMS.index(cell)] += 1
+        self._writable().sums[cells.place(cell)] += 1
 
     def _measure(
         self,

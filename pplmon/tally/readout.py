@@ -22,20 +22,23 @@ from pplmon.report import Derives, Totals
 from pplmon.tally.given import State
 from pplmon.tally.group import Group
 from pplmon.tally.layout import merge_rows
+from pplmon.tally.same_layout import Layout, check
 
-# The order in a read-out: what is summed, then the maxima, then rows, so that each reduction is over one piece.
+# The order in a read-out: what is summed, then the maxima and the layout's mark, then rows, so that each reduction is over
+# one piece.
 _FLAT = ("sums", "extra_sums", "histogram", "maxima")
 
 
 class ReadOut:
     """One read-out under way: started at a step, taken in later."""
 
-    def __init__(self, state: State, group: Group, extras: tuple[Derives, ...]) -> None:
+    def __init__(self, state: State, group: Group, extras: tuple[Derives, ...], layout: Layout) -> None:
         """Copy the state, and start its reduction (every rank of the group does) and the way to the host; wait for none."""
         # A copy in the order of the step: what is counted from here on changes the states in place.
-        self._own = torch.cat(
-            [*(getattr(state, name) for name in _FLAT), state.token_rows.flatten(), state.sequence_rows.flatten()]
-        )
+        mark = layout.mark(state.sums.device)
+        rows = state.token_rows.flatten(), state.sequence_rows.flatten()
+        self._own = torch.cat([*(getattr(state, name) for name in _FLAT), mark, *rows])
+        self._mark = len(mark)
         self._shapes = {name: part.shape for name, part in state._asdict().items()}
         self._extras = extras
         self._work: list[Any] = []
@@ -70,11 +73,13 @@ class ReadOut:
         before = shapes["sums"].numel() + shapes["extra_sums"].numel()
         after = before + shapes["histogram"].numel()
         summed, take = on_host[:before].tolist(), _Taker(on_host[after:].tolist())
+        maxima = take(shapes["maxima"].numel())
+        check(take(self._mark))
         return Totals(
             sums=tuple(summed[: shapes["sums"].numel()]),
             extra_sums=tuple(summed[shapes["sums"].numel() :]),
             histogram=_trimmed(on_host[before:after]),
-            maxima=take(shapes["maxima"].numel()),
+            maxima=maxima,
             token_rows=take.rows(shapes["token_rows"]),
             sequence_rows=take.rows(shapes["sequence_rows"]),
             keep=shapes["token_rows"][0],
@@ -100,7 +105,7 @@ class ReadOut:
             self._all = self._own.clone()
             sizes = [self._shapes[name].numel() for name in _FLAT]
             summed = sum(sizes[:-1])
-            sums, maxima = self._all[:summed], self._all[summed : summed + sizes[-1]]
+            sums, maxima = self._all[:summed], self._all[summed : summed + sizes[-1] + self._mark]
             # SUM cannot saturate: so that W ranks at the ceiling cannot wrap, each gives at most its part.
             sums.clamp_max_(self._ceiling)
             self._work = [

@@ -17,10 +17,12 @@ from torchmetrics import Metric
 from pplmon import cells
 from pplmon.extras import Measures
 from pplmon.report import Totals
+from pplmon.tally import checkpoint
 from pplmon.tally.given import State
 from pplmon.tally.group import Group
 from pplmon.tally.layout import merge_counts, merge_maxima, merge_rows, merge_sums
 from pplmon.tally.readout import ALONE, ReadOut, gather_rows, state_of
+from pplmon.tally.same_layout import Layout
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,10 +55,11 @@ class States(Metric):
         self._add("token_rows", (keep, self._columns), -1, merge_rows)
         self._add("sequence_rows", (keep, cells.SEQUENCE_COLUMNS), -1, merge_rows)
         self._add("extra_sums", (sum(extra.size for extra in extras),), 0, merge_counts)
+        self._layout = Layout.of(self._state(), extras)
 
     def read_out(self) -> ReadOut:
-        """Start the reduction over ranks without waiting (every rank calls it at the same step)."""
-        return ReadOut(self._state(), self.group, self.extras)
+        """Start the reduction over ranks (every rank calls it at the same step). Only the first waits, to compare layouts."""
+        return self._read_out(self.group)
 
     def gather(self, totals: Totals) -> Totals:
         """Return totals of a read-out with the worst rows of all ranks (every rank calls it)."""
@@ -69,7 +72,7 @@ class States(Metric):
 
     def local_totals(self) -> Totals:
         """Return this rank's own host integers. No collective."""
-        return ReadOut(self._state(), ALONE, self.extras).totals()
+        return self._read_out(ALONE).totals()
 
     def add_totals(self, totals: Totals) -> None:
         """Add host totals, as from a checkpoint. Of a group's ranks one does, or they would count W times."""
@@ -116,6 +119,15 @@ class States(Metric):
         finally:
             self._for_numbers = False
 
+    def state_dict(  # type: ignore[override]  # torchmetrics' own
+        self, destination: dict[str, Any] | None = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Any]:
+        """Return the states (as ``torch.nn.Module.state_dict``), and the names of their integers."""
+        state = super().state_dict(destination, prefix, keep_vars)
+        if self._persistent["sums"]:
+            state[prefix + checkpoint.KEY] = checkpoint.names_of(self.extras)
+        return state
+
     def get_extra_state(self) -> Tensor:
         """Say whose totals a ``state_dict`` holds: one rank's, or after ``sync`` the whole group's."""
         return torch.tensor([self.group.rank, self.group.size, int(self._is_synced)])
@@ -145,8 +157,9 @@ class States(Metric):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         own = self._writable()
-        # torchmetrics takes what it finds, of any shape, and does not miss the rest.
         *_, missing, _, errors = args
+        checkpoint.translate(state_dict, prefix, own, self._defaults, self.extras)
+        # torchmetrics takes what it finds, of any shape, and does not miss the rest.
         for name in State._fields:
             shape, found = getattr(own, name).shape, state_dict.get(prefix + name)
             if found is None:
@@ -155,7 +168,7 @@ class States(Metric):
                 state_dict.pop(prefix + name)
                 errors.append(
                     f"{prefix}{name} was saved with shape {tuple(found.shape)}, and this tally has {tuple(shape)}: "
-                    "load it with the top_k, context and extras that it was saved with"
+                    "load it with the top_k and context that it was saved with"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._move_to(own)  # what was loaded stays as it is, also when this tally counts on
@@ -178,6 +191,10 @@ class States(Metric):
                 tensor.copy_(getattr(self, name))
                 setattr(self, name, tensor)
 
+    def _read_out(self, group: Group) -> ReadOut:
+        self._layout.compare(group, self.sums.device)
+        return ReadOut(self._state(), group, self.extras, self._layout)
+
     def _state(self) -> State:
         return State(*(getattr(self, name) for name in State._fields))
 
@@ -187,8 +204,7 @@ class States(Metric):
 
     def _sync_dist(self, dist_sync_fn: Callable[..., Any] | None = None, process_group: Any = None) -> None:
         """Put the group's numbers in place of this rank's: two collectives instead of two for each state."""
-        group = Group(process_group or self.process_group)
-        self._set_state(ReadOut(self._state(), group, self.extras).totals())
+        self._set_state(self._read_out(Group(process_group or self.process_group)).totals())
 
     def _add(self, name: str, shape: tuple[int, ...], fill: int, merge: Callable[[Tensor], Tensor]) -> None:
         default = torch.full(shape, fill, dtype=torch.int64)

@@ -86,10 +86,9 @@ def keep_sequences(xp: Arrays, rows: Array, batch: Batch, sums: SequenceSums | N
     if sums is None or batch.sequences is None:
         return
     sequences, count = batch.sequences, len(sums.tokens)
-    # A mean is below 2**42 units, so a number of sequences below 2**20 can share the key with it; beyond that many,
-    # ties between equal means fall as topk likes.
-    order = xp.at_least(2**20 - 1 - xp.arange(0, count), 0)
-    key, name = xp.top((sums.mean_units << 20) + order, min(len(rows), count))
+    # Of more sequences than a key has places for, ties between equal means fall as topk likes.
+    order = xp.at_least(2**cells.ORDER_BITS - 1 - xp.arange(0, count), 0)
+    key, name = xp.top((sums.mean_units << cells.ORDER_BITS) + order, min(len(rows), count))
     first = name if sequences.first is not None else name * sequences.length
     row = first // sequences.length
     found = xp.full((len(key), rows.shape[1]), cells.NONE)

@@ -25,7 +25,7 @@ from pplmon.tally.triton.finishing import finish
 from pplmon.tokens import TokenStats
 
 WIDTH = 1024  # tokens, or sequences, of a program: its K worst then take K reductions over one block
-MOST_TOKENS = 2**20  # the key of a sequence holds its number beside its mean loss
+MOST_TOKENS = 2**cells.ORDER_BITS  # the key of a sequence holds its number beside its mean loss
 MOST_ROWS = 64  # rows are compared in pairs, in one program's registers
 # Of the rows kept and those found, in the same registers: 8 rows take a context of 508, and 64 of 60.
 MOST_CELLS = 2**14
@@ -68,35 +68,35 @@ def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Te
     with torch.cuda.device_of(stats.nll):  # type: ignore[no-untyped-call]
         if packed:
             cut[(rows,)](
-                given.documents,
-                scratch.first,
-                scratch.crosses,
-                length,
+                documents=given.documents,
+                first=scratch.first,
+                crosses=scratch.crosses,
+                length=length,
                 SHIFT=stats.shift,
                 WIDTH=min(WIDTH, triton.next_power_of_2(length)),
             )
         count[(of_tokens,)](
-            stats.nll,
-            _bytes(stats.scored),
-            _bytes(stats.invalid),
-            scratch.crosses,
-            none if stats.correct is None else _bytes(stats.correct),
-            none if stats.top_probability is None else stats.top_probability,
-            stats.targets,
-            scratch.first,
-            none if whole is None else whole,
-            state.sums,
-            state.maxima,
-            state.histogram,
-            scratch.of_sequences,
-            scratch.candidates,
-            valid,
-            tokens,
-            length,
-            sequences,
-            vocab,
-            math.log(vocab) * ROUNDING if vocab > 0 else math.inf,
-            0 if whole is None else len(whole),
+            nll_=stats.nll,
+            scored_=_bytes(stats.scored),
+            invalid_=_bytes(stats.invalid),
+            crosses_=scratch.crosses,
+            correct_=none if stats.correct is None else _bytes(stats.correct),
+            top_=none if stats.top_probability is None else stats.top_probability,
+            targets_=stats.targets,
+            first_=scratch.first,
+            bytes_=none if whole is None else whole,
+            sums=state.sums,
+            maxima=state.maxima,
+            histogram=state.histogram,
+            of_sequences=scratch.of_sequences,
+            candidates=scratch.candidates,
+            valid_=valid,
+            tokens=tokens,
+            length=length,
+            sequences=sequences,
+            vocab=vocab,
+            uniform=math.log(vocab) * ROUNDING if vocab > 0 else math.inf,
+            table=0 if whole is None else len(whole),
             HAS_SEQUENCES=has_sequences,
             PACKED=packed,
             CROSSES=crosses,
@@ -109,43 +109,43 @@ def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Te
         )
         if has_sequences:
             close_sequences[(of_sequences,)](
-                scratch.of_sequences,
-                state.sums,
-                state.maxima,
-                scratch.candidates[of_tokens:],
-                sequences,
-                max(settings.min_sequence_tokens, 1),
+                of_sequences=scratch.of_sequences,
+                sums=state.sums,
+                maxima=state.maxima,
+                candidates=scratch.candidates[of_tokens:],
+                sequences=sequences,
+                least=max(settings.min_sequence_tokens, 1),
                 K=keep,
                 WIDTH=WIDTH,
             )
         columns = state.token_rows.shape[1]
         finish[(2,)](
-            stats.nll,
-            _bytes(stats.scored),
-            scratch.crosses,
-            none if stats.predicted is None else stats.predicted,
-            none if stats.top_probability is None else stats.top_probability,
-            stats.targets,
-            scratch.first,
-            none if given.documents is None else given.documents,
-            none if given.sample_ids is None else given.sample_ids,
-            none if given.position_ids is None else given.position_ids,
-            scratch.of_sequences,
-            state.sums,
-            state.maxima,
-            state.histogram,
-            state.token_rows,
-            state.sequence_rows,
-            scratch.found,
-            scratch.candidates,
-            length,
-            vocab,
-            _missing(stats, has_sequences, whole),
-            given.step,
-            given.micro_batch,
-            given.rank,
-            of_tokens * keep,
-            of_sequences * keep,
+            nll_=stats.nll,
+            scored_=_bytes(stats.scored),
+            crosses_=scratch.crosses,
+            predicted_=none if stats.predicted is None else stats.predicted,
+            top_=none if stats.top_probability is None else stats.top_probability,
+            targets_=stats.targets,
+            first_=scratch.first,
+            documents_=none if given.documents is None else given.documents,
+            samples_=none if given.sample_ids is None else given.sample_ids,
+            positions_=none if given.position_ids is None else given.position_ids,
+            sequence_sums=scratch.of_sequences,
+            sums=state.sums,
+            maxima=state.maxima,
+            histogram=state.histogram,
+            token_rows=state.token_rows,
+            sequence_rows=state.sequence_rows,
+            found=scratch.found,
+            candidates=scratch.candidates,
+            length=length,
+            vocab=vocab,
+            missing=_missing(stats, has_sequences, whole),
+            step=given.step,
+            micro_batch=given.micro_batch,
+            rank=given.rank,
+            of_tokens=of_tokens * keep,
+            of_sequences=of_sequences * keep,
             SHIFT=int(stats.shift),
             HAS_SEQUENCES=has_sequences,
             PACKED=packed,
@@ -181,9 +181,15 @@ def _scratch(state: State, packed: int, sequences: int, programs: int) -> Scratc
 
 
 def _missing(stats: TokenStats, has_sequences: bool, token_bytes: Tensor | None) -> int:
-    """One bit for each of the maxima from ``sequences_missing`` on, in their order."""
-    known = (has_sequences or None, stats.correct, stats.top_probability, stats.vocab_size, token_bytes)
-    return sum(1 << bit for bit, value in enumerate(known) if value is None)
+    """One bit for each of ``cells.KNOWABLE`` that the batch lacks, in their order."""
+    known = {
+        "sequences": has_sequences or None,
+        "correct": stats.correct,
+        "top_probability": stats.top_probability,
+        "vocab": stats.vocab_size,
+        "bytes": token_bytes,
+    }
+    return sum(1 << bit for bit, what in enumerate(cells.KNOWABLE) if known[what] is None)
 
 
 def _gapped(columns: dict[str, Any]) -> dict[str, Any]:

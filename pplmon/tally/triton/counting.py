@@ -15,29 +15,30 @@ from pplmon.tally.triton.shared import (
     BUCKETS,
     BYTES,
     BYTES_UNKNOWN,
-    CAP,
-    CAPPED,
+    CAP_NATS,
+    CAPPED_TOKENS,
     CORRECT,
     CORRECT_UNKNOWN,
-    EXAMPLE,
+    EXAMPLE_OFFSET,
     FRACTION_BITS,
     FRACTION_MASK,
     INDEX_MASK,
-    INVALID,
-    LOSS_BITS,
+    INVALID_TARGET_EXAMPLE,
+    INVALID_TARGETS,
+    LEAST_EXAMPLE,
     NLL_FRACTION,
     NLL_WHOLE,
-    NONFINITE,
-    OFFSET,
+    NONFINITE_TOKENS,
     ORDER_BITS,
     ORDER_MASK,
     OVERCONFIDENT_ERRORS,
     PROBABILITY_FRACTION,
     PROBABILITY_WHOLE,
-    SEQUENCE_UNITS,
+    SEQUENCE_LOSS_UNITS,
     SEQUENCES,
     SEQUENCES_UNKNOWN,
     SURE,
+    TOKEN_LOSS_BITS,
     TOKENS,
     TOP_PROBABILITY_UNKNOWN,
     UNIT,
@@ -143,7 +144,7 @@ def count(
     if WANTS_VALID:
         tl.store(valid_ + index, valid.to(tl.uint8), mask=inside)
     loss = tl.where(valid, nll, 0.0)
-    units = _rounded(tl.minimum(loss, CAP) * UNIT)
+    units = _rounded(tl.minimum(loss, CAP_NATS) * UNIT)
     probability = tl.where(valid, _rounded(tl.exp(-loss) * UNIT), 0)
 
     _add(sums + TOKENS, valid)
@@ -151,9 +152,9 @@ def count(
     _add(sums + NLL_FRACTION, units & FRACTION_MASK)
     _add(sums + PROBABILITY_WHOLE, probability >> FRACTION_BITS)
     _add(sums + PROBABILITY_FRACTION, probability & FRACTION_MASK)
-    _add(sums + NONFINITE, scored & (valid == 0))
-    _add(sums + CAPPED, loss >= CAP)
-    _add(sums + INVALID, invalid)
+    _add(sums + NONFINITE_TOKENS, scored & (valid == 0))
+    _add(sums + CAPPED_TOKENS, loss >= CAP_NATS)
+    _add(sums + INVALID_TARGETS, invalid)
     if not HAS_SEQUENCES:
         _add(sums + SEQUENCES_UNKNOWN, valid)
     if HAS_CORRECT:
@@ -179,9 +180,9 @@ def count(
     bits = tl.where(scored, loss_bits(nll), -1)
     bucket = tl.minimum(tl.maximum((bits >> BUCKET_SHIFT) - BUCKET_OFFSET, 0), BUCKETS - 1)
     tl.atomic_add(histogram + bucket, tl.full((WIDTH,), 1, tl.int64), mask=valid, sem="relaxed")
-    tl.atomic_max(maxima + LOSS_BITS, tl.max(tl.where(valid, bits, -1), 0), sem="relaxed")
-    example = tl.minimum(tl.maximum(targets, -OFFSET), OFFSET) + OFFSET
-    tl.atomic_max(maxima + EXAMPLE, tl.max(tl.where(invalid, example, -1), 0), sem="relaxed")
+    tl.atomic_max(maxima + TOKEN_LOSS_BITS, tl.max(tl.where(valid, bits, -1), 0), sem="relaxed")
+    example = tl.minimum(tl.maximum(targets, LEAST_EXAMPLE), EXAMPLE_OFFSET) + EXAMPLE_OFFSET
+    tl.atomic_max(maxima + INVALID_TARGET_EXAMPLE, tl.max(tl.where(invalid, example, -1), 0), sem="relaxed")
     _best(candidates + tl.program_id(0) * K, tl.where(scored, (bits << 32) | (INDEX_MASK - index), -1), K)
 
     if HAS_SEQUENCES:
@@ -217,6 +218,6 @@ def close_sequences(
     total = tl.load(of_sequences + sequences + name, mask=inside, other=0)
     mean = tl.where(tokens >= least, total // tl.maximum(tokens, 1), -1)
     _add(sums + SEQUENCES, tokens > 0)
-    tl.atomic_max(maxima + SEQUENCE_UNITS, tl.max(mean, 0), sem="relaxed")
+    tl.atomic_max(maxima + SEQUENCE_LOSS_UNITS, tl.max(mean, 0), sem="relaxed")
     order = ORDER_MASK - name
     _best(candidates + tl.program_id(0) * K, tl.where(mean >= 0, (mean << ORDER_BITS) | order, -1), K)

@@ -14,26 +14,36 @@ from pplmon.tally.triton.shared import (
     FIRST_MISSING,
     FRACTION_BITS,
     FRACTION_MASK,
-    HEAD,
     INDEX_MASK,
     LAST_COLUMN,
     LAST_ROW,
     MAXIMA,
     MICRO_BITS,
-    NLL_FRACTION,
-    NLL_WHOLE,
+    MOST_MAXIMA,
+    MOST_SUMS,
     NO_LOSS,
     NONE,
     ORDER_BITS,
     ORDER_MASK,
+    PAIRS,
     POSITION_BITS,
-    PROBABILITY_FRACTION,
-    PROBABILITY_WHOLE,
+    PREDICTED,
     RANK_SHIFT,
+    SAMPLE,
+    SEQUENCE_DOCUMENT,
+    SEQUENCE_LOSS,
+    SEQUENCE_SAMPLE,
+    SEQUENCE_TOKENS,
     SUMS,
+    TARGET,
+    TOKEN_COLUMNS,
+    TOKEN_LOSS,
+    TOP_PROBABILITY,
     VOCAB_COMPLEMENT,
     VOCAB_LIMIT,
     VOCAB_SIZE,
+    WHEN,
+    WHERE,
     loss_bits,
 )
 
@@ -55,9 +65,15 @@ def _merge(rows, found, K: tl.constexpr, C: tl.constexpr, TWICE: tl.constexpr, W
     r, c = tl.arange(0, TWICE), tl.arange(0, WIDE)
     old, new = r < K, (r >= K) & (r < 2 * K)
     at, there = r * C, (r - K) * C
-    loss = tl.where(old, tl.load(rows + at, mask=old, other=-1), tl.load(found + there, mask=new, other=-2))
-    when = tl.where(old, tl.load(rows + at + 1, mask=old, other=0), tl.load(found + there + 1, mask=new, other=0))
-    place = tl.where(old, tl.load(rows + at + 2, mask=old, other=0), tl.load(found + there + 2, mask=new, other=0))
+    loss = tl.where(
+        old,
+        tl.load(rows + at + TOKEN_LOSS, mask=old, other=-1),
+        tl.load(found + there + TOKEN_LOSS, mask=new, other=-2),
+    )
+    when = tl.where(old, tl.load(rows + at + WHEN, mask=old, other=0), tl.load(found + there + WHEN, mask=new, other=0))
+    place = tl.where(
+        old, tl.load(rows + at + WHERE, mask=old, other=0), tl.load(found + there + WHERE, mask=new, other=0)
+    )
     mine, other = tl.expand_dims(loss, 1), tl.expand_dims(loss, 0)
     when_mine, when_other = tl.expand_dims(when, 1), tl.expand_dims(when, 0)
     place_mine, place_other = tl.expand_dims(place, 1), tl.expand_dims(place, 0)
@@ -88,19 +104,19 @@ def _where(row, position, rank):
 @triton.jit
 def _close_sums(sums, maxima, histogram, vocab, missing):
     """Carry, keep sums at the ceiling, and note what is known beforehand."""
-    s = tl.arange(0, 32)
-    summed = s < SUMS
-    value, after = tl.load(sums + s, mask=summed, other=0), tl.load(sums + s + 1, mask=s + 1 < SUMS, other=0)
-    value = tl.where((s == NLL_WHOLE) | (s == PROBABILITY_WHOLE), value + (after >> FRACTION_BITS), value)
-    value = tl.where((s == NLL_FRACTION) | (s == PROBABILITY_FRACTION), value & FRACTION_MASK, value)
-    tl.debug_barrier()  # a cell is read by its neighbour before it is written
+    s = tl.arange(0, MOST_SUMS)
+    summed, wholes, fractions = s < SUMS, s < PAIRS, (s >= PAIRS) & (s < 2 * PAIRS)
+    value, full = tl.load(sums + s, mask=summed, other=0), tl.load(sums + s + PAIRS, mask=wholes, other=0)
+    value = tl.where(wholes, value + (full >> FRACTION_BITS), value)
+    value = tl.where(fractions, value & FRACTION_MASK, value)
+    tl.debug_barrier()  # a fraction is read for its whole before it is written
     tl.store(sums + s, tl.minimum(value, CEILING), mask=summed)
     for start in range(0, BUCKETS, 1024):
         b = start + tl.arange(0, 1024)
         tl.store(
             histogram + b, tl.minimum(tl.load(histogram + b, mask=b < BUCKETS, other=0), CEILING), mask=b < BUCKETS
         )
-    m = tl.arange(0, 16)
+    m = tl.arange(0, MOST_MAXIMA)
     flagged = (m >= FIRST_MISSING) & (((missing >> tl.maximum(m - FIRST_MISSING, 0)) & 1) == 1)
     known = tl.where(flagged, 1, -1).to(tl.int64)
     known = tl.where((m == VOCAB_SIZE) & (vocab >= 0), vocab, known)
@@ -164,8 +180,8 @@ def finish(
             index = tl.where(below >= 0, INDEX_MASK - (below & INDEX_MASK), 0)
             row = index // length
             column = (index - row * length + SHIFT) % length
-            beside = column + c - (HEAD + CONTEXT)
-            inside = (c >= HEAD) & (c < C) & (beside >= 0) & (beside < length)
+            beside = column + c - (TOKEN_COLUMNS + CONTEXT)
+            inside = (c >= TOKEN_COLUMNS) & (c < C) & (beside >= 0) & (beside < length)
             near = row * length + (beside + length - SHIFT) % length
             if PACKED:
                 same = tl.load(first_ + near, mask=inside, other=-1) == tl.load(first_ + index)
@@ -180,20 +196,20 @@ def finish(
             position = column
             if HAS_POSITIONS:
                 position = tl.load(positions_ + row * length + column)
-            cell = tl.where(c == 0, below >> 32, cell)
-            cell = tl.where(c == 1, when, cell)
-            cell = tl.where(c == 2, _where(row, position, rank), cell)
-            cell = tl.where(c == 3, tl.load(targets_ + index), cell)
-            cell = tl.where(c == 4, -1, cell)
-            cell = tl.where(c == 5, -1, cell)
-            cell = tl.where(c == 6, NONE, cell)
+            cell = tl.where(c == TOKEN_LOSS, below >> 32, cell)
+            cell = tl.where(c == WHEN, when, cell)
+            cell = tl.where(c == WHERE, _where(row, position, rank), cell)
+            cell = tl.where(c == TARGET, tl.load(targets_ + index), cell)
+            cell = tl.where(c == PREDICTED, -1, cell)
+            cell = tl.where(c == TOP_PROBABILITY, -1, cell)
+            cell = tl.where(c == SAMPLE, NONE, cell)
             if HAS_PREDICTED:
-                cell = tl.where(c == 4, tl.load(predicted_ + index), cell)
+                cell = tl.where(c == PREDICTED, tl.load(predicted_ + index), cell)
             if HAS_TOP:
                 top = tl.load(top_ + index).to(tl.int32, bitcast=True) & 0x7FFFFFFF
-                cell = tl.where(c == 5, top.to(tl.int64), cell)
+                cell = tl.where(c == TOP_PROBABILITY, top.to(tl.int64), cell)
             if HAS_SAMPLES:
-                cell = tl.where(c == 6, tl.load(samples_ + row), cell)
+                cell = tl.where(c == SAMPLE, tl.load(samples_ + row), cell)
             tl.store(found + k * C + c, tl.where(below >= 0, cell, -1), mask=c < C)
         tl.debug_barrier()  # what was found is written before it is read
         _merge(token_rows, found, K, C, TWICE, WIDE)
@@ -204,15 +220,15 @@ def finish(
             name = tl.where(below >= 0, ORDER_MASK - (below & ORDER_MASK), 0)
             first = name if PACKED else name * length
             row = first // length
-            cell = tl.where(c == 0, below >> ORDER_BITS, -1)
-            cell = tl.where(c == 1, when, cell)
-            cell = tl.where(c == 2, _where(row, first - row * length, rank), cell)
-            cell = tl.where(c == 3, tl.load(sequence_sums + name), cell)
-            cell = tl.where((c == 4) | (c == 5), NONE, cell)
+            cell = tl.where(c == SEQUENCE_LOSS, below >> ORDER_BITS, -1)
+            cell = tl.where(c == WHEN, when, cell)
+            cell = tl.where(c == WHERE, _where(row, first - row * length, rank), cell)
+            cell = tl.where(c == SEQUENCE_TOKENS, tl.load(sequence_sums + name), cell)
+            cell = tl.where((c == SEQUENCE_DOCUMENT) | (c == SEQUENCE_SAMPLE), NONE, cell)
             if PACKED:
-                cell = tl.where(c == 4, tl.load(documents_ + first), cell)
+                cell = tl.where(c == SEQUENCE_DOCUMENT, tl.load(documents_ + first), cell)
             if HAS_SAMPLES:
-                cell = tl.where(c == 5, tl.load(samples_ + row), cell)
+                cell = tl.where(c == SEQUENCE_SAMPLE, tl.load(samples_ + row), cell)
             tl.store(found + k * C_SEQUENCE + c, tl.where(below >= 0, cell, -1), mask=c < C_SEQUENCE)
         tl.debug_barrier()
         _merge(sequence_rows, found, K, C_SEQUENCE, TWICE, WIDE)

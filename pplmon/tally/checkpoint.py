@@ -1,0 +1,56 @@
+"""A tally's tensors in a ``state_dict``, where the names of their integers stand beside them.
+
+The names are a tensor, too: what takes state dicts apart (safetensors, averages of checkpoints) expects nothing else there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pplmon import cells, saved
+from pplmon.extras import Measures
+from pplmon.tally.given import State
+
+KEY = "names"
+
+
+def names_of(extras: Sequence[Measures]) -> Tensor:
+    """Return the version and all names, as the bytes of a JSON object [bytes] uint8."""
+    names = {
+        "version": saved.VERSION,
+        "sums": cells.SUMS,
+        "maxima": cells.MAXIMA,
+        "extras": saved.sizes_of(extras),
+    }
+    return torch.tensor(list(json.dumps(names).encode()), dtype=torch.uint8)
+
+
+def translate(
+    state_dict: dict[str, Any], prefix: str, own: State, empty: Mapping[str, Any], extras: Sequence[Measures]
+) -> None:
+    """Put the integers that ``state_dict`` holds for a tally into the order of its own; ``empty`` ones for those of another version."""
+    note = state_dict.pop(prefix + KEY, None)
+    given = [name for name in State._fields if prefix + name in state_dict]
+    if not given:
+        return
+    names = {} if note is None else json.loads(bytes(note.tolist()))
+    if not saved.is_readable(names.get("version")):
+        state_dict.update({prefix + name: empty[name].clone() for name in State._fields})
+        return
+
+    def put(name: str, values: Sequence[int]) -> None:
+        state_dict[prefix + name] = torch.tensor(values, dtype=torch.int64, device=getattr(own, name).device)
+
+    with saved.reading() as reader:
+        for name, wanted, missing in (("sums", cells.SUMS, 0), ("maxima", cells.MAXIMA, -1)):
+            if name in given:
+                values = state_dict[prefix + name].tolist()
+                put(name, reader.ints(dict(zip(names[name], values, strict=True)), wanted, missing))
+        if "extra_sums" in given:
+            parts = saved.by_extra(state_dict[prefix + "extra_sums"].tolist(), names["extras"])
+            put("extra_sums", reader.extras(parts, saved.sizes_of(extras)))
