@@ -13,20 +13,29 @@ or, without a framework::
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from pplmon import sinks
+from pplmon import alerts, extras, sinks
 from pplmon.actions import Checkpoint, Notify, SaveBatch, Stop, Webhook
-from pplmon.alerts import Above, Alert, Below, NonFinite, Rule, Spike, default_alerts
+from pplmon.alerts import Alert, MetricRule, Rule, default_alerts
 from pplmon.capture import observe
 from pplmon.evidence import WorstSequence, WorstToken
+from pplmon.extras import Extra
 from pplmon.kernels.vocab_parallel import VocabShard
 from pplmon.metrics import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile
 from pplmon.monitor import Monitor
+from pplmon.numbers import Number
 from pplmon.report import Report, Totals
-from pplmon.tally import Entropy, Extra, TokenTally
+from pplmon.tally import TokenTally
 from pplmon.tokens import TokenStats, token_stats
 
 if TYPE_CHECKING:
+    from pplmon.alerts import Above as Above
+    from pplmon.alerts import Below as Below
+    from pplmon.alerts import NonFinite as NonFinite
+    from pplmon.alerts import Spike as Spike
+    from pplmon.extras import Entropy as Entropy
     from pplmon.lightning import PerplexityMonitor
+
+globals().update({**alerts.ALL, **extras.ALL})  # every rule and every extra that has a file
 
 try:
     __version__ = version("pplmon")
@@ -34,23 +43,20 @@ except PackageNotFoundError:  # a checkout that is not installed
     __version__ = "0"
 
 __all__ = [
-    "Above",
     "Alert",
-    "Below",
     "Checkpoint",
     "CrossEntropy",
-    "Entropy",
     "Extra",
     "MaxTokenLoss",
+    "MetricRule",
     "Monitor",
-    "NonFinite",
     "Notify",
+    "Number",
     "Perplexity",
     "PerplexityMonitor",
     "Report",
     "Rule",
     "SaveBatch",
-    "Spike",
     "Stop",
     "TokenAccuracy",
     "TokenLossQuantile",
@@ -66,6 +72,8 @@ __all__ = [
     "sinks",
     "token_stats",
 ]
+__all__ += list(alerts.ALL)
+__all__ += list(extras.ALL)
 
 
 def __getattr__(name: str) -> Any:

@@ -15,21 +15,39 @@ Row = tuple[int, ...]
 
 @dataclass(frozen=True)
 class WorstToken:
-    """One token, what was expected there, what the model said, and where to find it."""
+    """One token, what was expected there, what the model said, and where to find it.
 
-    loss: float  # nats; NaN or inf where the token is sick
-    step: int = 0  # optimizer step, 0-based
-    micro_batch: int = 0  # within the step
+    Attributes:
+        loss: its loss, in nats; NaN or inf where that is what it came out as.
+        step: the optimizer step, 0-based.
+        micro_batch: which micro-batch of the step, 0-based.
+        rank: the rank, of all ranks, that had it.
+        sequence: the row of the batch, 0-based.
+        position: the column of the target in the targets that were given, 0-based; its ``position_ids`` where those were given.
+        target: the id that was expected.
+        predicted: the id that the model found most likely; ``None`` where that is not known.
+        predicted_probability: the probability, 0 to 1, that the model gave to ``predicted``; ``None`` likewise.
+        sample_id: the row of the dataset, where ``sample_ids`` were given.
+        context_ids: the ids of the token, in the middle, and of its neighbours; ``None`` beyond the sequence, and for no token.
+        context_losses: their losses, in nats; ``None`` beyond the sequence, and where a neighbour is not scored.
+        context_text: ``context_ids`` as text, where the monitor has a ``decode``.
+        target_text: ``target`` as text, likewise.
+        predicted_text: ``predicted`` as text, likewise.
+    """
+
+    loss: float
+    step: int = 0
+    micro_batch: int = 0
     rank: int = 0
-    sequence: int = 0  # row of the batch
-    position: int = 0  # column of the target as the caller gave it; the flat index for [N, V] logits
+    sequence: int = 0
+    position: int = 0
     target: int = 0
-    predicted: int | None = None  # the argmax; None where it is not known
+    predicted: int | None = None
     predicted_probability: float | None = None
-    sample_id: int | None = None  # the dataset's row, where sample_ids were given
-    context_ids: tuple[int | None, ...] = ()  # 2·context+1 ids, the token in the middle; None outside the sequence
-    context_losses: tuple[float | None, ...] = ()  # None outside, and where a neighbour is not scored
-    context_text: str | None = None  # None without decode
+    sample_id: int | None = None
+    context_ids: tuple[int | None, ...] = ()
+    context_losses: tuple[float | None, ...] = ()
+    context_text: str | None = None
     target_text: str | None = None
     predicted_text: str | None = None
 
@@ -45,15 +63,27 @@ class WorstToken:
 
 @dataclass(frozen=True)
 class WorstSequence:
-    """One sequence (a row of the batch, or a packed document) with its mean loss over valid tokens."""
+    """One sequence (a row of the batch, or a packed document) with its mean loss over valid tokens.
 
-    loss: float  # nats per token
-    tokens: int = 0  # valid ones
+    Attributes:
+        loss: the mean loss of its valid tokens, in nats per token.
+        tokens: how many valid tokens it has.
+        step: the optimizer step, 0-based.
+        micro_batch: which micro-batch of the step, 0-based.
+        rank: the rank, of all ranks, that had it.
+        sequence: the row of the batch, 0-based.
+        position: its first column, 0-based: 0 but for packed documents.
+        document_id: its document, where ``document_ids`` were given.
+        sample_id: the row of the dataset, where ``sample_ids`` were given.
+    """
+
+    loss: float
+    tokens: int = 0
     step: int = 0
     micro_batch: int = 0
     rank: int = 0
-    sequence: int = 0  # row of the batch
-    position: int = 0  # its first column
+    sequence: int = 0
+    position: int = 0
     document_id: int | None = None
     sample_id: int | None = None
 

@@ -9,10 +9,12 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from operator import add
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pplmon import cells, saved
+from pplmon.declared import find
 from pplmon.evidence import (
     Decode,
     Row,
@@ -24,18 +26,16 @@ from pplmon.evidence import (
     worst_token,
 )
 from pplmon.histogram import Histogram
-from pplmon.numbers import CATALOGUE, derive
-
-Value = float | int | None
+from pplmon.numbers import CATALOGUE, BuiltInNumbers, Value, derive, numbers_as_attributes
 
 
 class Derives(Protocol):
-    """What a report needs of an extra measurement: how many integers it summed, and the numbers that they give."""
+    """What a report needs of an extra measurement: how many integers it has, and the numbers that they give."""
 
     size: int
 
-    def numbers(self, sums: Sequence[int]) -> Mapping[str, Value]:
-        """Return the extra's numbers from its summed integers."""
+    def numbers(self, integers: Sequence[int], /) -> Mapping[str, Value]:
+        """Return the extra's numbers from its integers: sums, and behind them maxima where it has some."""
         ...
 
 
@@ -46,7 +46,7 @@ class Numbers(Mapping[str, Value]):
         self._given = dict(given)
 
     def __getitem__(self, name: str) -> Value:
-        if name not in self._given and name not in CATALOGUE:
+        if name not in self._given and find(name) is None:
             raise KeyError(name)
         return self._given.get(name)
 
@@ -67,27 +67,43 @@ class Numbers(Mapping[str, Value]):
 
 
 @dataclass(frozen=True)
-class Report:
-    """The numbers of one window or pass, as attributes and as the mapping ``numbers``, and its worst tokens."""
+class Report(BuiltInNumbers):
+    """The numbers of one window (train) or pass (val, test), and its worst tokens.
 
-    step: int  # 0-based optimizer step: the window's last
+    Every number of pplmon's own is an attribute. A number that could not be had is ``None``, one of a window without valid
+    tokens NaN. What extras measure is there, too; a type checker knows it as ``report.numbers["mean_entropy"]``.
+
+    Attributes:
+        step: the optimizer step, 0-based; a window's last.
+        stage: "train", "val" or "test"; of one of several loaders "val/dataloader_idx_0".
+        numbers: every number by its name.
+        worst: the tokens with the largest losses over all ranks, the worst first.
+        worst_sequences: the sequences with the largest mean losses, likewise.
+        saturated: a sum reached its ceiling of 2^62 − 1, so the numbers are no longer right.
+    """
+
+    step: int
     stage: str = "train"
     numbers: Mapping[str, Value] = field(default_factory=dict)
     worst: tuple[WorstToken, ...] = ()
     worst_sequences: tuple[WorstSequence, ...] = ()
-    saturated: bool = False  # a sum reached its ceiling: the numbers are no longer right
+    saturated: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "numbers", Numbers(self.numbers))
 
-    def __getattr__(self, name: str) -> Value:
-        numbers = self.__dict__.get("numbers")  # absent while a copy or a pickle is being rebuilt
-        if numbers is not None and not name.startswith("__"):
-            try:
-                return numbers[name]  # type: ignore[no-any-return]
-            except KeyError:
-                pass
-        raise AttributeError(f"a Report has no {name!r}; its numbers are {', '.join(CATALOGUE)}")
+    if not TYPE_CHECKING:  # to a type checker a name that is no number is an error
+
+        def __getattr__(self, name: str) -> Value:
+            """Return an extra's number."""
+            numbers = self.__dict__.get("numbers")  # absent while a copy or a pickle is being rebuilt
+            if numbers is not None and not name.startswith("__"):
+                try:
+                    return numbers[name]
+                except KeyError:
+                    pass
+            names = dict.fromkeys((*CATALOGUE, *(numbers or ())))
+            raise AttributeError(f"a Report has no {name!r}; its numbers are {', '.join(names)}")
 
     def as_dict(self) -> dict[str, float | int]:
         """Return every number that could be had, by name."""
@@ -102,6 +118,10 @@ class Report:
         return replace(self, worst=tuple(token.decoded(decode) for token in self.worst))
 
 
+if Report.__doc__:  # python -OO leaves none
+    Report.__doc__ += numbers_as_attributes()
+
+
 @dataclass(frozen=True)
 class Totals:
     """Integers that add: ``a + b`` are the totals of both, in any order and grouping. ``Totals()`` is the empty one."""
@@ -113,6 +133,7 @@ class Totals:
     sequence_rows: tuple[Row, ...] = ()
     keep: int = 0  # rows of each kind
     extra_sums: tuple[int, ...] = ()
+    extra_maxima: tuple[int, ...] = ()
     extras: tuple[Derives, ...] = field(default=(), compare=False)
     saturated: bool = False  # a sum reached its ceiling and may stand for more: the numbers are not to be trusted
 
@@ -121,11 +142,7 @@ class Totals:
             if not one.keep and not any(one.sums) and not one.token_rows:
                 return two
         keep = max(self.keep, other.keep)
-        if len(self.extra_sums) != len(other.extra_sums):
-            raise ValueError(
-                f"totals of unlike extras do not add: {len(self.extra_sums)} integers and {len(other.extra_sums)}; "
-                "give both tallies the same extras"
-            )
+        _check_alike(self, other)
         return Totals(
             sums=tuple(map(add, self.sums, other.sums)),
             maxima=tuple(map(max, self.maxima, other.maxima)),
@@ -134,6 +151,7 @@ class Totals:
             sequence_rows=merge_rows(self.sequence_rows + other.sequence_rows, keep),
             keep=keep,
             extra_sums=tuple(map(add, self.extra_sums, other.extra_sums)),
+            extra_maxima=tuple(map(max, self.extra_maxima, other.extra_maxima)),
             extras=self.extras or other.extras,
             saturated=self.saturated or other.saturated,
         )
@@ -155,7 +173,7 @@ class Totals:
             "version": saved.VERSION,
             "sums": dict(zip(cells.SUMS, self.sums)),
             "maxima": dict(zip(cells.MAXIMA, self.maxima)),
-            "extras": saved.by_extra(self.extra_sums, saved.sizes_of(self.extras)),
+            "extras": saved.by_extra(self.extra_sums, self.extra_maxima, saved.sizes_of(self.extras)),
             "histogram": [*self.histogram.buckets()],
             "token_rows": [*map(list, self.token_rows)],
             "sequence_rows": [*map(list, self.sequence_rows)],
@@ -176,6 +194,7 @@ class Totals:
         if reader is None:
             with saved.reading() as own:
                 return cls.from_state_dict(state, extras, own)
+        extra_sums, extra_maxima = reader.extras(state["extras"], saved.sizes_of(extras))
         return cls(
             sums=reader.ints(state["sums"], cells.SUMS, 0),
             maxima=reader.ints(state["maxima"], cells.MAXIMA, -1),
@@ -183,7 +202,8 @@ class Totals:
             token_rows=tuple(map(tuple, state["token_rows"])),
             sequence_rows=tuple(map(tuple, state["sequence_rows"])),
             keep=state["keep"],
-            extra_sums=reader.extras(state["extras"], saved.sizes_of(extras)),
+            extra_sums=extra_sums,
+            extra_maxima=extra_maxima,
             extras=extras,
             saturated=state["saturated"],
         )
@@ -211,10 +231,10 @@ class Totals:
                 self.histogram,
             )
         )
-        start = 0
+        sums, maxima = iter(self.extra_sums), iter(self.extra_maxima)
         for extra in self.extras:
-            given.update(_numbers_of(extra, self.extra_sums[start : start + extra.size]))
-            start += extra.size
+            size = saved.size_of(extra)
+            given.update(_numbers_of(extra, (*islice(sums, size.sums), *islice(maxima, size.maxima))))
         return given
 
     def report(
@@ -231,10 +251,19 @@ class Totals:
         )
 
 
-def _numbers_of(extra: Derives, sums: Sequence[int]) -> Mapping[str, Value]:
+def _check_alike(one: Totals, two: Totals) -> None:
+    """Raise where two totals hold integers of unlike extras."""
+    if one.extras is not two.extras and saved.sizes_of(one.extras) != saved.sizes_of(two.extras):
+        names = [", ".join(saved.sizes_of(totals.extras)) or "none" for totals in (one, two)]
+        raise ValueError(
+            f"totals of unlike extras do not add: {names[0]} and {names[1]}; give both tallies the same extras"
+        )
+
+
+def _numbers_of(extra: Derives, integers: Sequence[int]) -> Mapping[str, Value]:
     """An extra's numbers; none where it fails, for a number that cannot be had must not end a run."""
     try:
-        return extra.numbers(sums)
+        return extra.numbers(integers)
     except Exception as error:
         warnings.warn(
             f"pplmon: {type(extra).__name__}.numbers failed: {type(error).__name__}: {error}; its numbers are left out",

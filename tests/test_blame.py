@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pplmon
-from pplmon.numbers import share_of_jump
+from pplmon.formulas import share_of_jump
 from pplmon.sinks import Journal, read_journal
 from pplmon.tokens import TokenStats
 from tests.models import VOCAB, loader, make_module

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import pplmon
-from pplmon import cells
+from pplmon import cells, extras
 from pplmon.lightning.callback import EPOCH_NUMBERS
 from pplmon.numbers import CATALOGUE
 from pplmon.tally.count import OVERCONFIDENT, ROUNDING
 
 PAGE = (Path(__file__).parent.parent / "docs/numbers.md").read_text(encoding="utf-8")
 WORDS = " ".join(PAGE.split())
+EXTRA_ROWS = re.findall(r"^\| `(\w+)` \| `([^`]+)` \| ([^|]+) \| [^|]+ \|$", PAGE, re.MULTILINE)
 ROWS = re.findall(r"^\| `(\w+)` \| (●?) ?\| ([^|]+) \| ([^|]+) \|$", PAGE, re.MULTILINE)
 
 
@@ -24,6 +25,12 @@ def test_every_number_stands_there_once() -> None:
     """Names and units of the catalogue, and ● where a number is logged by default; in the catalogue's order."""
     page = [(name, mark == "●", unit) for name, mark, unit, _ in ROWS]
     assert page == [(n.name, n.core, n.unit or "–") for n in CATALOGUE.values()]
+
+
+def test_every_number_of_an_extra_stands_there_once() -> None:
+    """With its unit, under the name of the extra."""
+    declared = [(name, n.name, n.unit or "–") for name, extra in extras.ALL.items() for n in extra.declares]
+    assert declared == EXTRA_ROWS
 
 
 def test_formulas_are_those_of_the_catalogue() -> None:

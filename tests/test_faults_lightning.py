@@ -16,13 +16,13 @@ import pytest
 import torch
 
 import pplmon
-from pplmon.replay.wandb_file import read_run
 from pplmon.sinks.journal import read_journal
 from pplmon.testing import run_on_ranks
 from tests.fault_script import module_of, trainer_of
 from tests.launch import ROOT, run_script
 from tests.models import loader
 from tests.test_faults import wait_for
+from tests.wandb_run import read_run
 
 pl = pytest.importorskip("pytorch_lightning")
 

@@ -17,24 +17,27 @@ MODULES = {
 }
 
 # A room is a module or a package. STATE: plain numbers. Each room may import itself and the rooms named.
-STATE = {"cells", "histogram", "numbers", "evidence", "saved", "report"}
+ALONE = {"calls", "cells", "checks", "discover", "saved", "strict_json"}  # import none of ours
+STATE = ALONE | {"declared", "evidence", "formulas", "histogram", "numbers", "report"}
 JUDGE = STATE | {"alerts"}
 MEASURE = {"tokens", "kernels", "overwritten"}
-COUNT = STATE | MEASURE | {"tally"}
+COUNT = STATE | MEASURE | {"extras", "tally"}
 RUN = JUDGE | COUNT | {"sinks", "monitor"}
 ROOMS = {
-    "cells": set(),
+    **{room: set() for room in ALONE},
     "histogram": {"cells"},
-    "numbers": {"cells", "histogram"},
+    "formulas": {"cells", "histogram"},
+    "numbers": {"formulas", "histogram"},
+    "declared": {"formulas", "numbers"},
     "evidence": {"cells"},
-    "saved": set(),
     "report": STATE,
     "kernels": set(),
     "graphs": set(),
     "arguments": set(),
     "tokens": {"arguments", "graphs", "kernels"},
     "overwritten": {"tokens"},
-    "tally": STATE | {"graphs", "tokens"},
+    "extras": STATE | {"tokens"},
+    "tally": STATE | {"extras", "graphs", "tokens"},
     "metrics": {"cells", "histogram", "tally", "tokens"},
     "alerts": STATE,
     "actions": JUDGE | {"sinks"},

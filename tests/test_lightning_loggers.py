@@ -12,9 +12,9 @@ import torch
 import wandb
 
 import pplmon
-from pplmon.replay.wandb_file import read_run
 from pplmon.sinks.journal import read_journal
 from tests.models import loader, make_module, reference
+from tests.wandb_run import read_run
 
 pl = pytest.importorskip("pytorch_lightning")
 

@@ -11,7 +11,7 @@ import pytest
 
 from pplmon import replay
 from pplmon.replay.columns import parse_map
-from pplmon.replay.wandb_file import read_run
+from tests.wandb_run import read_run
 
 SPIKE = 150
 LOSSES = [2.0 + step % 7 / 100 + 5 * (step == SPIKE) for step in range(300)]

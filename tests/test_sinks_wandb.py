@@ -16,9 +16,9 @@ import wandb
 
 from pplmon.alerts import Alert
 from pplmon.evidence import WorstToken
-from pplmon.replay.wandb_file import OfflineRun, read_run
 from pplmon.report import Report
 from pplmon.sinks.wandb import WandB, title
+from tests.wandb_run import OfflineRun, read_run
 
 STEP = "trainer/global_step"
 WORST = (WorstToken(loss=math.nan, position=99, target_text="a\x1b"), WorstToken(loss=41.25, position=3))

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pplmon.actions.place import at_least, folder, stem
+from pplmon.actions.place import folder, stem
 from pplmon.alerts import Alert
+from pplmon.checks import at_least
 from pplmon.evidence import WorstSequence, WorstToken
 
 MAX_BYTES, MAX_HELD_BYTES = 64 * 2**20, 256 * 2**20
@@ -60,9 +61,9 @@ class SaveBatch:
         at_most: int = 10,
     ) -> None:
         self._directory, self._everything = directory, everything
-        self._max_bytes = at_least("SaveBatch", "max_bytes", max_bytes)
-        self._max_held_bytes = at_least("SaveBatch", "max_held_bytes", max_held_bytes)
-        self._at_most = at_least("SaveBatch", "at_most", at_most)
+        self._max_bytes = at_least("SaveBatch: max_bytes", max_bytes)
+        self._max_held_bytes = at_least("SaveBatch: max_held_bytes", max_held_bytes)
+        self._at_most = at_least("SaveBatch: at_most", at_most)
         self._monitor: Any = None
         self._folder: Path | None = None
         self._seen: deque[Seen] = deque()

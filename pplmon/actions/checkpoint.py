@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pplmon.actions.place import at_least, folder, stem
+from pplmon.actions.place import folder, stem
 from pplmon.alerts import Alert
+from pplmon.checks import at_least
 
 
 class Checkpoint:
@@ -36,7 +37,7 @@ class Checkpoint:
         save: Callable[[str], object] | None = None,
         at_most: int = 3,
     ) -> None:
-        self._directory, self._save, self._at_most = directory, save, at_least("Checkpoint", "at_most", at_most)
+        self._directory, self._save, self._at_most = directory, save, at_least("Checkpoint: at_most", at_most)
         self._folder: Path | None = None
         self._trainer: Any = None
         self._due: Alert | None = None

@@ -30,10 +30,3 @@ def stem(alert: Alert) -> str:
     """Return what a file about an alert is called, without its ending: rule, number and step."""
     parts = [alert.rule] if alert.metric is None else [alert.rule, alert.metric]
     return "-".join(re.sub(r"[^\w.]+", "_", part)[:60] for part in parts) + f"-step={alert.step}"
-
-
-def at_least(who: str, name: str, value: Any, least: int = 1) -> int:
-    """Return ``value``, an integer of at least ``least``, or raise."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{who}: {name} must be an integer of at least {least}, got {value!r}")
-    return value

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from pplmon.actions.address import Address
 from pplmon.actions.limit import Limit
-from pplmon.actions.place import at_least
 from pplmon.actions.worker import BACK_OFF_S, DRAIN_S, QUEUE, TRIES, Worker
 from pplmon.alerts import Alert
+from pplmon.checks import at_least
 
 
 class Message(NamedTuple):
@@ -29,8 +29,8 @@ class Remote:
         who = type(self).__name__
         self._address = address
         self._limit = Limit(every_s)
-        self._tries = at_least(who, "tries", tries)
-        self._queue = at_least(who, "queue", queue)
+        self._tries = at_least(f"{who}: tries", tries)
+        self._queue = at_least(f"{who}: queue", queue)
         self._drain_s = drain_s
         self._told = False
         self._dropped_before = 0

@@ -8,9 +8,9 @@ from typing import Any
 
 from pplmon.actions.remote import Message
 from pplmon.alerts import Alert
-from pplmon.sinks.journal import plain
 from pplmon.sinks.text import Table, blame, sequence_table, token_table, visible
 from pplmon.sinks.wandb import title
+from pplmon.strict_json import plain
 
 SLACK_LENGTH, DISCORD_LENGTH = 3000, 2000  # characters; Discord refuses more, Slack folds it
 SLACK_HOSTS = ("slack.com", "slack-gov.com")

@@ -1,28 +1,42 @@
 """JUDGE: rules, callables ``Report -> Alert | None``, that decide what deserves a human's attention.
 
-A rule of one's own is a function of three lines. Ours keep a little state, judge ``stage="train"`` unless told
-otherwise, and read only a report's numbers, which are the same on every rank: so every rank decides alike.
+A rule of one's own is a function of three lines, or a subclass of ``MetricRule``. Ours keep a little state, judge
+``stage="train"`` unless told otherwise, and read only a report's numbers, which are the same on every rank: so every rank
+decides alike. A new file in this folder is found by itself.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from pplmon.alerts.defaults import default_alerts, watched
 from pplmon.alerts.memory import TargetCheck, checked, remembered, remind
-from pplmon.alerts.rule import Alert, MetricRule, Rule, options
-from pplmon.alerts.spike import Spike
-from pplmon.alerts.thresholds import Above, Below, NonFinite
+from pplmon.alerts.rule import Alert, MetricRule, Rule, options, rule_classes
+from pplmon.discover import classes_in
+
+ALL = classes_in(__name__, MetricRule)  # by name; pplmon has them under the same names
+globals().update(ALL)
+
+if TYPE_CHECKING:
+    from pplmon.alerts.spike import Spike as Spike
+    from pplmon.alerts.thresholds import Above as Above
+    from pplmon.alerts.thresholds import Below as Below
+    from pplmon.alerts.thresholds import NonFinite as NonFinite
+
+    def __getattr__(name: str) -> Any:
+        """Let a type checker take a rule that has no line above for what it may be."""
+
 
 __all__ = [
-    "Above",
+    "ALL",
     "Alert",
-    "Below",
     "MetricRule",
-    "NonFinite",
     "Rule",
-    "Spike",
     "TargetCheck",
     "checked",
     "default_alerts",
     "options",
     "remembered",
     "remind",
+    "rule_classes",
     "watched",
 ]
+__all__ += list(ALL)

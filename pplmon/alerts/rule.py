@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pplmon.calls import arguments_of, call_text, is_literal, literal, parameters_of
+from pplmon.declared import check_name
+from pplmon.discover import subclasses_of
 from pplmon.evidence import WorstSequence, WorstToken
-from pplmon.numbers import check_name
 from pplmon.report import Report
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SEVERITIES = ("info", "warning", "critical")
 
 
 @dataclass(frozen=True)
 class Alert:
-    """Something that deserves a look: which rule, what it saw and where, and the worst tokens of its window."""
+    """Something that deserves a look: which rule, what it saw and where, and the worst tokens of its window.
+
+    Attributes:
+        rule: the name of the rule, usually its class.
+        text: what happened, in one line.
+        metric: the number that the rule watches; ``None`` for a rule that watches no single one.
+        step: the optimizer step, 0-based. A rule may leave it out: the monitor fills it in.
+        stage: "train", "val" or "test".
+        value: the number's value, in its unit.
+        threshold: the value beyond which the rule alerts, in the same unit.
+        severity: "info", "warning" or "critical".
+        worst: the worst tokens of the window, the worst first; filled in by the monitor.
+        worst_sequences: its worst sequences, likewise.
+        blame_sequence: the share, 0 to 1, of the rise of the cross-entropy that the worst sequence explains; ``None`` where
+            it did not rise, or where too little is known of earlier steps.
+        blame_token: the same of the worst token.
+    """
 
     rule: str
     text: str
     metric: str | None = None
     step: int | None = None
     stage: str = "train"
-    value: float | None = None  # in the metric's unit
-    threshold: float | None = None  # in the metric's unit
+    value: float | None = None
+    threshold: float | None = None
     severity: str = "warning"
     worst: tuple[WorstToken, ...] = ()
     worst_sequences: tuple[WorstSequence, ...] = ()
-    blame_sequence: float | None = None  # 0–1: the share of the jump that the worst sequence explains
+    blame_sequence: float | None = None
     blame_token: float | None = None
 
     def __post_init__(self) -> None:
@@ -44,12 +64,51 @@ Rule = Callable[[Report], Alert | None]
 
 
 class MetricRule:
-    """A rule that watches one number of one stage. Subclasses say in ``judge`` when a value is an alert."""
+    """A base for a rule that watches one number of one stage; ``judge`` says when a value is an alert.
 
-    numbers_only = True  # reads no evidence, so ranks need not gather any before judging
+    ::
+
+        class Doubled(pplmon.MetricRule):
+            def __init__(self, metric, factor=2.0, stage="train"):
+                super().__init__(metric, stage)
+                self.factor = factor
+                self.best = math.inf
+
+            def judge(self, value, report):
+                self.best = min(self.best, value)
+                if value > self.factor * self.best:
+                    return self.alert(report, value, self.factor * self.best, f"is {value:.4g}, the best was {self.best:.4g}")
+
+            def state_dict(self):  # what a checkpoint keeps
+                return {"best": self.best}
+
+            def load_state_dict(self, state):
+                self.best = state["best"]
+
+    A journal names such a rule by the call that makes it, ``Doubled('cross_entropy', factor=3)``, so its arguments are
+    numbers and texts; ``pplmon replay --rules FILE.py`` finds its class in that file.
+
+    Attributes:
+        metric: the number's name.
+        stage: "train", "val" or "test": reports of others are passed over.
+        severity: of its alerts, where ``alert`` is not told another.
+        numbers_only: it reads no worst tokens, so ranks need not gather any before judging.
+        tuned_by: the argument, a number above 0 of which more means fewer alerts, that ``pplmon replay --wanted-rate`` may choose.
+        warns: a number that a report lacks is one warning.
+    """
+
+    numbers_only = True
     severity = "warning"
+    tuned_by: str | None = None
+    _made_with: dict[str, Any]
 
-    def __init__(self, metric: str, stage: str) -> None:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keep the arguments, by which a journal and a checkpoint know the rule."""
+        rule = super().__new__(cls)
+        object.__setattr__(rule, "_made_with", arguments_of(cls, args, kwargs))  # also of a frozen dataclass
+        return rule
+
+    def __init__(self, metric: str, stage: str = "train") -> None:
         check_name(metric)
         self.metric = metric
         self.stage = stage
@@ -99,23 +158,21 @@ class MetricRule:
 
     def __repr__(self) -> str:
         """Return the call that makes this rule: the journal keeps it, and ``pplmon replay`` reads it back."""
-        parameters = inspect.signature(type(self)).parameters
-        parts = [
-            _literal(value) if parameters[name].default is inspect.Parameter.empty else f"{name}={_literal(value)}"
-            for name, value in options(self).items()
-            if value != parameters[name].default
-        ]
-        return f"{type(self).__name__}({', '.join(parts)})"
+        return call_text(type(self), options(self), literal)
 
 
 def options(rule: MetricRule) -> dict[str, Any]:
-    """Return the arguments that a rule was made with, by name: those that it keeps as attributes of the same name."""
-    names = inspect.signature(type(rule)).parameters
-    return {name: getattr(rule, name) for name in names if hasattr(rule, name)}
+    """Return the arguments that a rule was made with, by name; one that it keeps under that name as it is now."""
+    found = {}
+    for name in parameters_of(type(rule)):
+        now = getattr(rule, name, None)
+        if hasattr(rule, name) and is_literal(now):
+            found[name] = now
+        elif name in rule._made_with:
+            found[name] = rule._made_with[name]
+    return found
 
 
-def _literal(value: Any) -> str:
-    """Return a value as a literal that reads back as itself: a short one where there is one."""
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return repr(value)
+def rule_classes() -> dict[str, type[MetricRule]]:
+    """Return every class of rules that there is in this process, by name; of two of one name the later."""
+    return {kind.__name__: kind for kind in subclasses_of(MetricRule) if not kind.__name__.startswith("_")}

@@ -9,6 +9,7 @@ from typing import Any
 
 from pplmon.alerts.baseline import Baseline
 from pplmon.alerts.rule import Alert, MetricRule
+from pplmon.checks import at_least
 from pplmon.report import Report
 
 RECENT = 64  # newest values whose median says whether the level has come back
@@ -24,6 +25,8 @@ class Spike(MetricRule):
     baseline of before, a second, critical alert says so (``None``: never). A non-finite value alerts at once and never
     enters the baseline.
     """
+
+    tuned_by = "limit"
 
     def __init__(
         self,
@@ -43,8 +46,7 @@ class Spike(MetricRule):
             ("quiet_steps", quiet_steps, 0),
             ("recovery_steps", 1 if recovery_steps is None else recovery_steps, 1),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+            at_least(name, value, least)
         if not 0 <= leak < math.inf:
             raise ValueError(f"leak must be a finite number of at least 0, got {leak!r}")
         if not 0 < limit < math.inf:

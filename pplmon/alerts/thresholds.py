@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from pplmon.alerts.rule import Alert, MetricRule
-from pplmon.numbers import CATALOGUE
+from pplmon.checks import at_least
+from pplmon.declared import find
 from pplmon.report import Report
 
 
 class _Threshold(MetricRule):
     """Fire once when a number has been beyond a threshold for a while; re-arm at the first value back inside."""
 
+    tuned_by: str | None = "threshold"
     word = ""
     sign = 1.0  # +1 where larger is beyond, −1 where smaller is
 
@@ -30,12 +32,11 @@ class _Threshold(MetricRule):
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
             raise TypeError(f"the threshold of {metric} must be a number, got {type(threshold).__name__}")
         if not self._can_fire(float(threshold)):
-            number = CATALOGUE.get(metric)
+            number = find(metric)
             span = f"{metric} lies between {number.low:g} and {number.high:g}" if number else "no value is beyond it"
             raise ValueError(f"{self.word} {threshold} can never fire: {span}")
-        for name, value, least in (("for_steps", for_steps, 1), ("after_step", after_step, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        at_least("for_steps", for_steps, 1)
+        at_least("after_step", after_step, 0)
         if not 0 <= hysteresis < math.inf:
             raise ValueError(
                 f"hysteresis must be a finite distance of at least 0 in the metric's unit, got {hysteresis!r}"
@@ -87,7 +88,8 @@ class Above(_Threshold):
     word = "above"
 
     def _can_fire(self, threshold: float) -> bool:
-        return threshold < (CATALOGUE[self.metric].high if self.metric in CATALOGUE else math.inf)
+        number = find(self.metric)
+        return threshold < (math.inf if number is None else number.high)
 
 
 class Below(_Threshold):
@@ -100,7 +102,8 @@ class Below(_Threshold):
     sign = -1.0
 
     def _can_fire(self, threshold: float) -> bool:
-        return threshold > (CATALOGUE[self.metric].low if self.metric in CATALOGUE else -math.inf)
+        number = find(self.metric)
+        return threshold > (-math.inf if number is None else number.low)
 
 
 class NonFinite(_Threshold):
@@ -108,6 +111,7 @@ class NonFinite(_Threshold):
 
     word = "above"
     severity = "critical"
+    tuned_by = None  # it has one threshold, 0
 
     def __init__(self, stage: str = "train") -> None:
         super().__init__("nonfinite_tokens", 0.0, stage)

@@ -15,6 +15,7 @@ except ImportError:  # the same classes under the other name
 
 from pplmon.alerts import MetricRule, Rule
 from pplmon.capture import Capture, Logits, Targets
+from pplmon.declared import find
 from pplmon.evidence import Decode
 from pplmon.lightning import trainer as facts
 from pplmon.lightning.guard import LossGuard
@@ -24,7 +25,6 @@ from pplmon.monitor.delivery import Handler
 from pplmon.monitor.engine import wanted
 from pplmon.monitor.judge import check_rules
 from pplmon.monitor.passes import TrainerPass
-from pplmon.numbers import CATALOGUE, OPTIONAL
 from pplmon.report import Report
 from pplmon.tally import TokenTally
 
@@ -144,8 +144,8 @@ class PerplexityMonitor(Callback):
         """Learn who needs our numbers at their own step."""
         monitor = self._running()
         head = f"{monitor.prefix}train/"
-        watched = facts.watched_keys(trainer)
-        monitor.wait_for_window = any(f"{head}{name}" in watched for name in (*CATALOGUE, *OPTIONAL))
+        ours = [key.removeprefix(head) for key in facts.watched_keys(trainer) if key.startswith(head)]
+        monitor.wait_for_window = any(find(name) is not None for name in ours)
         self._micro_batch = 0
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:

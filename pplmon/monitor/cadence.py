@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pplmon.checks import check_cadence
+
 
 @dataclass(frozen=True)
 class Cadence:
@@ -29,11 +31,3 @@ class Cadence:
         """The first step from ``step`` on that is read out."""
         lengths = [n for n in (self.every_n_steps, self.judge_every_n_steps) if n is not None]
         return min(-(-(step + 1) // n) * n - 1 for n in lengths)
-
-
-def check_cadence(name: str, value: int) -> None:
-    """Raise for anything but a number of steps of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer number of optimizer steps, got {value!r}")
-    if value <= 0:
-        raise ValueError(f"{name} must be at least 1 optimizer step, got {value}")

@@ -12,14 +12,16 @@ import torch
 
 from pplmon import saved
 from pplmon.alerts import Rule, default_alerts, watched
+from pplmon.declared import as_rows, fits, measured_by, select
 from pplmon.evidence import Decode
+from pplmon.extras import declare_all, declared_by
 from pplmon.monitor.cadence import Cadence
 from pplmon.monitor.delivery import Delivery, Handler
 from pplmon.monitor.judge import Judge
 from pplmon.monitor.link import Link
 from pplmon.monitor.passes import Pass
 from pplmon.monitor.windows import Windows
-from pplmon.numbers import CATALOGUE, CORE, OPTIONAL, select
+from pplmon.numbers import CATALOGUE, CORE
 from pplmon.overwritten import Overwritten
 from pplmon.report import Report, Totals
 from pplmon.sinks.base import Sink
@@ -28,12 +30,15 @@ from pplmon.tally import TokenTally
 
 def wanted(numbers: str | Sequence[str], tally: TokenTally) -> tuple[str, ...] | None:
     """Return the names that ``numbers`` selects (``None``: all), each of which the tally measures."""
+    have = declare_all(tally.extras)  # here, too, because a tally that came in a pickle brings its extras with it
     names = select(numbers)
-    lacking = set(names or ()) & OPTIONAL.keys()
-    if lacking and not tally.needs_entropy:
-        raise ValueError(
-            f"numbers asks for {', '.join(lacking)}, which is measured by tally=pplmon.TokenTally(extras=[pplmon.Entropy()])"
-        )
+    if all(map(declared_by, tally.extras)):  # else there is one that may measure anything
+        lacking = [n for n in names or () if measured_by(n) and not any(fits(n, number.name) for number in have)]
+        if lacking:
+            extras = ", ".join(dict.fromkeys(str(measured_by(name)) for name in lacking))
+            raise ValueError(
+                f"numbers asks for {', '.join(lacking)}, which is measured by tally=pplmon.TokenTally(extras=[{extras}])"
+            )
     return names
 
 
@@ -227,6 +232,7 @@ class Engine:
         self._started = True
 
     def _describe(self) -> dict[str, Any]:
+        declared = as_rows(declare_all(self._link.pattern.extras))
         return {
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -236,6 +242,7 @@ class Engine:
             "memory": None if self._resumed_at is None else self._judge.memory(),
             "alerts": [repr(rule) for rule in self._judge.rules],
             "watched": watched(self._judge.rules),
+            **({"declared": declared} if declared else {}),
         }
 
     def _log_window(self, step: int) -> Report:

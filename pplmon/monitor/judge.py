@@ -11,9 +11,9 @@ from pplmon import cells
 from pplmon.alerts import Alert, MetricRule, Rule, TargetCheck, checked, remembered, remind
 from pplmon.alerts.baseline import Baseline
 from pplmon.evidence import WorstSequence, WorstToken
+from pplmon.formulas import share_of_jump
 from pplmon.monitor.delivery import Delivery
 from pplmon.monitor.link import Link
-from pplmon.numbers import share_of_jump
 from pplmon.report import Report, Totals
 
 

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from pplmon.numbers import CATALOGUE, OPTIONAL, check_name
+from pplmon.declared import check_name, find
 from pplmon.replay.series import Given, ReplayError, Row
 from pplmon.sinks.keys import split_key
 
 STAGES = ("train", "val", "test")
 Place = tuple[str, str]  # stage, name
-_EXTRA = re.compile(r"(?:.*/)?(train|val|test)/([^/]+/.+)")  # an extra's name has a "/" of its own
+_UNDECLARED = re.compile(r"(?:.*/)?(train|val|test)/([^/]+/.+)")  # of an extra that declares nothing; it has a "/"
 
 
 def parse_map(text: str) -> tuple[str, Place]:
@@ -81,13 +81,12 @@ def rows_of(cells: Iterable[tuple[int, Mapping[str, Any]]], chosen: Mapping[str,
 
 
 def _place(column: str) -> Place | None:
-    known = CATALOGUE.keys() | OPTIONAL.keys()
-    if column in known:
+    if find(column) is not None:
         return "train", column
     key = split_key(column)
     if key is not None:
-        return (key.stage, key.name) if key.name in known and key.loader is None else None
-    extra = _EXTRA.fullmatch(column)
+        return (key.stage, key.name) if find(key.name) is not None and key.loader is None else None
+    extra = _UNDECLARED.fullmatch(column)
     return None if extra is None or "dataloader_idx_" in column else (extra[1], extra[2])
 
 

@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from pplmon.alerts import NonFinite
 from pplmon.replay.columns import parse_map
+from pplmon.replay.own_file import run_file
+from pplmon.replay.reader import readers
 from pplmon.replay.rules import EXAMPLE, Rules
 from pplmon.replay.run import run
 from pplmon.replay.score import Incident, Watch, scores
@@ -20,6 +21,10 @@ RULE_HELP = (
     f'a rule as in Python, "{EXAMPLE}" (literals only: nothing is run), or "default", or "live" (a journal\'s own rules), '
     "or FILE.py:NAME for one of your own (that file is run); may be repeated. Without it: live from a journal, else default"
 )
+RULES_HELP = (
+    "a file of your own to run first: its classes of rules are then known by their names, to --rule and among a journal's "
+    "own rules; may be repeated"
+)
 
 
 def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,9 +34,12 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     replay.add_argument(
         "path",
         type=Path,
-        help="a journal, a TensorBoard directory, a W&B offline run or a CSV: the file or its directory",
+        help=f"the run, its file or its directory; kinds: {', '.join(reader.kind for reader in readers())}",
     )
     replay.add_argument("--rule", action="append", default=[], metavar="RULE", help=RULE_HELP)
+    replay.add_argument(
+        "--rules", action="append", default=[], type=Path, metavar="FILE.py", dest="files", help=RULES_HELP
+    )
     replay.add_argument(
         "--incident",
         action="append",
@@ -61,13 +69,15 @@ def _replay(options: argparse.Namespace) -> int:
     try:
         if options.wanted_rate is not None:
             check_rate(options.wanted_rate)
+        for file in options.files:
+            run_file(file, f"--rules {file}")
         incidents = [Incident.parse(text) for text in options.incident]
         series = read(options.path, dict(map(parse_map, options.map)), options.step)
         rules = Rules(options.rule, series)
         result = run(series, rules)
         watch = Watch(series, incidents)
         tuned = [] if options.wanted_rate is None else rules.metric_rules().values()
-        tunable = [rule for rule in tuned if not isinstance(rule, NonFinite)]  # it has no threshold
+        tunable = [rule for rule in tuned if rule.tuned_by is not None]
         suggestions = [suggest(rule, options.wanted_rate, series, watch) for rule in tunable]
     except (ReplayError, OSError) as error:
         print(f"pplmon replay: {error}", file=sys.stderr)

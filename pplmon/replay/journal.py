@@ -4,17 +4,39 @@ from __future__ import annotations
 
 import gc
 import json
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pplmon.declared import learn
+from pplmon.replay.columns import Place
+from pplmon.replay.reader import Reader
 from pplmon.replay.series import Given, ReplayError, Row, Segment, Series
+from pplmon.sinks.journal import FILE_NAME
+from pplmon.strict_json import revive
 
 BATCH = 1000  # lines
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class JournalReader(Reader):
+    """Reads pplmon's own journal, whose numbers have their names and steps already."""
+
+    kind = "journal"
+    pattern = FILE_NAME
+    expects = ".jsonl (a journal)"
+    order = 10
+
+    def matches(self, file: Path) -> bool:
+        return file.suffix == ".jsonl"
+
+    def read(self, path: Path, mapped: Mapping[str, Place], step: str | None) -> Series:
+        if mapped or step:
+            raise ReplayError(
+                f"{path} is a journal: its numbers have their names already, --map and --step are for logs"
+            )
+        return read_journal_file(path)
 
 
 def read_journal_file(path: Path) -> Series:
@@ -32,6 +54,7 @@ def read_journal_file(path: Path) -> Series:
         for row in _objects(file):
             kind = row.get("kind")
             if kind == "run":
+                learn(row.get("declared"))
                 segments.append(_segment(row))
             elif kind == "judged":
                 if not segments:  # the file begins in the middle of a run
@@ -91,7 +114,5 @@ def _parse(line: str) -> Any:
 
 def _revived(fields: dict[str, Any]) -> Given:
     given = Given(fields)
-    for name, value in fields.items():
-        if value.__class__ is str and value in _NON_FINITE:
-            given[name] = _NON_FINITE[value]
+    revive(given)
     return given

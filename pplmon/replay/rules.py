@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import ast
 import copy
-import importlib.util
 import inspect
 import math
-import re
-import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-from pplmon.alerts import Above, Below, MetricRule, NonFinite, Rule, Spike, default_alerts
+from pplmon.alerts import MetricRule, Rule, default_alerts, rule_classes
+from pplmon.calls import parameters_of
+from pplmon.replay.own_file import NAMED, rule_from_file
 from pplmon.replay.series import ReplayError, Segment, Series
 
-KNOWN: dict[str, type[MetricRule]] = {rule.__name__: rule for rule in (Above, Below, NonFinite, Spike)}
 EXAMPLE = "Spike('cross_entropy', limit=8)"
-_IN_FILE = re.compile(r"(?P<path>.+\.py):(?P<name>\w+)")
 _FLOATS = {"inf": math.inf, "nan": math.nan}
 
 
@@ -46,7 +42,7 @@ class Rules:
                 f"--rule live: nothing tells which rules the run had ({source}); give --rule default, say"
             )
         self._texts = [text for text in texts if text != "live"]
-        self._own = {text: _from_file(text) for text in self._texts if _IN_FILE.fullmatch(text)}
+        self._own = {text: rule_from_file(text) for text in self._texts if NAMED.fullmatch(text)}
         self._check_numbers()
 
     def live(self, segment: Segment) -> list[tuple[str, Rule]]:
@@ -85,7 +81,10 @@ class Rules:
         try:
             return parse_rule(text)
         except ReplayError:
-            note = f"The run also had the rule {text}, which is not one of ours; give it by --rule FILE.py:NAME."
+            note = (
+                f"The run also had the rule {text}, which is not known here: name the file of its class by --rules FILE.py, "
+                "or give it by --rule FILE.py:NAME."
+            )
             self.notes += [] if note in self.notes else [note]
             return None
 
@@ -121,7 +120,9 @@ def lacking(series: Series, stage: str, name: str) -> str:
 
 
 def parse_rule(text: str) -> MetricRule:
-    """Read one of our rules, as it is written in Python. Arguments are literals, ``inf`` among them; nothing is run.
+    """Read a rule as it is written in Python: one of ours, or of a class that this process knows.
+
+    Arguments are literals, ``inf`` among them; nothing is run.
 
     Raises:
         ReplayError: it is not such a rule, or the rule refuses its arguments.
@@ -130,13 +131,15 @@ def parse_rule(text: str) -> MetricRule:
         call = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise ReplayError(_not_a_rule(text)) from None
-    if isinstance(call, (ast.Name, ast.Attribute)) and _name(call) in KNOWN:
-        raise ReplayError(f"--rule {text!r} lacks its arguments: write {_name(call)}{_signature(_name(call))}")
+    known = rule_classes()
+    if isinstance(call, (ast.Name, ast.Attribute)) and _name(call) in known:
+        kind = known[_name(call)]
+        raise ReplayError(f"--rule {text!r} lacks its arguments: write {kind.__name__}{_signature(kind)}")
     if not isinstance(call, ast.Call) or not _name(call.func):
         raise ReplayError(_not_a_rule(text))
     name = _name(call.func)
-    if name not in KNOWN:
-        raise ReplayError(_unknown(name))
+    if name not in known:
+        raise ReplayError(_unknown(name, known))
     try:
         arguments = [_literal(node) for node in call.args]
         options = {keyword.arg or "**": _literal(keyword.value) for keyword in call.keywords}
@@ -146,9 +149,9 @@ def parse_rule(text: str) -> MetricRule:
             f"run; a rule of your own comes from a file: --rule rules.py:name"
         ) from None
     try:
-        return KNOWN[name](*arguments, **options)
-    except (TypeError, ValueError) as error:
-        raise ReplayError(f"--rule {text!r}: {error}. Its arguments are {name}{_signature(name)}") from None
+        return known[name](*arguments, **options)
+    except Exception as error:  # of a user's class it may be anything
+        raise ReplayError(f"--rule {text!r}: {error}. Its arguments are {name}{_signature(known[name])}") from None
 
 
 def _literal(node: ast.expr) -> Any:
@@ -166,13 +169,13 @@ def _name(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _signature(name: str) -> str:
-    parameters = [p.replace(annotation=p.empty) for p in inspect.signature(KNOWN[name]).parameters.values()]
+def _signature(kind: type[MetricRule]) -> str:
+    parameters = [p.replace(annotation=p.empty) for p in parameters_of(kind).values()]
     return str(inspect.Signature(parameters))
 
 
 def _not_a_rule(text: str) -> str:
-    near = get_close_matches(text, (*KNOWN, "default", "live"), n=1)
+    near = get_close_matches(text, (*rule_classes(), "default", "live"), n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return (
         f'--rule wants a rule as it is written in Python, as in --rule "{EXAMPLE}", or default, live or FILE.py:NAME; got '
@@ -180,33 +183,7 @@ def _not_a_rule(text: str) -> str:
     )
 
 
-def _unknown(name: str) -> str:
-    near = get_close_matches(name, KNOWN, n=2, cutoff=0.5) or [k for k in KNOWN if k.lower() == name.lower()]
+def _unknown(name: str, known: dict[str, type[MetricRule]]) -> str:
+    near = get_close_matches(name, known, n=2, cutoff=0.5) or [k for k in known if k.lower() == name.lower()]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"--rule: unknown rule {name!r}: {hint}known are {', '.join(KNOWN)}, and default, live, FILE.py:NAME"
-
-
-def _from_file(text: str) -> Rule:
-    """Run a file of the user's and return the rule of that name in it."""
-    found = _IN_FILE.fullmatch(text)
-    assert found is not None
-    path, name = Path(found["path"]), found["name"]
-    if not path.is_file():
-        raise ReplayError(f"--rule {text}: there is no file {path}")
-    module_name = f"_pplmon_rules_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickles look their module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ReplayError(f"--rule {text}: running {path} failed: {type(error).__name__}: {error}") from error
-    rule = getattr(module, name, None)
-    if not callable(rule) or isinstance(rule, type):
-        names = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_")) or "none"
-        raise ReplayError(
-            f"--rule {text}: expected a callable Report -> Alert | None (a function, or an object of a rule's class) of "
-            f"that name, got {rule!r}; callables in the file: {names}"
-        )
-    return rule  # type: ignore[no-any-return]
+    return f"--rule: unknown rule {name!r}: {hint}known are {', '.join(known)}, and default, live, FILE.py:NAME"

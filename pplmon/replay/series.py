@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
-from pplmon.numbers import CATALOGUE
-from pplmon.report import Report, Value
+from pplmon.declared import find
+from pplmon.numbers import Value
+from pplmon.report import Report
 
 
 class ReplayError(ValueError):
@@ -22,7 +23,7 @@ class Given(dict[str, Value]):
     """The numbers of a row: a known name that was not given reads ``None``, as in any report."""
 
     def __missing__(self, name: str) -> Value:
-        if name not in CATALOGUE:
+        if find(name) is None:
             raise KeyError(name)
         return None
 

@@ -10,8 +10,8 @@ from pplmon.replay.run import Fired, Result
 from pplmon.replay.score import Score
 from pplmon.replay.series import Series
 from pplmon.replay.suggest import Suggestion
-from pplmon.sinks.journal import plain
 from pplmon.sinks.text import brief, visible
+from pplmon.strict_json import plain
 
 SHOWN = 50  # alerts; --json has all
 PIPE_WIDTH = 160  # columns: rich takes a pipe for 80, and would fold a rule's text

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pplmon.alerts import Above, Below, MetricRule, Spike, options
+from pplmon.alerts import Above, Below, MetricRule, options
+from pplmon.calls import parameters_of
 from pplmon.replay.score import PER, WITHIN, Watch
 from pplmon.replay.series import ReplayError, Row, Series
 
@@ -40,7 +41,7 @@ def check_rate(rate: float) -> float:
 
 
 def suggest(rule: MetricRule, rate: float, series: Series, watch: Watch) -> Suggestion:
-    """Return the threshold of ``Above`` and ``Below``, or the limit of ``Spike``, that gives about ``rate``.
+    """Return the threshold of ``Above`` and ``Below``, or of another rule what it is ``tuned_by``, that gives about ``rate``.
 
     Args:
         rule: the rule to tune; its other arguments stay.
@@ -51,12 +52,13 @@ def suggest(rule: MetricRule, rate: float, series: Series, watch: Watch) -> Sugg
     check_rate(rate)
     allowed = rate * watch.quiet_steps / PER
     runs = [[row for row in rows if row.stage == rule.stage] for rows in series.runs]
-    if isinstance(rule, Spike):
-        option, value, note = "limit", *_limit(rule, allowed, runs, watch)
-    elif isinstance(rule, (Above, Below)):
-        option, value, note = "threshold", *_threshold(rule, allowed, runs, watch)
-    else:
+    option = rule.tuned_by
+    if option is None:
         return Suggestion(repr(rule), None, note="it has no threshold to choose")
+    if isinstance(rule, (Above, Below)):
+        value, note = _threshold(rule, allowed, runs, watch)
+    else:
+        value, note = _limit(rule, option, allowed, runs, watch)
     if value is None:
         return Suggestion(repr(rule), None, note=note)
     try:
@@ -85,15 +87,17 @@ def _alarms(rule: MetricRule, runs: Sequence[Sequence[Row]]) -> list[tuple[int, 
     return alarms
 
 
-def _limit(rule: Spike, allowed: float, runs: Sequence[Sequence[Row]], watch: Watch) -> tuple[float | None, str]:
+def _limit(
+    rule: MetricRule, option: str, allowed: float, runs: Sequence[Sequence[Row]], watch: Watch
+) -> tuple[float | None, str]:
     """Search the least limit with no more than ``allowed`` false alarms: the rule itself is run for each."""
 
     def too_many(limit: float) -> bool:
-        return watch.false_events(_alarms(changed(rule, "limit", limit), runs)) > allowed
+        return watch.false_events(_alarms(changed(rule, option, limit), runs)) > allowed
 
     if not any(runs):
         return None, "there is no row of its stage"
-    high = rule.limit
+    high = float(options(rule).get(option, parameters_of(type(rule))[option].default))
     while too_many(high):
         high *= 2
         if high > HIGHEST_LIMIT:

@@ -8,28 +8,43 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pplmon.replay.reader import STEPS, Cells, LogReader, by_step, step_column
+from pplmon.sinks.journal import FILE_NAME
 
 HEADER = (b":W&B", 0xBEE1, 0)
 BLOCK = 32 * 1024
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
-@dataclass
-class OfflineRun:
-    """What one offline run recorded."""
+class WandbReader(LogReader):
+    """Reads the history of W&B's offline runs."""
 
-    history: list[dict[str, Any]] = field(default_factory=list)
-    summary: dict[str, Any] = field(default_factory=dict)
-    alerts: list[Any] = field(default_factory=list)
-    metrics: list[Any] = field(default_factory=list)
-    exits: list[int] = field(default_factory=list)
+    kind = "wandb"
+    pattern = "*.wandb"
+    expects = ".wandb"
+    order = 20
+
+    def table(self, path: Path, step: str | None) -> tuple[list[str], Cells]:
+        rows = history(path)
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        column = step_column(columns, step, path)
+        return [name for name in columns if name not in STEPS], by_step(rows, column)
+
+    def notes(self, path: Path) -> list[str]:
+        inside = path.parent / "files" / FILE_NAME
+        return [f"A journal lies beside it, which replays exactly: {inside}"] if inside.is_file() else []
 
 
-def read_run(path: Path) -> OfflineRun:
-    """Return the records of one ``.wandb`` file. A record that a kill cut short is passed over, with what follows.
+def history(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that a run logged, in their order."""
+    return [items(record.history.item) for record in records(path) if record.WhichOneof("record_type") == "history"]
+
+
+def records(path: Path) -> Iterator[Any]:
+    """Return W&B's records of one ``.wandb`` file. One that a kill cut short is passed over, with what follows.
 
     Raises:
         ValueError: it is no such file.
@@ -37,37 +52,25 @@ def read_run(path: Path) -> OfflineRun:
     from wandb.proto import wandb_internal_pb2
 
     pb: Any = wandb_internal_pb2  # its names are made when it is imported
-    run = OfflineRun()
-    for data in _records(path):
+    for data in _chunks(path):
         record = pb.Record()
         record.ParseFromString(data)
-        kind = record.WhichOneof("record_type")
-        if kind == "history":
-            run.history.append(_items(record.history.item))
-        elif kind == "summary":
-            run.summary.update(_items(record.summary.update))
-        elif kind == "alert":
-            run.alerts.append(record.alert)
-        elif kind == "metric":
-            run.metrics.append(record.metric)
-        elif kind == "exit":
-            run.exits.append(record.exit.exit_code)
-    return run
+        yield record
 
 
-def _items(items: Any) -> dict[str, Any]:
-    """Return keys and values; a nested key (a media file's fields) becomes a mapping."""
+def items(pairs: Any) -> dict[str, Any]:
+    """Return keys and values of a record; a nested key (a media file's fields) becomes a mapping."""
     found: dict[str, Any] = {}
-    for item in items:
-        *outer, last = item.nested_key or [item.key]
+    for pair in pairs:
+        *outer, last = pair.nested_key or [pair.key]
         place = found
         for name in outer:
             place = place.setdefault(name, {})
-        place[last] = json.loads(item.value_json)
+        place[last] = json.loads(pair.value_json)
     return found
 
 
-def _records(path: Path) -> Iterator[bytes]:
+def _chunks(path: Path) -> Iterator[bytes]:
     data = path.read_bytes()
     if len(data) < 7 or struct.unpack("<4sHB", data[:7]) != HEADER:
         raise ValueError(

@@ -1,9 +1,26 @@
-"""SHOW: one file per place. A backend is imported when its sink is first used, never by ``import pplmon``."""
+"""SHOW: one file per place. A backend is imported when its sink is first used, never by ``import pplmon``.
 
+A new file in this folder is found by itself.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pplmon.discover import classes_in
 from pplmon.sinks.base import Sink
-from pplmon.sinks.console import Console
-from pplmon.sinks.journal import Journal, read_journal
-from pplmon.sinks.tensorboard import TensorBoard
-from pplmon.sinks.wandb import WandB
+from pplmon.sinks.journal import read_journal
 
-__all__ = ["Console", "Journal", "Sink", "TensorBoard", "WandB", "read_journal"]
+ALL = classes_in(__name__, Sink)  # by name
+globals().update(ALL)
+
+if TYPE_CHECKING:
+    from pplmon.sinks.console import Console as Console
+    from pplmon.sinks.journal import Journal as Journal
+    from pplmon.sinks.tensorboard import TensorBoard as TensorBoard
+    from pplmon.sinks.wandb import WandB as WandB
+
+    def __getattr__(name: str) -> Any:
+        """Let a type checker take a sink that has no line above for what it may be."""
+
+
+__all__ = ["ALL", "Sink", "read_journal"]
+__all__ += list(ALL)

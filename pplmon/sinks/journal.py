@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,15 +15,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pplmon.alerts import Alert
+from pplmon.declared import learn
 from pplmon.numbers import CORE
 from pplmon.report import Report
 from pplmon.sinks.base import Sink
-from pplmon.sinks.text import finite_or_text
+from pplmon.strict_json import plain, revive
 
 FILE_NAME = "pplmon.jsonl"
 _BESIDE = ("worst_1pct_loss", "max_token_excess", "relative_cross_entropy", "tokens", "invalid_targets")
 SERIES = tuple(dict.fromkeys((*CORE, *_BESIDE)))
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _LOSSES = ("loss", "context_losses", "predicted_probability")  # of a worst token or sequence: what may be non-finite
 
 
@@ -118,24 +117,11 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         for number, line in enumerate(file):
             row = _parse(line)
             if row is not None:
+                learn(row.get("declared"))  # what extras of the run measured, in a process that may not know them
                 key = _identity(row, number)
                 kept.pop(key, None)  # so that the new one comes at its own place
                 kept[key] = row
     return [_revived(row) for row in kept.values()]
-
-
-def plain(value: Any) -> Any:
-    """Return ``value`` as strict JSON can hold it: non-finite floats as strings, an unknown thing as its text."""
-    if value is None or isinstance(value, (str, int)):
-        return value
-    if isinstance(value, float):
-        return finite_or_text(value)
-    if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
-    # A rule of the user's own may put a tensor of one element into its alert.
-    return plain(value.item()) if hasattr(value, "item") else str(value)
 
 
 _STRICT = json.JSONEncoder(allow_nan=False)
@@ -194,19 +180,8 @@ def _identity(row: Mapping[str, Any], number: int) -> tuple[Any, ...]:
 
 
 def _revived(row: dict[str, Any]) -> dict[str, Any]:
-    _revive(row, "value", "threshold")
-    _revive(row.get("numbers", {}), *row.get("numbers", ()))
+    revive(row, ("value", "threshold"))
+    revive(row.get("numbers", {}))
     for evidence in (*row.get("worst", ()), *row.get("worst_sequences", ())):
-        _revive(evidence, *_LOSSES)  # by name: "NaN" may well be the text of a token
+        revive(evidence, _LOSSES)  # by name: "NaN" may well be the text of a token
     return row
-
-
-def _revive(fields: dict[str, Any], *names: str) -> None:
-    for name in names:
-        if name in fields:
-            value = fields[name]
-            fields[name] = [_number(v) for v in value] if isinstance(value, list) else _number(value)
-
-
-def _number(value: Any) -> Any:
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_KEY = re.compile(
-    r"(?P<prefix>.*?)(?P<stage>train|val|test)/(?P<name>[^/]+)(?:/dataloader_idx_(?P<loader>\d+))?", re.DOTALL
-)
+from pplmon.declared import find
+
+_LOADER = re.compile(r"/dataloader_idx_(\d+)$")
+_STAGE = re.compile(r"(train|val|test)/")
+_PLAIN = re.compile(r"(?P<prefix>.*?)(?P<stage>train|val|test)/(?P<name>[^/]+)", re.DOTALL)
 
 
 class Key(NamedTuple):
@@ -15,14 +17,17 @@ class Key(NamedTuple):
 
     prefix: str
     stage: str
-    name: str  # of the number: what the catalogue calls it
+    name: str  # of the number, as a report has it
     loader: int | None  # which dataloader, where the key is one loader's own
 
 
 def split_key(key: str) -> Key | None:
-    """Return the parts of ``key``; ``None`` for a key of another form, such as an extra's with a "/" in its name."""
-    found = _KEY.fullmatch(key)
-    if found is None:
-        return None
-    loader = found["loader"]
-    return Key(found["prefix"], found["stage"], found["name"], None if loader is None else int(loader))
+    """Return the parts of ``key``; ``None`` for a key of another form. A name with a "/" has to be declared by an extra."""
+    found = _LOADER.search(key)
+    loader, rest = (int(found[1]), key[: found.start()]) if found else (None, key)
+    for stage in _STAGE.finditer(rest):
+        name = rest[stage.end() :]
+        if "/" in name and find(name) is not None:
+            return Key(rest[: stage.start()], stage[1], name, loader)
+    plain = _PLAIN.fullmatch(rest)
+    return None if plain is None else Key(plain["prefix"], plain["stage"], plain["name"], loader)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from pplmon.alerts import Alert
 from pplmon.evidence import WorstSequence, WorstToken
 from pplmon.report import Report
+from pplmon.strict_json import finite_or_text
 
 Cell = str | float | int | None
 
@@ -101,13 +102,6 @@ def visible(text: str) -> str:
     So a terminal obeys no escape sequence in it, and a lone half of a character does not break UTF-8.
     """
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-def finite_or_text(value: float) -> float | str:
-    """Return ``value``, or "NaN", "Infinity" or "-Infinity": neither strict JSON nor a chart takes those as numbers."""
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
 
 
 def brief(value: float) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pplmon.alerts import Alert
-from pplmon.numbers import CATALOGUE
+from pplmon.declared import find
 from pplmon.report import Report
 from pplmon.sinks.base import Sink
 from pplmon.sinks.keys import split_key
@@ -115,5 +115,5 @@ def title(alert: Alert) -> str:
 def _extreme(key: str) -> str | None:
     """Which extreme of a log key is worth keeping: "min", "max" or neither."""
     parts = split_key(key)
-    number = None if parts is None else CATALOGUE.get(parts.name)
+    number = None if parts is None else find(parts.name)
     return None if number is None else number.best

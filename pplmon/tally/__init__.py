@@ -1,9 +1,7 @@
 """ACCUMULATE: tokens become integers, which are merged over micro-batches, steps and ranks."""
 
-from pplmon.tally.entropy import Entropy
-from pplmon.tally.extra import Extra
 from pplmon.tally.metric import TokenTally
 from pplmon.tally.readout import ReadOut
 from pplmon.tally.same_layout import UnlikeLayouts
 
-__all__ = ["Entropy", "Extra", "ReadOut", "TokenTally", "UnlikeLayouts"]
+__all__ = ["ReadOut", "TokenTally", "UnlikeLayouts"]

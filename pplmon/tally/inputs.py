@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplmon.saved import sizes_of
+from pplmon.checks import at_least
+from pplmon.declared import fits
+from pplmon.extras import Measures, declare_all, declared_by
+from pplmon.saved import Size, size_of, sizes_of
+from pplmon.tally.given import Given
 from pplmon.tally.group import Group
 from pplmon.tokens import TokenStats
 
@@ -22,13 +26,57 @@ def check_extras(extras: Any) -> tuple[Any, ...]:
             raise TypeError(
                 f"an extra is an object with size, update and numbers, got {extra!r}; write [pplmon.Entropy()]"
             )
+        _check_extra(extra)
     names = sizes_of(extras)
     if len(names) < len(extras):
         raise ValueError(
             f"extras must differ in their repr, by which a checkpoint knows them, got {', '.join(map(repr, extras))}; each "
             "is counted once"
         )
+    declare_all(extras)
     return tuple(extras)
+
+
+def _check_extra(extra: Measures) -> None:
+    """Check how many integers an extra has, and that it gives the numbers that it declares."""
+    size = size_of(extra)
+    at_least(f"{extra!r}: size", size.sums, 0)
+    at_least(f"{extra!r}: maxima", size.maxima, 0)
+    declared = [number.name for number in declared_by(extra)]
+    odd = [name for name in _given(extra, size) if not any(fits(name, known) for known in declared)]
+    if declared and odd:
+        raise ValueError(
+            f"{extra!r}.numbers gives {', '.join(map(repr, odd))}, and declares {', '.join(map(repr, declared))}: a number "
+            "that is not declared is known to no rule; name it in declares"
+        )
+
+
+def _given(extra: Measures, size: Size) -> list[str]:
+    """Return the names of the numbers that an extra gives where nothing was counted."""
+    try:
+        return list(extra.numbers((0,) * size.sums + (-1,) * size.maxima))
+    except Exception:  # whoever asks for a report is told
+        return []
+
+
+def split(extra: Measures, found: Any) -> tuple[Tensor, Tensor]:
+    """Return what an extra counted in a batch, its sums and its maxima."""
+    size = size_of(extra)
+    if not isinstance(found, Tensor) or found.is_floating_point() or tuple(found.shape) != (sum(size),):
+        what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        parts = f"size ({size.sums}) and maxima ({size.maxima})" if size.maxima else "size"
+        raise ValueError(f"{extra!r}.update must return integers of shape ({sum(size)},), its {parts}; got {what}")
+    return found[: size.sums], found[size.sums :]
+
+
+def for_extras(given: Given, stats: TokenStats) -> dict[str, Tensor]:
+    """Return what extras are told by name of the arguments that a tally has itself, in the shape in which they were given."""
+    data = {
+        "document_ids": None if given.documents is None else given.documents.view(stats.batch_shape),
+        "sample_ids": given.sample_ids,
+        "position_ids": None if given.position_ids is None else given.position_ids.view(stats.batch_shape),
+    }
+    return {name: value for name, value in data.items() if value is not None}
 
 
 def check_documents(document_ids: Tensor | None, stats: TokenStats) -> Tensor | None:

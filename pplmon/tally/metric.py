@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from pplmon import cells
+from pplmon.checks import at_least
+from pplmon.extras import Measures
 from pplmon.graphs import outside_graphs
 from pplmon.report import Report, Totals
 from pplmon.tally import inputs
 from pplmon.tally.batch import add
-from pplmon.tally.extra import Extra
 from pplmon.tally.given import Given, Settings
 from pplmon.tally.states import States
 from pplmon.tokens import TokenStats, VocabShard, check_kernel, is_dtensor, token_stats
@@ -55,16 +56,14 @@ class TokenTally(States):
         min_sequence_tokens: int = 16,
         token_bytes: Sequence[int] | Tensor | None = None,
         process_group: Any = None,
-        extras: Sequence[Extra] = (),
+        extras: Sequence[Measures] = (),
         context_parallel: bool = False,
         kernel: str | None = None,
         **kwargs: Any,
     ) -> None:
-        for name, value in (("top_k", top_k), ("min_sequence_tokens", min_sequence_tokens)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-        if not isinstance(context, int) or context < 0:
-            raise ValueError(f"context must be an integer of at least 0 (neighbours on each side), got {context!r}")
+        at_least("top_k", top_k)
+        at_least("min_sequence_tokens", min_sequence_tokens)
+        at_least("context", context, 0, note="neighbours on each side")
         if context_parallel and shift:
             raise ValueError(
                 "shift=True cannot reach the next column when it is on another rank; under context_parallel shift the "
@@ -137,8 +136,12 @@ class TokenTally(States):
         state = self._writable()
         valid = add(state, stats, given, settings)
         if self.extras:
-            parts = [extra.update(stats, valid, raw, **batch_data) for extra in self.extras]
-            state.extra_sums.add_(torch.cat(parts)).clamp_max_(cells.CEILING)
+            data = {**batch_data, **inputs.for_extras(given, stats)}
+            parts = [inputs.split(extra, extra.update(stats, valid, raw, **data)) for extra in self.extras]
+            state.extra_sums.add_(torch.cat([sums for sums, _ in parts])).clamp_max_(cells.CEILING)
+            if state.extra_maxima.numel():
+                found = torch.cat([maxima for _, maxima in parts])
+                torch.maximum(state.extra_maxima, found, out=state.extra_maxima)
 
     def compute(self) -> Any:
         """Return the numbers of §2 of the contract, as 0-dim tensors by name, over all ranks (every rank calls it).

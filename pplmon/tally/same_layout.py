@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pplmon import cells, saved
-from pplmon.tally.extra import Extra
+from pplmon.extras import Measures
 from pplmon.tally.given import State
 from pplmon.tally.group import Group
 
@@ -34,13 +34,14 @@ class Layout:
         self._agreed: WeakSet[Any] = WeakSet()
 
     @classmethod
-    def of(cls, state: State, extras: Sequence[Extra]) -> Layout:
+    def of(cls, state: State, extras: Sequence[Measures]) -> Layout:
         """Return the layout of a tally's states."""
         sizes = {
             "sums": len(state.sums),
             "maxima": len(state.maxima),
             "buckets": len(state.histogram),
             "integers of extras": len(state.extra_sums),
+            "maxima of extras": len(state.extra_maxima),
             "worst rows": state.token_rows.shape[0],
             "columns of a row": state.token_rows.shape[1],
         }

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from pplmon import cells
+from pplmon.extras.base import Extra
+from pplmon.extras.nats import mean, upper_and_lower
+from pplmon.numbers import Number
 from pplmon.tokens import TokenStats
 
-SCALE = 2.0**cells.FRACTION_BITS
-LOW_BITS = 16
 
-
-class Entropy:
+class Entropy(Extra):
     """An extra that gives ``mean_entropy``: Σ H / tokens over valid tokens, in nats per token.
 
     H = −Σⱼ pⱼ ln pⱼ of one token's prediction p = softmax(logits) (Shannon, 1948), between 0 and ln V. ``mean_entropy``
     is None where any valid token's stats came without an entropy, and NaN where no token is valid.
 
-    Each H is rounded once, to a multiple of 2^-32 nats, and added as an integer, of which one cell holds the upper bits
-    and another the lower 16: the same integers however the tokens are cut and in whatever order.
+    Each H is rounded once, to a multiple of 2^-32 nats, and added as an integer: the same sum however the tokens are cut and
+    in whatever order.
     """
 
+    declares = (Number("mean_entropy", "nats per token", "mean of −Σ p ln p; needs the extra Entropy"),)
     size = 4  # valid tokens, those of them without an entropy, Σ upper bits, Σ lower bits
     needs_entropy = True  # the tally measures it along with the losses
 
@@ -35,18 +34,10 @@ class Entropy:
             none = torch.zeros_like(tokens)
             return torch.stack([tokens, tokens, none, none])
         known = valid & torch.isfinite(stats.entropy)
-        entropy = torch.where(known, stats.entropy, 0.0).clamp(0.0, cells.CAP_NATS)
-        units = (entropy * SCALE).round().to(torch.int64)
-        upper, lower = units >> LOW_BITS, units & (2**LOW_BITS - 1)
+        upper, lower = upper_and_lower(torch.where(known, stats.entropy, 0.0))
         return torch.stack([tokens, (valid & ~known).sum(), upper.sum(), lower.sum()])
 
-    def numbers(self, sums: Sequence[int]) -> Mapping[str, float | None]:
+    def numbers(self, integers: Sequence[int]) -> Mapping[str, float | None]:
         """Return ``mean_entropy``."""
-        tokens, unknown, upper, lower = sums
-        if unknown:
-            return {"mean_entropy": None}
-        total = (upper << LOW_BITS) + lower
-        return {"mean_entropy": total / (tokens << cells.FRACTION_BITS) if tokens else math.nan}
-
-    def __repr__(self) -> str:
-        return "Entropy()"
+        tokens, unknown, upper, lower = integers
+        return {"mean_entropy": None if unknown else mean(upper, lower, tokens)}

@@ -1,0 +1,25 @@
+"""Checks of settings that are asked for in more than one place: what was expected, what came, and the likely fix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def is_integer(value: Any) -> bool:
+    """True for an int that is no bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def at_least(name: str, value: Any, least: int = 1, note: str = "") -> int:
+    """Return ``value``, an integer of at least ``least``, or raise; ``note`` may say what it counts."""
+    if not is_integer(value) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}{note and f' ({note})'}, got {value!r}")
+    return int(value)
+
+
+def check_cadence(name: str, value: Any) -> None:
+    """Raise for anything but a number of optimizer steps of at least 1."""
+    if not is_integer(value):
+        raise TypeError(f"{name} must be an integer number of optimizer steps, got {value!r}")
+    if value <= 0:
+        raise ValueError(f"{name} must be at least 1 optimizer step, got {value}")

@@ -1,0 +1,19 @@
+"""MEASURE MORE: optional measurements of a tally, one file each. A new file in this folder is found by itself."""
+
+from typing import TYPE_CHECKING, Any
+
+from pplmon.discover import classes_in
+from pplmon.extras.base import Extra, Measures, declare_all, declared_by
+
+ALL = classes_in(__name__, Extra)  # by name; pplmon has them under the same names
+globals().update(ALL)
+
+if TYPE_CHECKING:
+    from pplmon.extras.entropy import Entropy as Entropy
+
+    def __getattr__(name: str) -> Any:
+        """Let a type checker take an extra that has no line above for what it may be."""
+
+
+__all__ = ["ALL", "Extra", "Measures", "declare_all", "declared_by"]
+__all__ += list(ALL)

@@ -1,0 +1,43 @@
+"""Strict JSON: it has no NaN and no infinity, so those are written as texts, and read back as numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def finite_or_text(value: float) -> float | str:
+    """Return ``value``, or "NaN", "Infinity" or "-Infinity": neither strict JSON nor a chart takes those as numbers."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as strict JSON can hold it: non-finite floats as texts, an unknown thing as its text."""
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        return finite_or_text(value)
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    # A rule of the user's own may put a tensor of one element into its alert.
+    return plain(value.item()) if hasattr(value, "item") else str(value)
+
+
+def revive(fields: dict[str, Any], names: Iterable[str] | None = None) -> None:
+    """Make "NaN", "Infinity" and "-Infinity" floats again, in place: in these fields, and in the lists among them.
+
+    ``None`` takes every field. Where a field may hold a user's text, which may be "NaN", name the others.
+    """
+    for name, value in fields.items() if names is None else [(n, fields[n]) for n in names if n in fields]:
+        if value.__class__ is str:
+            if value in _NON_FINITE:
+                fields[name] = _NON_FINITE[value]
+        elif value.__class__ is list:
+            fields[name] = [_NON_FINITE.get(v, v) if v.__class__ is str else v for v in value]
