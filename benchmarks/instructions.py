@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
-from pplmon.kernels import triton as kernel
+from pplmon.measure.triton import launch as kernel
 
 LANES_PER_S = 132 * 128 * 1.98e9  # an H200: multiprocessors, instructions that each can start in a clock, clocks
 BYTES_PER_S = 4.3e12  # its memory, as a copy measures it
@@ -48,7 +48,7 @@ def compiled(dtype: torch.dtype, entropy: bool, lanes: int, warps: int) -> str:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from pplmon.kernels.triton.program import measure_row
+    from pplmon.measure.triton.program import measure_row
 
     constants = {"masked": True, "ignore_index": -100, "shift": 1, "entropy": entropy, "C": lanes}
     constants["K"] = kernel.CHUNK_BYTES // dtype.itemsize

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from pplmon import replay
-from pplmon.report import Report
+from pplmon.report.report import Report
 from pplmon.sinks import Journal
 
 RULES = (

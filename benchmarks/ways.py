@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pplmon
-from pplmon.kernels import KERNELS
+from pplmon.measure.pick import KERNELS
 
 
 class Way(NamedTuple):

@@ -14,18 +14,18 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from pplmon import alerts, extras, sinks
-from pplmon.actions import Checkpoint, Notify, SaveBatch, Stop, Webhook
 from pplmon.alerts import Alert, MetricRule, Rule, default_alerts
-from pplmon.capture import observe
-from pplmon.evidence import WorstSequence, WorstToken
+from pplmon.alerts.actions import Checkpoint, Notify, SaveBatch, Stop, Webhook
 from pplmon.extras import Extra
-from pplmon.kernels.vocab_parallel import VocabShard
-from pplmon.metrics import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile
+from pplmon.measure.tokens import TokenStats, token_stats
+from pplmon.measure.vocab_parallel import VocabShard
 from pplmon.monitor import Monitor
-from pplmon.numbers import Number
-from pplmon.report import Report, Totals
+from pplmon.report.numbers import Number
+from pplmon.report.report import Report, Totals
+from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.tally import TokenTally
-from pplmon.tokens import TokenStats, token_stats
+from pplmon.tally.single_numbers import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile
+from pplmon.trainers.capture import observe
 
 if TYPE_CHECKING:
     from pplmon.alerts import Above as Above
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pplmon.alerts import NonFinite as NonFinite
     from pplmon.alerts import Spike as Spike
     from pplmon.extras import Entropy as Entropy
-    from pplmon.lightning import PerplexityMonitor
+    from pplmon.trainers.lightning import PerplexityMonitor
 
 globals().update({**alerts.ALL, **extras.ALL})  # every rule and every extra that has a file
 
@@ -79,7 +79,7 @@ __all__ += list(extras.ALL)
 def __getattr__(name: str) -> Any:
     """Find ``PerplexityMonitor`` on first use: ``import pplmon`` does not load Lightning."""
     if name == "PerplexityMonitor":
-        from pplmon.lightning import PerplexityMonitor
+        from pplmon.trainers.lightning import PerplexityMonitor
 
         return PerplexityMonitor
     raise AttributeError(f"module 'pplmon' has no attribute {name!r}")

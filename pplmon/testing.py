@@ -20,10 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pplmon.alerts import Alert
+from pplmon.measure.tokens import TokenStats
 from pplmon.monitor.delivery import Delivery
-from pplmon.report import Totals
+from pplmon.report.report import Totals
 from pplmon.tally import TokenTally
-from pplmon.tokens import TokenStats
 
 CORRUPTIONS = ("garbage", "shuffled", "shifted", "copied", "repeated")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import pplmon
-from pplmon.tokens import TokenStats
+from pplmon.measure.tokens import TokenStats
 
 LENGTH = 20
 

@@ -1,4 +1,4 @@
-"""Compiles the kernels of ``pplmon.tally.triton`` for GPUs that need not be here, and prints their names."""
+"""Compiles the kernels of ``pplmon.tally.count.triton.launch`` for GPUs that need not be here, and prints their names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pplmon.tally.triton import close_sequences, count, cut, finish
+from pplmon.tally.count.triton.launch import close_sequences, count, cut, finish
 
 ARCHITECTURES = (90, 80)
 FLOATS, MASKS = ("nll_", "top_"), ("scored_", "invalid_", "crosses_", "correct_", "valid_", "crosses")

@@ -9,9 +9,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from pplmon import TokenStats, TokenTally, cells
-from pplmon.tally import batch
-from pplmon.tally.given import State
+from pplmon import TokenStats, TokenTally
+from pplmon.report import layout
+from pplmon.tally.count import choose as batch
+from pplmon.tally.records import State
 from tests.interpreter import DEVICE
 
 INEXACT = ("probability_whole", "probability_fraction")  # exp is the device's own
@@ -21,7 +22,7 @@ def tally_that_counts(kernels: bool, **how: Any) -> Any:
     """A tally on the device under test, and the context in which kernels, or array operations, count for it."""
     module = None
     if kernels:
-        from pplmon.tally import triton as module
+        from pplmon.tally.count.triton import launch as module
     return TokenTally(**how).to(DEVICE), mock.patch.object(batch, "kernels_for", return_value=module)
 
 
@@ -48,29 +49,29 @@ def counted(
             tally.update(moved(given, gaps), step=3 - number, micro_batch=number, **data)
     found = {name: getattr(tally, name).tolist() for name in State._fields}
     for name in INEXACT:
-        found["sums"][cells.place(name)] = 0
+        found["sums"][layout.place(name)] = 0
     return {**found, "mean_target_probability": tally.totals().numbers()["mean_target_probability"]}
 
 
 def saturated() -> bool:
     """Whether all sums and counts that stood at the ceiling still do."""
     tally, so = tally_that_counts(kernels=True)
-    tally.sums.fill_(cells.CEILING)
-    tally.histogram.fill_(cells.CEILING)
+    tally.sums.fill_(layout.CEILING)
+    tally.histogram.fill_(layout.CEILING)
     with so:
         tally.update(moved(TokenStats.from_losses(torch.rand(2, 20), torch.zeros(2, 20, dtype=torch.int64))))
-    fractions = [cells.place(name) for _, name in cells.PAIRS]
-    at_ceiling = [v == cells.CEILING for i, v in enumerate(tally.sums.tolist()) if i not in fractions]
-    return all(at_ceiling) and set(tally.histogram.tolist()) == {cells.CEILING}
+    fractions = [layout.place(name) for _, name in layout.PAIRS]
+    at_ceiling = [v == layout.CEILING for i, v in enumerate(tally.sums.tolist()) if i not in fractions]
+    return all(at_ceiling) and set(tally.histogram.tolist()) == {layout.CEILING}
 
 
 def in_another_order() -> tuple[dict[str, Any], dict[str, Any]]:
     """What kernels and array operations count where the cells stand in another order, and one more is among them."""
-    pairs, others = cells.SUMS[: 2 * len(cells.PAIRS)], cells.SUMS[2 * len(cells.PAIRS) :]
-    cells.PAIRS = cells.PAIRS[::-1]
-    cells.SUMS = (pairs[1], pairs[0], pairs[3], pairs[2], *others[::-1], "one_more")
-    known = [f"{what}_missing" for what in cells.KNOWABLE]
-    cells.MAXIMA = (*known, "another", *(name for name in cells.MAXIMA[::-1] if name not in known))
+    pairs, others = layout.SUMS[: 2 * len(layout.PAIRS)], layout.SUMS[2 * len(layout.PAIRS) :]
+    layout.PAIRS = layout.PAIRS[::-1]
+    layout.SUMS = (pairs[1], pairs[0], pairs[3], pairs[2], *others[::-1], "one_more")
+    known = [f"{what}_missing" for what in layout.KNOWABLE]
+    layout.MAXIMA = (*known, "another", *(name for name in layout.MAXIMA[::-1] if name not in known))
     nll = torch.arange(60).view(3, 20) * 37 % 11 / 3
     nll[1, 2], nll[2, 7] = 2000.0, torch.nan
     targets = torch.arange(60).view(3, 20) % 8 - 1
@@ -108,7 +109,7 @@ def mask_of_an_extra(kernels: bool) -> list[bool]:
 
 def what_fits() -> dict[str, bool]:
     """Whether the kernels take a batch."""
-    from pplmon.tally import triton
+    from pplmon.tally.count.triton import launch as triton
 
     few, many, wide = TokenTally(top_k=8, context=500), TokenTally(top_k=65), TokenTally(top_k=64, context=61)
     small, large = (TokenStats.from_losses(torch.rand(n), torch.zeros(n, dtype=torch.int64)) for n in (40, 2**20 + 1))
@@ -148,7 +149,7 @@ KINDS = {
 
 def proved(kind: str = "full", off_by_one: str = "", broken: str = "") -> tuple[bool, list[str]]:
     """Whether a kind that was never seen is given the kernels, and what is said."""
-    from pplmon.tally import triton
+    from pplmon.tally.count.triton import launch as triton
 
     right = triton.add
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 import pplmon
-from pplmon.report import Totals
+from pplmon.measure.tokens import TokenStats
+from pplmon.report.report import Totals
 from pplmon.tally import TokenTally
-from pplmon.tokens import TokenStats
 
 VOCAB, LENGTH = 11, 20
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import pplmon
-from pplmon.actions.batch import at_fault
-from pplmon.evidence import WorstSequence, WorstToken
+from pplmon.alerts.actions.save_batch import at_fault
+from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.testing import run_on_ranks
 from tests import action_tasks as tasks
 from tests.launch import run_script

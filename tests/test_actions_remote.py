@@ -19,12 +19,12 @@ import pytest
 import torch
 
 import pplmon
-from pplmon.actions.limit import Limit
-from pplmon.actions.remote import Message, Remote
-from pplmon.actions.shapes import as_discord, as_json, as_slack, shape_for
-from pplmon.actions.webhook import _reason
-from pplmon.actions.worker import Worker
-from pplmon.evidence import WorstSequence, WorstToken
+from pplmon.alerts.actions.chat_messages import as_discord, as_json, as_slack, shape_for
+from pplmon.alerts.actions.rate_limit import Limit
+from pplmon.alerts.actions.sender import Message, Remote
+from pplmon.alerts.actions.webhook import _reason
+from pplmon.alerts.actions.worker import Worker
+from pplmon.report.worst import WorstSequence, WorstToken
 from tests.http_server import Host, dead_url, host
 
 SECRET = "T0KEN-B0T-xyzzy"

@@ -11,8 +11,8 @@ import pytest
 import wandb
 
 import pplmon
-from pplmon.sinks.lightning_logger import LightningLogger
-from pplmon.sinks.text import Table
+from pplmon.alerts.text import Table
+from pplmon.trainers.lightning.logger import LightningLogger
 from tests.models import loader, make_module
 from tests.wandb_server import wandb_server
 

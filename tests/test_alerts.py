@@ -242,7 +242,7 @@ def test_the_rolling_baseline_is_the_median_and_mad_of_its_window(values: list[f
     """Against the definition, at every step, with ties, for odd and even windows."""
     from statistics import median
 
-    from pplmon.alerts.baseline import Baseline
+    from pplmon.alerts.rules.baseline import Baseline
 
     rolling = Baseline(window, gap)
     for count, value in enumerate(values):

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import pplmon
-from pplmon.formulas import share_of_jump
+from pplmon.measure.tokens import TokenStats
+from pplmon.report.formulas import share_of_jump
 from pplmon.sinks import Journal, read_journal
-from pplmon.tokens import TokenStats
 from tests.models import VOCAB, loader, make_module
 
 pl = pytest.importorskip("pytorch_lightning")

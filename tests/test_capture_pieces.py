@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pplmon import TokenTally, token_stats
-from pplmon.capture.pieces import Pieces
+from pplmon.trainers.capture.chunked_head import Pieces
 
 
 def batch(length: int = 10) -> tuple[Tensor, Tensor]:

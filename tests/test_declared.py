@@ -12,10 +12,10 @@ from torch import Tensor
 
 import pplmon
 from pplmon import Number, TokenStats
-from pplmon.declared import as_rows, check_name, declare, find, fits, learn, measured_by
-from pplmon.numbers import CATALOGUE
-from pplmon.replay.columns import choose
-from pplmon.sinks.keys import Key, split_key
+from pplmon.replay.read.columns import choose
+from pplmon.report.declared import as_rows, check_name, declare, find, fits, learn, measured_by
+from pplmon.report.log_keys import Key, split_key
+from pplmon.report.numbers import CATALOGUE
 from pplmon.sinks.wandb import WandB
 
 

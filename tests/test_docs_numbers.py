@@ -1,4 +1,4 @@
-"""docs/numbers.md says what ``pplmon.numbers`` holds: the names, units and marks, the constants, the log keys."""
+"""docs/numbers.md says what ``pplmon.report.numbers`` holds: the names, units and marks, the constants, the log keys."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import pplmon
-from pplmon import cells, extras
-from pplmon.lightning.callback import EPOCH_NUMBERS
-from pplmon.numbers import CATALOGUE
-from pplmon.tally.count import OVERCONFIDENT, ROUNDING
+from pplmon import extras
+from pplmon.report import layout
+from pplmon.report.numbers import CATALOGUE
+from pplmon.tally.count.sums import OVERCONFIDENT, ROUNDING
+from pplmon.trainers.lightning.callback import EPOCH_NUMBERS
 
 PAGE = (Path(__file__).parent.parent / "docs/numbers.md").read_text(encoding="utf-8")
 WORDS = " ".join(PAGE.split())
@@ -45,13 +46,15 @@ def test_formulas_are_those_of_the_catalogue() -> None:
 
 def test_the_constants_are_those_of_the_code() -> None:
     """Numbers that the prose gives are computed from the code's."""
-    assert cells.CAP_NATS == 2**10 and "2¹⁰ = 1024 nats" in PAGE
-    assert cells.FRACTION_BITS == 32 and "2⁻³² nats" in PAGE and f"{2.0**-33 * 1e10:.1f}·10⁻¹⁰" in PAGE
-    assert cells.CEILING == 2**62 - 1 and "2⁶² − 1" in PAGE and f"{cells.CEILING / cells.CAP_NATS:.1e}" == "4.5e+15"
-    assert 2**cells.MANTISSA_BITS == 64 and "64 buckets an octave" in PAGE
-    assert cells.LOWEST_EXPONENT == -20 and cells.BUCKET_VALUES[0] == 2.0**-21 and "reads as 2⁻²¹" in PAGE
-    edges = [cells.float_from_bits((j + cells.BUCKET_OFFSET) << cells.BUCKET_SHIFT) for j in range(1, cells.BUCKETS)]
-    worst = max((middle - low) / low for low, middle in zip(edges, cells.BUCKET_VALUES[1:-1]))
+    assert layout.CAP_NATS == 2**10 and "2¹⁰ = 1024 nats" in PAGE
+    assert layout.FRACTION_BITS == 32 and "2⁻³² nats" in PAGE and f"{2.0**-33 * 1e10:.1f}·10⁻¹⁰" in PAGE
+    assert layout.CEILING == 2**62 - 1 and "2⁶² − 1" in PAGE and f"{layout.CEILING / layout.CAP_NATS:.1e}" == "4.5e+15"
+    assert 2**layout.MANTISSA_BITS == 64 and "64 buckets an octave" in PAGE
+    assert layout.LOWEST_EXPONENT == -20 and layout.BUCKET_VALUES[0] == 2.0**-21 and "reads as 2⁻²¹" in PAGE
+    edges = [
+        layout.float_from_bits((j + layout.BUCKET_OFFSET) << layout.BUCKET_SHIFT) for j in range(1, layout.BUCKETS)
+    ]
+    worst = max((middle - low) / low for low, middle in zip(edges, layout.BUCKET_VALUES[1:-1]))
     assert 0.007 < worst < 0.008 and "at most 0.8 %" in PAGE
     assert OVERCONFIDENT == 0.9 and f"ln 10 = {math.log(10):.2f} nats" in PAGE
     assert ROUNDING == 1 + 2.0**-20 and "(1 + 2⁻²⁰)" in PAGE

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pplmon
 from pplmon import Entropy, TokenStats, TokenTally, token_stats
-from pplmon.replay.columns import _place
+from pplmon.replay.read.columns import _place
 from pplmon.testing import assert_split_invariant
 
 
@@ -109,7 +109,7 @@ def test_it_is_measured_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None
         asked.append(stats.entropy is not None)
         return stats
 
-    monkeypatch.setattr("pplmon.tally.metric.token_stats", spy)
+    monkeypatch.setattr("pplmon.tally.token_tally.token_stats", spy)
     for extras in ([], [Entropy()]):
         TokenTally(extras=extras).update(*batch())
     assert asked == [False, True]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import pplmon
-from pplmon import Monitor, Number, TokenStats, TokenTally, Totals, cells, saved
+from pplmon import Monitor, Number, TokenStats, TokenTally, Totals
+from pplmon.report import layout, saved
 from pplmon.testing import assert_split_invariant
 from tests.rank_tasks import random_stats
 from tests.ranks import Ranks
@@ -40,7 +41,7 @@ class Kinds(pplmon.Extra):
         found: dict[str, float | int | None] = {"largest_id": integers[-1]}
         for kind, (tokens, bits) in enumerate(zip(integers[:3], integers[3:6])):
             found[f"kind/{kind}/tokens"] = tokens
-            found[f"kind/{kind}/max_token_loss"] = cells.float_from_bits(bits) if bits >= 0 else math.nan
+            found[f"kind/{kind}/max_token_loss"] = layout.float_from_bits(bits) if bits >= 0 else math.nan
         return found
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 import pplmon
 from pplmon import TokenStats, TokenTally
-from pplmon.numbers import CATALOGUE
-from pplmon.overwritten import LEAST, LOOKS, Overwritten, evidence
+from pplmon.doctor.overwritten import LEAST, LOOKS, Overwritten, evidence
+from pplmon.report.numbers import CATALOGUE
 from tests import fused_script
 from tests.fused_script import TOKENS, VOCAB, problem
 from tests.models import loader, make_module

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import pplmon
-from pplmon import Totals, cells, replay
+from pplmon import Totals, replay
+from pplmon.report import layout
 from pplmon.sinks import read_journal
 
 pytest.importorskip("pytorch_lightning")
@@ -126,7 +127,7 @@ def _in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sums, and two maxima, stand in each other's place."""
     for kind, one, two in (("SUMS", "correct", "overconfident_errors"), ("MAXIMA", "vocab_size", "token_loss_bits")):
         swap = {one: two, two: one}
-        monkeypatch.setattr(cells, kind, tuple(swap.get(name, name) for name in getattr(cells, kind)))
+        monkeypatch.setattr(layout, kind, tuple(swap.get(name, name) for name in getattr(layout, kind)))
 
 
 @pytest.mark.usefixtures("_in_another_order")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import pplmon
 from pplmon import TokenTally
-from pplmon.overwritten import LOOKS, Overwritten
-from pplmon.tally.batch import differences
+from pplmon.doctor.overwritten import LOOKS, Overwritten
+from pplmon.tally.count.choose import differences
 from tests.counting_tasks import KINDS
 
 pytestmark = [
@@ -146,6 +146,6 @@ def test_an_update_is_at_most_six_launches_and_allocates_nothing_new() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernels_and_array_operations_count_alike(kind: str) -> None:
     """The proof that is made before the kernels are trusted holds on this device."""
-    from pplmon.tally import triton  # needs Triton
+    from pplmon.tally.count.triton import launch as triton  # needs Triton
 
     assert differences(KINDS[kind], triton.add) == []

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import pplmon
-from pplmon.lightning import PerplexityMonitor
+from pplmon.trainers.lightning import PerplexityMonitor
 
 pl = pytest.importorskip("pytorch_lightning")
 transformers = pytest.importorskip("transformers")

@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 import pplmon
 from pplmon import token_stats
-from pplmon.kernels import compiled, eager
+from pplmon.measure import compiled, eager
 from tests.test_tokens import STRIDED, peak_extra_bytes
 
 ROOT = Path(__file__).parent.parent

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pplmon
-from pplmon import TokenStats, kernels, token_stats
-from pplmon.kernels import triton as kernel
+from pplmon import TokenStats, token_stats
+from pplmon.measure import pick as kernels
+from pplmon.measure.triton import launch as kernel
 from tests.interpreter import DEVICE, run
 
 pytest.importorskip("triton", reason="there is no Triton for this platform")

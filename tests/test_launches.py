@@ -15,8 +15,9 @@ import pplmon
 from pplmon import TokenTally
 
 pytest.importorskip("triton", reason="there is no Triton for this platform")
-from pplmon.kernels import triton as measuring
-from pplmon.tally import batch, triton
+from pplmon.measure.triton import launch as measuring
+from pplmon.tally.count import choose as batch
+from pplmon.tally.count.triton import launch as triton
 
 # Operators that only allocate or look at memory in another way.
 FREE = (
@@ -119,6 +120,6 @@ def test_operators_are_seen() -> None:
     tally = TokenTally()
     stats = pplmon.token_stats(torch.randn(4, 20, 50), torch.randint(50, (4, 20)))
     with pytest.MonkeyPatch.context() as patch, Operators() as operators:
-        patch.setattr(pplmon.tally.by_arrays, "arrays_on", pplmon.tally.arrays.OnTorch)
+        patch.setattr(pplmon.tally.count.by_arrays, "arrays_on", pplmon.tally.count.numpy_or_torch.OnTorch)
         tally.update(stats)
     assert operators.count.total() > 60

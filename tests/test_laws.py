@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pplmon
 from pplmon import Report, TokenStats, TokenTally, Totals, token_stats
-from pplmon.tally.arrays import OnTorch
+from pplmon.tally.count.numpy_or_torch import OnTorch
 from tests.reference import rows_of
 
 LENGTH = 9
@@ -259,7 +259,7 @@ def calls() -> dict[str, Callable[[], object]]:
 @pytest.fixture
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Count CPU tensors as those of a device are counted: with torch's operators, which can be watched."""
-    monkeypatch.setattr(pplmon.tally.by_arrays, "arrays_on", OnTorch)
+    monkeypatch.setattr(pplmon.tally.count.by_arrays, "arrays_on", OnTorch)
 
 
 @pytest.mark.usefixtures("as_on_a_device")

@@ -19,7 +19,7 @@ NUMBER = """
 FILES = {
     "extras/even.py": """
 from pplmon.extras.base import Extra
-from pplmon.numbers import Number
+from pplmon.report.numbers import Number
 
 
 class Even(Extra):
@@ -32,8 +32,8 @@ class Even(Extra):
     def numbers(self, integers):
         return {"even_tokens": integers[0]}
 """,
-    "alerts/odd_steps.py": """
-from pplmon.alerts.rule import MetricRule
+    "alerts/rules/odd_steps.py": """
+from pplmon.alerts.alert import MetricRule
 
 
 class OddSteps(MetricRule):
@@ -51,8 +51,8 @@ class ListOfKeys(Sink):
     def report(self, report, scalars):
         self.keys |= set(scalars)
 """,
-    "replay/lines.py": """
-from pplmon.replay.reader import LogReader
+    "replay/read/lines.py": """
+from pplmon.replay.read.reader import LogReader
 
 
 class LinesReader(LogReader):
@@ -106,7 +106,7 @@ def test_a_new_file_is_known_everywhere(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "pplmon", ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in FILES.items():
         (tmp_path / "pplmon" / name).write_text(f'"""New."""\n{text}')
-    numbers = tmp_path / "pplmon/numbers.py"
+    numbers = tmp_path / "pplmon/report/numbers.py"
     source = numbers.read_text(encoding="utf-8")
     assert source.count("    bits_per_byte = ") == 1
     numbers.write_text(source.replace("    bits_per_byte = ", f"{NUMBER}    bits_per_byte = "), encoding="utf-8")

@@ -18,9 +18,9 @@ import pplmon
 from pplmon import Monitor, TokenStats, cli, replay
 from pplmon.alerts import options, rule_classes
 from pplmon.replay import Series
-from pplmon.replay.reader import Cells, LogReader, Reader
+from pplmon.replay.read.reader import Cells, LogReader, Reader
+from pplmon.replay.read.series import Given, Row, Segment
 from pplmon.replay.rules import parse_rule
-from pplmon.replay.series import Given, Row, Segment
 from pplmon.sinks import Journal, read_journal
 from tests.own_rules import Doubled, Hesitation, loud
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import callback, decoder, measure, meter, step, ways
-from pplmon.numbers import CORE
+from pplmon.report.numbers import CORE
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

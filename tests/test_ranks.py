@@ -188,13 +188,13 @@ def test_a_report_takes_three_collectives(ranks: Ranks) -> None:
 
 def ceiling(rank: int) -> dict[str, int]:
     """Totals of ranks at the ceiling."""
-    from pplmon import cells
+    from pplmon.report import layout
 
     tally = fill(new(), SHARES["uneven"][rank])
-    tally.sums = torch.full_like(tally.sums, cells.CEILING)
+    tally.sums = torch.full_like(tally.sums, layout.CEILING)
     totals = tally.totals()
     tally.compute()
-    return {name: totals[name] for name in cells.SUMS}
+    return {name: totals[name] for name in layout.SUMS}
 
 
 def test_ranks_at_the_ceiling_do_not_wrap(ranks: Ranks) -> None:

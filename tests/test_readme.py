@@ -19,8 +19,8 @@ import pytest
 import torch
 
 import pplmon
-from pplmon.declared import find
-from pplmon.numbers import CATALOGUE, CORE
+from pplmon.report.declared import find
+from pplmon.report.numbers import CATALOGUE, CORE
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

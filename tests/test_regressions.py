@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import pplmon
-from pplmon.saved import sizes_of
-from pplmon.tokens import TokenStats
+from pplmon.measure.tokens import TokenStats
+from pplmon.report.saved import sizes_of
 
 
 def one(*losses: float, targets: Any = None, vocab: int | None = 10) -> TokenStats:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pplmon import replay
-from pplmon.replay.columns import parse_map
+from pplmon.replay.read.columns import parse_map
 from tests.wandb_run import read_run
 
 SPIKE = 150

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from pplmon import cli, replay
-from pplmon.replay.run import Fired
+from pplmon.replay.judge import Fired
+from pplmon.replay.read.series import Given, Row, Segment, Series
 from pplmon.replay.score import Incident, Watch
-from pplmon.replay.series import Given, Row, Segment, Series
 from pplmon.replay.suggest import check_rate
 from pplmon.sinks import Journal
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import pplmon
-from pplmon import TokenTally, cells
+from pplmon import TokenTally
+from pplmon.report import layout
 from pplmon.sinks import Journal, read_journal
 from pplmon.tally import UnlikeLayouts, same_layout
 from tests.rank_tasks import random_stats
@@ -41,12 +42,14 @@ class Letters(Digits):
 def swapped(rank: int) -> Any:
     """On rank 1 two sums stand in each other's place."""
     names = {"correct": "overconfident_errors", "overconfident_errors": "correct"}
-    return mock.patch.object(cells, "SUMS", tuple(names.get(name, name) for name in cells.SUMS) if rank else cells.SUMS)
+    return mock.patch.object(
+        layout, "SUMS", tuple(names.get(name, name) for name in layout.SUMS) if rank else layout.SUMS
+    )
 
 
 def one_more(rank: int) -> Any:
     """On rank 1 there is a maximum more."""
-    return mock.patch.object(cells, "MAXIMA", (*cells.MAXIMA, "one_more")) if rank else nullcontext()
+    return mock.patch.object(layout, "MAXIMA", (*layout.MAXIMA, "one_more")) if rank else nullcontext()
 
 
 UNLIKE: dict[str, tuple[Any, list[dict[str, Any]], str]] = {
@@ -119,10 +122,10 @@ def handshakes(rank: int) -> tuple[list[int], list[int]]:
 
 
 def test_layouts_are_compared_once(ranks: Ranks) -> None:
-    """One collective of 112 bytes before a tally's first read-out; then two for each, also for its copies."""
+    """One collective of 128 bytes before a tally's first read-out; then two for each, also for its copies."""
     used, sizes = ranks.run(handshakes)[0]
     assert used == [3, 2, 2, 3]
-    assert sizes == [112, 15_552, 96]
+    assert sizes == [128, 15_552, 96]
 
 
 def monitored(rank: int, where: str) -> tuple[list[str], int]:

@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 
 import pplmon
-from pplmon import TokenStats, TokenTally, cells
-from pplmon.monitor.passes import TrainerPass
-from pplmon.report import Totals
+from pplmon import TokenStats, TokenTally
+from pplmon.monitor.evaluation import TrainerPass
+from pplmon.report import layout
+from pplmon.report.report import Totals
 from pplmon.testing import run_on_ranks
 
 LENGTH = 20
@@ -36,7 +37,7 @@ def many(tokens: int, nats: int, largest: float = 30.0) -> Totals:
     tally.update(stats(1, float(nats), r0c0=largest))
     whole = tally.local_totals()
     factor = tokens // LENGTH
-    sums = {name: value * factor for name, value in zip(cells.SUMS, whole.sums)}
+    sums = {name: value * factor for name, value in zip(layout.SUMS, whole.sums)}
     sums["nll_whole"], sums["nll_fraction"] = tokens * nats, 0
     scaled = replace(whole.histogram, counts=tuple(count * factor for count in whole.histogram.counts))
     return replace(whole, sums=tuple(sums.values()), histogram=scaled)
@@ -104,9 +105,9 @@ def test_sums_over_ranks_do_not_wrap(ranks: int) -> None:
     for whole, saturated, tokens in run_on_ranks(full, ranks, 10**12, 2 * 10**12):
         assert tokens == 10**12 + (ranks - 1) * 2 * 10**12
         assert whole == 3 * tokens and not saturated
-    for whole, saturated, _ in run_on_ranks(full, ranks, cells.CEILING, cells.CEILING):
+    for whole, saturated, _ in run_on_ranks(full, ranks, layout.CEILING, layout.CEILING):
         assert saturated and 2**62 < whole < 2**63
-    assert all(saturated for _, saturated, _ in run_on_ranks(full, ranks, cells.CEILING, 20))
+    assert all(saturated for _, saturated, _ in run_on_ranks(full, ranks, layout.CEILING, 20))
 
 
 def test_a_trillion_tokens_are_right() -> None:
@@ -142,7 +143,7 @@ def test_a_saturated_sum_says_so_and_stays() -> None:
         tally.update(stats(1, 3.0))
         with pytest.warns(RuntimeWarning, match="a sum reached its ceiling"):
             totals = tally.totals()
-        assert totals.saturated and totals["nll_whole"] == cells.CEILING
+        assert totals.saturated and totals["nll_whole"] == layout.CEILING
         assert all(value >= 0 for value in totals.sums)
     kept = Totals.from_state_dict((totals + many(20, 3)).state_dict())
     assert kept.saturated
@@ -154,7 +155,7 @@ def test_losses_beyond_the_cap_count_as_the_cap_and_are_counted() -> None:
     tally.update(stats(1, r0c3=10_000.0))
     report = tally.report()
     assert (report.capped_tokens, report.max_token_loss, report.worst[0].loss) == (1, 10_000.0, 10_000.0)
-    assert report.cross_entropy == pytest.approx((19 * 2.0 + cells.CAP_NATS) / 20)
+    assert report.cross_entropy == pytest.approx((19 * 2.0 + layout.CAP_NATS) / 20)
 
 
 # Groups, and work that is not even.

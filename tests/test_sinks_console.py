@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console as RichConsole
 
 from pplmon.alerts import Alert
-from pplmon.evidence import WorstToken
-from pplmon.report import Report
+from pplmon.report.report import Report
+from pplmon.report.worst import WorstToken
 from pplmon.sinks.console import Console, report_line
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pplmon.alerts import Alert
-from pplmon.evidence import WorstSequence, WorstToken
-from pplmon.report import Report
+from pplmon.report.report import Report
+from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.sinks.journal import Journal, read_journal
 
 

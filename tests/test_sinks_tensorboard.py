@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from pplmon.alerts import Alert
-from pplmon.evidence import WorstSequence, WorstToken
-from pplmon.report import Report
+from pplmon.report.report import Report
+from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.sinks.tensorboard import TensorBoard
 
 LAYOUT = "custom_scalars__config__"

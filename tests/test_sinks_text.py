@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from pplmon.alerts import Alert
-from pplmon.evidence import WorstSequence, WorstToken
-from pplmon.sinks.keys import Key, split_key
-from pplmon.sinks.text import alert_markdown, markdown, sequence_table, token_table, visible
+from pplmon.alerts.text import alert_markdown, markdown, sequence_table, token_table, visible
+from pplmon.report.log_keys import Key, split_key
+from pplmon.report.worst import WorstSequence, WorstToken
 
 
 def test_columns_that_are_none_throughout_are_left_out() -> None:

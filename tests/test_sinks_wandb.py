@@ -15,8 +15,8 @@ import pytest
 import wandb
 
 from pplmon.alerts import Alert
-from pplmon.evidence import WorstToken
-from pplmon.report import Report
+from pplmon.report.report import Report
+from pplmon.report.worst import WorstToken
 from pplmon.sinks.wandb import WandB, title
 from tests.wandb_run import OfflineRun, read_run
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pplmon import Entropy, Report, TokenStats, TokenTally, Totals, cells, token_stats
+from pplmon import Entropy, Report, TokenStats, TokenTally, Totals, token_stats
+from pplmon.report import layout
 from pplmon.tally.readout import Group, ReadOut
 from tests.reference import assert_numbers, numbers_of, tokens_of
 
@@ -237,14 +238,14 @@ def test_saturation_stays_and_never_wraps() -> None:
     tally = TokenTally()
     logits, targets = batch()
     tally.update(logits, targets)
-    tally.sums = torch.full_like(tally.sums, cells.CEILING)
-    tally.histogram = torch.full_like(tally.histogram, cells.CEILING)
+    tally.sums = torch.full_like(tally.sums, layout.CEILING)
+    tally.histogram = torch.full_like(tally.histogram, layout.CEILING)
     for _ in range(3):
         tally.update(logits, targets)
-    assert int(tally.histogram.min()) == int(tally.histogram.max()) == cells.CEILING
-    for name in cells.SUMS:
+    assert int(tally.histogram.min()) == int(tally.histogram.max()) == layout.CEILING
+    for name in layout.SUMS:
         if not name.endswith("_fraction"):
-            assert tally.totals()[name] == cells.CEILING, name
+            assert tally.totals()[name] == layout.CEILING, name
     report = tally.report()
     assert report.cross_entropy == pytest.approx(1) and all(
         v >= 0 for k, v in report.as_dict().items() if k != "max_token_excess"
@@ -270,8 +271,8 @@ def test_many_ranks_at_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     many = ReadOut(tally._state(), Many(), (), tally._layout).totals()
     assert many["tokens"] == 64 * one["tokens"] and many["token_loss_bits"] == one["token_loss_bits"]
     tally.sums, tally.histogram = (
-        torch.full_like(tally.sums, cells.CEILING),
-        torch.full_like(tally.histogram, cells.CEILING),
+        torch.full_like(tally.sums, layout.CEILING),
+        torch.full_like(tally.histogram, layout.CEILING),
     )
     many = ReadOut(tally._state(), Many(), (), tally._layout).totals()
     assert min(many.sums + many.histogram.buckets()) > 2**62 and many.report().cross_entropy == pytest.approx(1)
@@ -284,7 +285,7 @@ def test_fractions_carry() -> None:
     for row in x:
         tally.update(TokenStats.from_losses(row[None], torch.zeros(1, 32, dtype=torch.int64)))
     totals = tally.totals()
-    assert 0 <= totals["nll_fraction"] < 2**cells.FRACTION_BITS
+    assert 0 <= totals["nll_fraction"] < 2**layout.FRACTION_BITS
     units = sum(round(v * 2**32) for v in x.flatten().tolist())
     assert (totals["nll_whole"] << 32) + totals["nll_fraction"] == units
     assert (totals["nll_whole"], x.numel()) == (units >> 32, totals["tokens"])

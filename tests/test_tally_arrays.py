@@ -13,8 +13,8 @@ from torch import Tensor
 
 import pplmon
 from pplmon import TokenStats, TokenTally
-from pplmon.tally.arrays import OnNumpy, OnTorch
-from pplmon.tally.given import State
+from pplmon.tally.count.numpy_or_torch import OnNumpy, OnTorch
+from pplmon.tally.records import State
 from tests.test_laws import stats
 
 ROWS = 7
@@ -53,7 +53,7 @@ def test_numpy_and_torch_count_alike(monkeypatch: pytest.MonkeyPatch, data: st.D
         parts.append((TokenStats(**fields), given_too))
     table = data.draw(st.sampled_from([None, torch.tensor([1, 2, 0, 7])]), "bytes")
     with monkeypatch.context() as patch:
-        patch.setattr(pplmon.tally.by_arrays, "arrays_on", OnTorch)
+        patch.setattr(pplmon.tally.count.by_arrays, "arrays_on", OnTorch)
         on_torch = counted(parts, token_bytes=table)
     assert counted(parts, token_bytes=table) == on_torch
 

@@ -19,8 +19,8 @@ import torch
 from hypothesis import given, settings
 
 from pplmon import TokenStats, TokenTally
-from pplmon.tally import batch
-from pplmon.tally.given import Given, Settings, State
+from pplmon.tally.count import choose as batch
+from pplmon.tally.records import Given, Settings, State
 from tests import counting_tasks
 from tests.counting_tasks import counted, placed
 from tests.interpreter import run, run_afresh
@@ -136,7 +136,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
 
 def test_a_batch_of_another_size_compiles_nothing() -> None:
     """Triton specializes in nothing that a batch changes: not in alignments, not in a step that outgrows int32 by its shift."""
-    from pplmon.tally.triton import close_sequences, count, cut, finish
+    from pplmon.tally.count.triton.launch import close_sequences, count, cut, finish
 
     for kernel in (cut, count, close_sequences, finish):
         special = [p.name for p in kernel.params if not p.is_constexpr and not p.do_not_specialize]

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import pplmon
 from pplmon import Entropy, TokenStats, TokenTally, token_stats
-from pplmon.kernels import eager
+from pplmon.measure import eager
 from tests.reference import measure, tokens_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -251,7 +251,7 @@ def two_dimensions(rank: int) -> list[Any]:
 
 def flattened(rank: int) -> None:
     """A module that flattens its logits: they are fitted to targets [B, T] without a collective, or not at all."""
-    from pplmon.capture.modules import fitted
+    from pplmon.trainers.capture.modules import fitted
 
     logits, targets = whole(1000, torch.bfloat16)
     want = token_stats(logits, targets)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pplmon.replay.wandb_file import items, records
+from pplmon.replay.read.wandb_file import items, records
 
 
 @dataclass

@@ -7,19 +7,19 @@ decides alike. A new file in this folder is found by itself.
 
 from typing import TYPE_CHECKING, Any
 
-from pplmon.alerts.defaults import default_alerts, watched
-from pplmon.alerts.memory import TargetCheck, checked, remembered, remind
-from pplmon.alerts.rule import Alert, MetricRule, Rule, options, rule_classes
-from pplmon.discover import classes_in
+from pplmon.alerts.alert import Alert, MetricRule, Rule, options, rule_classes
+from pplmon.alerts.rules.defaults import default_alerts, watched
+from pplmon.alerts.rules.state import TargetCheck, checked, remembered, remind
+from pplmon.report.discover import classes_in
 
-ALL = classes_in(__name__, MetricRule)  # by name; pplmon has them under the same names
+ALL = classes_in("pplmon.alerts.rules", MetricRule)  # by name; pplmon has them under the same names
 globals().update(ALL)
 
 if TYPE_CHECKING:
-    from pplmon.alerts.spike import Spike as Spike
-    from pplmon.alerts.thresholds import Above as Above
-    from pplmon.alerts.thresholds import Below as Below
-    from pplmon.alerts.thresholds import NonFinite as NonFinite
+    from pplmon.alerts.rules.spike import Spike as Spike
+    from pplmon.alerts.rules.thresholds import Above as Above
+    from pplmon.alerts.rules.thresholds import Below as Below
+    from pplmon.alerts.rules.thresholds import NonFinite as NonFinite
 
     def __getattr__(name: str) -> Any:
         """Let a type checker take a rule that has no line above for what it may be."""

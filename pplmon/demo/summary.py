@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pplmon.sinks.text import brief
+from pplmon.alerts.text import brief
 
 Row = Mapping[str, Any]  # of the journal
 

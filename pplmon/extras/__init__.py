@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pplmon.discover import classes_in
 from pplmon.extras.base import Extra, Measures, declare_all, declared_by
+from pplmon.report.discover import classes_in
 
 ALL = classes_in(__name__, Extra)  # by name; pplmon has them under the same names
 globals().update(ALL)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
-from pplmon.calls import arguments_of, call_text, example_call
-from pplmon.declared import check_number, declare
-from pplmon.numbers import Number, Value
-from pplmon.report import Derives
-from pplmon.tokens import TokenStats
+from pplmon.measure.tokens import TokenStats
+from pplmon.report.calls import arguments_of, call_text, example_call
+from pplmon.report.declared import check_number, declare
+from pplmon.report.numbers import Number, Value
+from pplmon.report.report import Derives
 
 if TYPE_CHECKING:
     from typing_extensions import Self

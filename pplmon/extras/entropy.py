@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pplmon.extras.base import Extra
 from pplmon.extras.nats import mean, upper_and_lower
-from pplmon.numbers import Number
-from pplmon.tokens import TokenStats
+from pplmon.measure.tokens import TokenStats
+from pplmon.report.numbers import Number
 
 
 class Entropy(Extra):

@@ -11,17 +11,17 @@ import math
 import torch
 from torch import Tensor
 
-from pplmon import cells
+from pplmon.report import layout
 
 LOW_BITS = 16
 
 
 def upper_and_lower(nats: Tensor) -> tuple[Tensor, Tensor]:
     """Return amounts of 0 to 2^10 nats as two tensors of integers, each of which may be summed as one likes."""
-    units = (nats.clamp(0.0, cells.CAP_NATS) * 2.0**cells.FRACTION_BITS).round().to(torch.int64)
+    units = (nats.clamp(0.0, layout.CAP_NATS) * 2.0**layout.FRACTION_BITS).round().to(torch.int64)
     return units >> LOW_BITS, units & (2**LOW_BITS - 1)
 
 
 def mean(upper: int, lower: int, count: int) -> float:
     """Return the mean of ``count`` amounts, in nats, from what their integers sum up to; NaN of none."""
-    return ((upper << LOW_BITS) + lower) / (count << cells.FRACTION_BITS) if count else math.nan
+    return ((upper << LOW_BITS) + lower) / (count << layout.FRACTION_BITS) if count else math.nan

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pplmon.alerts import Alert
-from pplmon.report import Report
+from pplmon.report.report import Report
 from pplmon.sinks.base import Sink
 from pplmon.sinks.journal import Journal
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pplmon import cells
 from pplmon.alerts import Alert, MetricRule, Rule, TargetCheck, checked, remembered, remind
-from pplmon.alerts.baseline import Baseline
-from pplmon.evidence import WorstSequence, WorstToken
-from pplmon.formulas import share_of_jump
+from pplmon.alerts.rules.baseline import Baseline
 from pplmon.monitor.delivery import Delivery
-from pplmon.monitor.link import Link
-from pplmon.report import Report, Totals
+from pplmon.monitor.ranks import Link
+from pplmon.report import layout
+from pplmon.report.formulas import share_of_jump
+from pplmon.report.report import Report, Totals
+from pplmon.report.worst import WorstSequence, WorstToken
 
 
 class Judge:
@@ -99,7 +99,7 @@ class Judge:
         verdict = self._targets.verdict(count)
         if verdict is None:
             return []
-        size, example = totals["vocab_size"], totals["invalid_target_example"] - cells.EXAMPLE_OFFSET
+        size, example = totals["vocab_size"], totals["invalid_target_example"] - layout.EXAMPLE_OFFSET
         text = (
             f"{count} targets are outside the vocabulary{f' [0, {size})' if size >= 0 else ''}, for example {example}; "
             f"ignore_index is {self._link.pattern.ignore_index}. Does the tokenizer fit the model, and is padding marked by "

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from pplmon.monitor.engine import Engine
-from pplmon.monitor.passes import Pass
-from pplmon.report import Report
-from pplmon.tokens import TokenStats, VocabShard
+from pplmon.measure.tokens import TokenStats, VocabShard
+from pplmon.monitor.evaluation import Pass
+from pplmon.monitor.readouts import Engine
+from pplmon.report.report import Report
 
 
 class Monitor(Engine):

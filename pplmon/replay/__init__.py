@@ -7,11 +7,11 @@
 and judge the same numbers.
 """
 
+from pplmon.replay.judge import Fired, Result, run
+from pplmon.replay.read.series import ReplayError, Row, Segment, Series
+from pplmon.replay.read.sources import read
 from pplmon.replay.rules import Rules, parse_rule
-from pplmon.replay.run import Fired, Result, run
 from pplmon.replay.score import Incident, Score, scores
-from pplmon.replay.series import ReplayError, Row, Segment, Series
-from pplmon.replay.sources import read
 from pplmon.replay.suggest import Suggestion, suggest
 
 __all__ = [

@@ -6,15 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from pplmon.replay.columns import parse_map
+from pplmon.replay.judge import run
 from pplmon.replay.own_file import run_file
-from pplmon.replay.reader import readers
+from pplmon.replay.print import as_json, show
+from pplmon.replay.read.columns import parse_map
+from pplmon.replay.read.reader import readers
+from pplmon.replay.read.series import ReplayError
+from pplmon.replay.read.sources import read
 from pplmon.replay.rules import EXAMPLE, Rules
-from pplmon.replay.run import run
 from pplmon.replay.score import Incident, Watch, scores
-from pplmon.replay.series import ReplayError
-from pplmon.replay.show import as_json, show
-from pplmon.replay.sources import read
 from pplmon.replay.suggest import check_rate, suggest
 
 RULE_HELP = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pplmon.alerts import MetricRule, Rule
-from pplmon.replay.series import ReplayError
+from pplmon.replay.read.series import ReplayError
 
 NAMED = re.compile(r"(?P<path>.+\.py):(?P<name>\w+)")
 

@@ -11,9 +11,9 @@ from difflib import get_close_matches
 from typing import Any
 
 from pplmon.alerts import MetricRule, Rule, default_alerts, rule_classes
-from pplmon.calls import parameters_of
 from pplmon.replay.own_file import NAMED, rule_from_file
-from pplmon.replay.series import ReplayError, Segment, Series
+from pplmon.replay.read.series import ReplayError, Segment, Series
+from pplmon.report.calls import parameters_of
 
 EXAMPLE = "Spike('cross_entropy', limit=8)"
 _FLOATS = {"inf": math.inf, "nan": math.nan}

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from pplmon.replay.run import Fired
-from pplmon.replay.series import ReplayError, Series
+from pplmon.replay.judge import Fired
+from pplmon.replay.read.series import ReplayError, Series
 
 WITHIN = 200  # optimizer steps: alarms that close together are one event, and an incident is over so long after its end
 PER = 100_000  # steps that a rate counts

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pplmon.alerts import Above, Below, MetricRule, options
-from pplmon.calls import parameters_of
+from pplmon.replay.read.series import ReplayError, Row, Series
 from pplmon.replay.score import PER, WITHIN, Watch
-from pplmon.replay.series import ReplayError, Row, Series
+from pplmon.report.calls import parameters_of
 
 LEAST_VALUES = 1000  # quiet values, from which a tail can be told
 TAIL = 0.01  # the share of them that shows how fast it falls

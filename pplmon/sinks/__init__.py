@@ -5,7 +5,7 @@ A new file in this folder is found by itself.
 
 from typing import TYPE_CHECKING, Any
 
-from pplmon.discover import classes_in
+from pplmon.report.discover import classes_in
 from pplmon.sinks.base import Sink
 from pplmon.sinks.journal import read_journal
 

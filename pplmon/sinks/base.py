@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pplmon.alerts import Alert
-from pplmon.report import Report
+from pplmon.report.report import Report
 
 
 class Sink:

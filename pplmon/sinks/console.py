@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pplmon.alerts import Alert
-from pplmon.evidence import WorstSequence, WorstToken
-from pplmon.report import Report
+from pplmon.alerts.text import blame, brief, visible
+from pplmon.report.report import Report
+from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.sinks.base import Sink
-from pplmon.sinks.text import blame, brief, visible
 
 TOKENS = 5  # at most, in a panel
 COLOURS = {"info": "blue", "warning": "yellow", "critical": "red"}

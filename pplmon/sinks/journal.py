@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pplmon.alerts import Alert
-from pplmon.declared import learn
-from pplmon.numbers import CORE
-from pplmon.report import Report
+from pplmon.report.declared import learn
+from pplmon.report.numbers import CORE
+from pplmon.report.report import Report
+from pplmon.report.strict_json import plain, revive
 from pplmon.sinks.base import Sink
-from pplmon.strict_json import plain, revive
 
 FILE_NAME = "pplmon.jsonl"
 _BESIDE = ("worst_1pct_loss", "max_token_excess", "relative_cross_entropy", "tokens", "invalid_targets")

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pplmon.alerts import Alert
-from pplmon.report import Report
+from pplmon.alerts.text import alert_markdown, evidence_markdown
+from pplmon.report.log_keys import split_key
+from pplmon.report.report import Report
 from pplmon.sinks.base import Sink
-from pplmon.sinks.keys import split_key
-from pplmon.sinks.text import alert_markdown, evidence_markdown
 
 # Chart → the stages and the numbers in it. Losses and perplexities never share a chart: their scales differ.
 CHARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pplmon.alerts import Alert
-from pplmon.declared import find
-from pplmon.report import Report
+from pplmon.alerts.text import alert_markdown, sequence_table, token_table, visible
+from pplmon.report.declared import find
+from pplmon.report.log_keys import split_key
+from pplmon.report.report import Report
 from pplmon.sinks.base import Sink
-from pplmon.sinks.keys import split_key
-from pplmon.sinks.text import alert_markdown, sequence_table, token_table, visible
 
 STEP = "trainer/global_step"  # Lightning's x axis: wandb's own step drops rows that go backwards, as a resumed run's do
 TITLE_LENGTH = 64  # characters: W&B takes no longer title

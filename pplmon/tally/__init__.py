@@ -1,7 +1,7 @@
 """ACCUMULATE: tokens become integers, which are merged over micro-batches, steps and ranks."""
 
-from pplmon.tally.metric import TokenTally
 from pplmon.tally.readout import ReadOut
 from pplmon.tally.same_layout import UnlikeLayouts
+from pplmon.tally.token_tally import TokenTally
 
 __all__ = ["ReadOut", "TokenTally", "UnlikeLayouts"]

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pplmon import cells, saved
 from pplmon.extras import Measures
-from pplmon.tally.given import State
+from pplmon.report import layout, saved
+from pplmon.tally.records import State
 
 KEY = "names"
 EXTRA = ("extra_sums", "extra_maxima")
@@ -25,8 +25,8 @@ def names_of(extras: Sequence[Measures]) -> Tensor:
     sizes = saved.sizes_of(extras)
     names = {
         "version": saved.VERSION,
-        "sums": cells.SUMS,
-        "maxima": cells.MAXIMA,
+        "sums": layout.SUMS,
+        "maxima": layout.MAXIMA,
         "extras": {name: size.sums for name, size in sizes.items()},
         "extra_maxima": {name: size.maxima for name, size in sizes.items()},
     }
@@ -50,7 +50,7 @@ def translate(
         state_dict[prefix + name] = torch.tensor(values, dtype=torch.int64, device=getattr(own, name).device)
 
     with saved.reading() as reader:
-        for name, wanted, missing in (("sums", cells.SUMS, 0), ("maxima", cells.MAXIMA, -1)):
+        for name, wanted, missing in (("sums", layout.SUMS, 0), ("maxima", layout.MAXIMA, -1)):
             if name in given:
                 values = state_dict[prefix + name].tolist()
                 put(name, reader.ints(dict(zip(names[name], values, strict=True)), wanted, missing))

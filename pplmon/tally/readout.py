@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pplmon import cells
-from pplmon.evidence import Row
-from pplmon.histogram import Histogram
-from pplmon.report import Derives, Totals
-from pplmon.tally.given import State
-from pplmon.tally.group import Group
-from pplmon.tally.layout import merge_rows
+from pplmon.report import layout
+from pplmon.report.histogram import Histogram
+from pplmon.report.report import Derives, Totals
+from pplmon.report.worst import Row
+from pplmon.tally.merge import merge_rows
+from pplmon.tally.ranks import Group
+from pplmon.tally.records import State
 from pplmon.tally.same_layout import Layout, check
 
 # The order in a read-out: what is summed, then the maxima and the layout's mark, then rows, so that each reduction is over
@@ -33,10 +33,10 @@ _FLAT = (*_SUMMED, "maxima", "extra_maxima")
 class ReadOut:
     """One read-out under way: started at a step, taken in later."""
 
-    def __init__(self, state: State, group: Group, extras: tuple[Derives, ...], layout: Layout) -> None:
+    def __init__(self, state: State, group: Group, extras: tuple[Derives, ...], own_layout: Layout) -> None:
         """Copy the state, and start its reduction (every rank of the group does) and the way to the host; wait for none."""
         # A copy in the order of the step: what is counted from here on changes the states in place.
-        mark = layout.mark(state.sums.device)
+        mark = own_layout.mark(state.sums.device)
         rows = state.token_rows.flatten(), state.sequence_rows.flatten()
         self._own = torch.cat([*(getattr(state, name) for name in _FLAT), mark, *rows])
         self._mark = len(mark)
@@ -45,7 +45,7 @@ class ReadOut:
         self._work: list[Any] = []
         self._host: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
-        self._ceiling = min(cells.CEILING, (2**63 - 1) // max(group.size, 1))
+        self._ceiling = min(layout.CEILING, (2**63 - 1) // max(group.size, 1))
         if self._own.is_cuda:
             self._start_beside_the_step(group)
         else:
@@ -154,7 +154,7 @@ def state_of(totals: Totals, like: State) -> State:
     """Return host totals as tensors, saturated, in the shape of a tally's state."""
 
     def tensor(values: Sequence[int], old: Tensor) -> Tensor:
-        return torch.tensor([min(value, cells.CEILING) for value in values], dtype=torch.int64).to(old.device)
+        return torch.tensor([min(value, layout.CEILING) for value in values], dtype=torch.int64).to(old.device)
 
     def rows(given: Sequence[Row], old: Tensor) -> Tensor:
         keep, columns = old.shape
@@ -177,7 +177,7 @@ def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int
         return totals
     keep = totals.keep
     own = torch.tensor(
-        _flat(totals.token_rows, keep, columns) + _flat(totals.sequence_rows, keep, cells.SEQUENCE_COLUMNS)
+        _flat(totals.token_rows, keep, columns) + _flat(totals.sequence_rows, keep, layout.SEQUENCE_COLUMNS)
     )
     own = own.to(device)
     parts = [torch.empty_like(own) for _ in range(group.size)]
@@ -185,7 +185,7 @@ def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int
     # Merged on the device: as Python rows those of ten thousand ranks would hold a step up for seconds.
     stacked, of_tokens = torch.stack(parts), keep * columns
     tokens = merge_rows(stacked[:, :of_tokens].reshape(group.size, keep, columns))
-    sequences = merge_rows(stacked[:, of_tokens:].reshape(group.size, keep, cells.SEQUENCE_COLUMNS))
+    sequences = merge_rows(stacked[:, of_tokens:].reshape(group.size, keep, layout.SEQUENCE_COLUMNS))
     take = _Taker(torch.cat([tokens.flatten(), sequences.flatten()]).tolist())
     return replace(totals, token_rows=take.rows(tokens.shape), sequence_rows=take.rows(sequences.shape))
 

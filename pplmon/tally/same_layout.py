@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pplmon import cells, saved
 from pplmon.extras import Measures
-from pplmon.tally.given import State
-from pplmon.tally.group import Group
+from pplmon.report import layout, saved
+from pplmon.tally.ranks import Group
+from pplmon.tally.records import State
 
 
 class UnlikeLayouts(ValueError):
@@ -45,7 +45,7 @@ class Layout:
             "worst rows": state.token_rows.shape[0],
             "columns of a row": state.token_rows.shape[1],
         }
-        named = repr((cells.SUMS, cells.MAXIMA, saved.sizes_of(extras), sizes))
+        named = repr((layout.SUMS, layout.MAXIMA, saved.sizes_of(extras), sizes))
         return cls({"hash": int.from_bytes(hashlib.sha256(named.encode()).digest()[:7], "big"), **sizes})
 
     def compare(self, group: Group, device: torch.device) -> None:

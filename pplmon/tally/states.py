@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from pplmon import cells, saved
 from pplmon.extras import Measures
-from pplmon.report import Totals
+from pplmon.report import layout, saved
+from pplmon.report.report import Totals
 from pplmon.tally import checkpoint
-from pplmon.tally.given import State
-from pplmon.tally.group import Group
-from pplmon.tally.layout import merge_counts, merge_maxima, merge_rows, merge_sums
+from pplmon.tally.merge import merge_counts, merge_maxima, merge_rows, merge_sums
+from pplmon.tally.ranks import Group
 from pplmon.tally.readout import ALONE, ReadOut, gather_rows, state_of
+from pplmon.tally.records import State
 from pplmon.tally.same_layout import Layout
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class States(Metric):
-    """Integer states, one per sum, maximum, bucket and worst row (see ``cells``)."""
+    """Integer states, one per sum, maximum, bucket and worst row (see ``report.layout``)."""
 
     full_state_update = False
     is_differentiable = False
@@ -49,12 +49,12 @@ class States(Metric):
         self.extras = extras
         self._for_numbers = False
         self._before_sync: State | None = None
-        self._columns = cells.TOKEN_COLUMNS + 2 * context + 1
-        self._add("sums", (len(cells.SUMS),), 0, merge_sums)
-        self._add("maxima", (len(cells.MAXIMA),), -1, merge_maxima)
-        self._add("histogram", (cells.BUCKETS,), 0, merge_counts)
+        self._columns = layout.TOKEN_COLUMNS + 2 * context + 1
+        self._add("sums", (len(layout.SUMS),), 0, merge_sums)
+        self._add("maxima", (len(layout.MAXIMA),), -1, merge_maxima)
+        self._add("histogram", (layout.BUCKETS,), 0, merge_counts)
         self._add("token_rows", (keep, self._columns), -1, merge_rows)
-        self._add("sequence_rows", (keep, cells.SEQUENCE_COLUMNS), -1, merge_rows)
+        self._add("sequence_rows", (keep, layout.SEQUENCE_COLUMNS), -1, merge_rows)
         sizes = [saved.size_of(extra) for extra in extras]
         self._add("extra_sums", (sum(size.sums for size in sizes),), 0, merge_counts)
         self._add("extra_maxima", (sum(size.maxima for size in sizes),), -1, merge_maxima)

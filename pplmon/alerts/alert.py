@@ -1,0 +1,178 @@
+"""What an alert is, and what a rule is: a callable ``Report -> Alert | None``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pplmon.report.calls import arguments_of, call_text, is_literal, literal, parameters_of
+from pplmon.report.declared import check_name
+from pplmon.report.discover import subclasses_of
+from pplmon.report.report import Report
+from pplmon.report.worst import WorstSequence, WorstToken
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+SEVERITIES = ("info", "warning", "critical")
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Something that deserves a look: which rule, what it saw and where, and the worst tokens of its window.
+
+    Attributes:
+        rule: the name of the rule, usually its class.
+        text: what happened, in one line.
+        metric: the number that the rule watches; ``None`` for a rule that watches no single one.
+        step: the optimizer step, 0-based. A rule may leave it out: the monitor fills it in.
+        stage: "train", "val" or "test".
+        value: the number's value, in its unit.
+        threshold: the value beyond which the rule alerts, in the same unit.
+        severity: "info", "warning" or "critical".
+        worst: the worst tokens of the window, the worst first; filled in by the monitor.
+        worst_sequences: its worst sequences, likewise.
+        blame_sequence: the share, 0 to 1, of the rise of the cross-entropy that the worst sequence explains; ``None`` where
+            it did not rise, or where too little is known of earlier steps.
+        blame_token: the same of the worst token.
+    """
+
+    rule: str
+    text: str
+    metric: str | None = None
+    step: int | None = None
+    stage: str = "train"
+    value: float | None = None
+    threshold: float | None = None
+    severity: str = "warning"
+    worst: tuple[WorstToken, ...] = ()
+    worst_sequences: tuple[WorstSequence, ...] = ()
+    blame_sequence: float | None = None
+    blame_token: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.severity not in SEVERITIES:
+            raise ValueError(f"severity must be one of {', '.join(SEVERITIES)}, got {self.severity!r}")
+
+    def __str__(self) -> str:
+        return f"[{self.severity}] {self.text}"
+
+
+Rule = Callable[[Report], Alert | None]
+
+
+class MetricRule:
+    """A base for a rule that watches one number of one stage; ``judge`` says when a value is an alert.
+
+    ::
+
+        class Doubled(pplmon.MetricRule):
+            def __init__(self, metric, factor=2.0, stage="train"):
+                super().__init__(metric, stage)
+                self.factor = factor
+                self.best = math.inf
+
+            def judge(self, value, report):
+                self.best = min(self.best, value)
+                if value > self.factor * self.best:
+                    return self.alert(report, value, self.factor * self.best, f"is {value:.4g}, the best was {self.best:.4g}")
+
+            def state_dict(self):  # what a checkpoint keeps
+                return {"best": self.best}
+
+            def load_state_dict(self, state):
+                self.best = state["best"]
+
+    A journal names such a rule by the call that makes it, ``Doubled('cross_entropy', factor=3)``, so its arguments are
+    numbers and texts; ``pplmon replay --rules FILE.py`` finds its class in that file.
+
+    Attributes:
+        metric: the number's name.
+        stage: "train", "val" or "test": reports of others are passed over.
+        severity: of its alerts, where ``alert`` is not told another.
+        numbers_only: it reads no worst tokens, so ranks need not gather any before judging.
+        tuned_by: the argument, a number above 0 of which more means fewer alerts, that ``pplmon replay --wanted-rate`` may choose.
+        warns: a number that a report lacks is one warning.
+    """
+
+    numbers_only = True
+    severity = "warning"
+    tuned_by: str | None = None
+    _made_with: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keep the arguments, by which a journal and a checkpoint know the rule."""
+        rule = super().__new__(cls)
+        object.__setattr__(rule, "_made_with", arguments_of(cls, args, kwargs))  # also of a frozen dataclass
+        return rule
+
+    def __init__(self, metric: str, stage: str = "train") -> None:
+        check_name(metric)
+        self.metric = metric
+        self.stage = stage
+        self.warns = True  # once, when a report lacks the number
+
+    def __call__(self, report: Report) -> Alert | None:
+        """Judge one report; a stage that is not ours, or a number that could not be had, is passed over."""
+        if report.stage != self.stage:
+            return None
+        value = self._value(report)
+        return None if value is None else self.judge(value, report)
+
+    def judge(self, value: float, report: Report) -> Alert | None:
+        """Return an alert, or ``None``."""
+        raise NotImplementedError
+
+    def alert(self, report: Report, value: float, threshold: float, text: str, severity: str | None = None) -> Alert:
+        """Build this rule's alert."""
+        return Alert(
+            rule=type(self).__name__,
+            text=f"step {report.step}: {report.stage}/{self.metric} {text}",
+            metric=self.metric,
+            step=report.step,
+            stage=report.stage,
+            value=value,
+            threshold=threshold,
+            severity=severity or self.severity,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the rule remembers, as plain values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+
+    def _value(self, report: Report) -> float | None:
+        value = report.numbers.get(self.metric)
+        if value is None and self.warns:
+            self.warns = False
+            warnings.warn(
+                f"pplmon: {self!r} watches {self.metric!r}, which the report of step {report.step} lacks; it has "
+                f"{', '.join(report.as_dict())}",
+                stacklevel=2,
+            )
+        return value
+
+    def __repr__(self) -> str:
+        """Return the call that makes this rule: the journal keeps it, and ``pplmon replay`` reads it back."""
+        return call_text(type(self), options(self), literal)
+
+
+def options(rule: MetricRule) -> dict[str, Any]:
+    """Return the arguments that a rule was made with, by name; one that it keeps under that name as it is now."""
+    found = {}
+    for name in parameters_of(type(rule)):
+        now = getattr(rule, name, None)
+        if hasattr(rule, name) and is_literal(now):
+            found[name] = now
+        elif name in rule._made_with:
+            found[name] = rule._made_with[name]
+    return found
+
+
+def rule_classes() -> dict[str, type[MetricRule]]:
+    """Return every class of rules that there is in this process, by name; of two of one name the later."""
+    return {kind.__name__: kind for kind in subclasses_of(MetricRule) if not kind.__name__.startswith("_")}

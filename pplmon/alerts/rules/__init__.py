@@ -1,0 +1,1 @@
+"""The rules that come with pplmon, one file each. No torch."""

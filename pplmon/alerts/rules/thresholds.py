@@ -1,0 +1,123 @@
+"""Rules with a threshold: ``Above``, ``Below`` and ``NonFinite``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pplmon.alerts.alert import Alert, MetricRule
+from pplmon.report.checks import at_least
+from pplmon.report.declared import find
+from pplmon.report.report import Report
+
+
+class _Threshold(MetricRule):
+    """Fire once when a number has been beyond a threshold for a while; re-arm at the first value back inside."""
+
+    tuned_by: str | None = "threshold"
+    word = ""
+    sign = 1.0  # +1 where larger is beyond, −1 where smaller is
+
+    def __init__(
+        self,
+        metric: str,
+        threshold: float,
+        stage: str = "train",
+        for_steps: int = 1,
+        after_step: int = 0,
+        hysteresis: float = 0.0,
+    ) -> None:
+        super().__init__(metric, stage)
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
+            raise TypeError(f"the threshold of {metric} must be a number, got {type(threshold).__name__}")
+        if not self._can_fire(float(threshold)):
+            number = find(metric)
+            span = f"{metric} lies between {number.low:g} and {number.high:g}" if number else "no value is beyond it"
+            raise ValueError(f"{self.word} {threshold} can never fire: {span}")
+        at_least("for_steps", for_steps, 1)
+        at_least("after_step", after_step, 0)
+        if not 0 <= hysteresis < math.inf:
+            raise ValueError(
+                f"hysteresis must be a finite distance of at least 0 in the metric's unit, got {hysteresis!r}"
+            )
+        self.threshold = float(threshold)
+        self.for_steps, self.after_step, self.hysteresis = for_steps, after_step, float(hysteresis)
+        self._beyond = 0  # judged values beyond the threshold, in a row
+        self._fired = False
+
+    def judge(self, value: float, report: Report) -> Alert | None:
+        """Return an alert on the ``for_steps``-th judged value in a row beyond the threshold."""
+        if math.isnan(value) or report.step < self.after_step:
+            return None
+        self._beyond = self._beyond + 1 if self._distance(value) > 0 else 0
+        if self._fired:
+            self._fired = self._distance(value) > -self.hysteresis or self._beyond > 0
+            return None
+        if self._beyond < self.for_steps:
+            return None
+        self._fired = True
+        return self.alert(report, value, self.threshold, self._text(value))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how long the value has been beyond the threshold, and whether that was told."""
+        return {"fired": self._fired, "beyond": self._beyond}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        self._fired, self._beyond = bool(state["fired"]), int(state["beyond"])
+
+    def _text(self, value: float) -> str:
+        lasting = f" for {self.for_steps} judged steps" if self.for_steps > 1 else ""
+        return f"is {value:.6g}, {self.word} {self.threshold:g}{lasting}"
+
+    def _distance(self, value: float) -> float:
+        # inf − inf is no number; a value at an infinite threshold cannot be, because such a threshold is refused.
+        return self.sign * (value - self.threshold)
+
+    def _can_fire(self, threshold: float) -> bool:
+        raise NotImplementedError
+
+
+class Above(_Threshold):
+    """Alert when a number is above ``threshold`` (in its own unit) for ``for_steps`` judged values in a row.
+
+    It looks from ``after_step`` on, fires once, and re-arms at the first value not above ``threshold − hysteresis``.
+    """
+
+    word = "above"
+
+    def _can_fire(self, threshold: float) -> bool:
+        number = find(self.metric)
+        return threshold < (math.inf if number is None else number.high)
+
+
+class Below(_Threshold):
+    """Alert when a number is below ``threshold`` (in its own unit) for ``for_steps`` judged values in a row.
+
+    It looks from ``after_step`` on, fires once, and re-arms at the first value not below ``threshold + hysteresis``.
+    """
+
+    word = "below"
+    sign = -1.0
+
+    def _can_fire(self, threshold: float) -> bool:
+        number = find(self.metric)
+        return threshold > (-math.inf if number is None else number.low)
+
+
+class NonFinite(_Threshold):
+    """Alert when a scored token has a loss of NaN or ±inf. It fires on the edge and re-arms at the first clean window."""
+
+    word = "above"
+    severity = "critical"
+    tuned_by = None  # it has one threshold, 0
+
+    def __init__(self, stage: str = "train") -> None:
+        super().__init__("nonfinite_tokens", 0.0, stage)
+
+    def _can_fire(self, threshold: float) -> bool:
+        return True
+
+    def _text(self, value: float) -> str:
+        return f"is {value:.0f}: scored tokens have a loss of NaN or inf (or were given one that cannot be)"

@@ -1,0 +1,134 @@
+"""Worst tokens, worst sequences and alerts as tables and as markdown: written once for every place that shows them.
+
+Decoded text comes from the training data, so it may hold anything: newlines, terminal escapes, markup, halves of
+characters. It is shown as ``repr`` shows it (quoted, so that a leading space is seen), and markup in it is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pplmon.alerts import Alert
+from pplmon.report.report import Report
+from pplmon.report.strict_json import finite_or_text
+from pplmon.report.worst import WorstSequence, WorstToken
+
+Cell = str | float | int | None
+
+# Fields of WorstToken and WorstSequence, in reading order. Losses are in nats (a sequence's: nats per token).
+TOKEN_COLUMNS = (
+    "loss",
+    "step",
+    "micro_batch",
+    "rank",
+    "sequence",
+    "position",
+    "sample_id",
+    "target",
+    "target_text",
+    "predicted",
+    "predicted_text",
+    "predicted_probability",
+    "context_text",
+)
+SEQUENCE_COLUMNS = (
+    "loss",
+    "tokens",
+    "step",
+    "micro_batch",
+    "rank",
+    "sequence",
+    "position",
+    "document_id",
+    "sample_id",
+)
+
+
+class Table(NamedTuple):
+    """Columns and rows, ready for any table. Text is visible already, and no cell is NaN or infinite."""
+
+    columns: list[str]
+    rows: list[list[Cell]]
+
+
+def token_table(tokens: Sequence[WorstToken]) -> Table:
+    """Return the worst tokens; a column that is ``None`` throughout is left out."""
+    return _table(tokens, TOKEN_COLUMNS)
+
+
+def sequence_table(sequences: Sequence[WorstSequence]) -> Table:
+    """Return the worst sequences; a column that is ``None`` throughout is left out."""
+    return _table(sequences, SEQUENCE_COLUMNS)
+
+
+def markdown(table: Table) -> str:
+    """Return ``table`` as a markdown table; "" where it has no rows."""
+    if not table.rows:
+        return ""
+    lines = [table.columns, ["---"] * len(table.columns), *([_cell(c) for c in row] for row in table.rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def alert_markdown(alert: Alert) -> str:
+    """Return an alert as markdown: what happened, how much one sequence or token explains, and the evidence."""
+    parts = [f"**{alert.severity}** ({alert.rule}): {visible(alert.text)}"]
+    parts += blame(alert)
+    evidence = evidence_markdown(Report(0, worst=alert.worst, worst_sequences=alert.worst_sequences))
+    return "\n\n".join([*parts, *([evidence] if evidence else [])])
+
+
+def evidence_markdown(report: Report) -> str:
+    """Return the worst tokens and sequences of a report as markdown."""
+    parts = []
+    if report.worst:
+        parts += ["Worst tokens (loss in nats):", markdown(token_table(report.worst))]
+    if report.worst_sequences:
+        parts += ["Worst sequences (loss in nats per token):", markdown(sequence_table(report.worst_sequences))]
+    return "\n\n".join(parts)
+
+
+def blame(alert: Alert) -> list[str]:
+    """Say how much of the jump the worst sequence and the worst token explain, where that is known."""
+    shares = (("sequence", alert.blame_sequence), ("token", alert.blame_token))
+    return [f"The worst {what} explains {share:.0%} of the jump." for what, share in shares if share is not None]
+
+
+def visible(text: str) -> str:
+    """Return ``text`` with every character that does not print, but the newline, as its escape.
+
+    So a terminal obeys no escape sequence in it, and a lone half of a character does not break UTF-8.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def brief(value: float) -> str:
+    """Return a number at a length for reading."""
+    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(finite_or_text(value))
+
+
+def _table(items: Sequence[WorstToken | WorstSequence], names: Sequence[str]) -> Table:
+    columns = {name: _column([getattr(item, name) for item in items]) for name in names}
+    filled = {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
+    return Table(list(filled), [list(row) for row in zip(*filled.values())])
+
+
+def _column(values: list[Cell]) -> list[Cell]:
+    # One column is of one type, or W&B refuses it: beside a NaN the finite losses are text, too.
+    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+        return [brief(value) if isinstance(value, (int, float)) else value for value in values]
+    return [repr(value) if isinstance(value, str) else value for value in values]
+
+
+def _cell(value: Cell) -> str:
+    if isinstance(value, str):
+        return _escape(value)
+    return "" if value is None else brief(value)
+
+
+def _escape(text: str) -> str:
+    """Escape what markdown or HTML would take for markup ("<|endoftext|>" is a token)."""
+    entities = text.replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", entities)

@@ -1,0 +1,1 @@
+"""Check that the measured number is the right one."""

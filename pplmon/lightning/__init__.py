@@ -1,5 +1,0 @@
-"""WIRE: pplmon in a Lightning ``Trainer``. No arithmetic."""
-
-from pplmon.lightning.callback import PerplexityMonitor
-
-__all__ = ["PerplexityMonitor"]

@@ -1,0 +1,1 @@
+"""Measure logits on a GPU in one launch, by a Triton program."""

@@ -1,0 +1,80 @@
+"""What was read out and is not yet shown: the open window, the epoch, and the run's count of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pplmon.report.report import Totals
+
+
+class Windows:
+    """Totals over ranks, added up as they are read out. Their rows are this rank's own until a window is logged."""
+
+    def __init__(self) -> None:
+        self._window, self._epoch = Totals(), Totals()
+        self._recent = Totals()  # of both: a step adds once, not twice
+        self.tokens_seen = 0
+        self.worst = Totals()  # the run's worst rows, of all ranks; no numbers
+
+    @property
+    def window(self) -> Totals:
+        """The open window."""
+        self._fold()
+        return self._window
+
+    @window.setter
+    def window(self, totals: Totals) -> None:
+        self._fold()
+        self._window = totals
+
+    def add(self, totals: Totals) -> None:
+        """Add one read-out."""
+        self._recent = self._recent + totals
+        self.tokens_seen += totals["tokens"]
+
+    def end_window(self) -> Totals:
+        """Return the window, and open the next."""
+        window, self._window = self.window, Totals()
+        return window
+
+    def remember(self, window: Totals) -> None:
+        """Keep the worst rows of a logged window, which are those of all ranks, in the run's list."""
+        rows = Totals(token_rows=window.token_rows, sequence_rows=window.sequence_rows, keep=window.keep)
+        self.worst = self.worst + rows
+
+    def end_epoch(self) -> Totals:
+        """Return the epoch, and open the next."""
+        self._fold()
+        epoch, self._epoch = self._epoch, Totals()
+        return epoch
+
+    def _fold(self) -> None:
+        recent, self._recent = self._recent, Totals()
+        self._window, self._epoch = self._window + recent, self._epoch + recent
+
+    def state_dict(self, window: Totals) -> dict[str, Any]:
+        """Return everything as plain values; ``window`` is the open one with the rows of all ranks."""
+        self._fold()
+        epoch = replace(self._epoch, token_rows=(), sequence_rows=())  # an epoch's numbers have no evidence
+        return {
+            "window": window.state_dict(),
+            "epoch": epoch.state_dict(),
+            "worst": self.worst.state_dict(),
+            "tokens_seen": self.tokens_seen,
+        }
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], totals_of: Callable[[Mapping[str, Any]], Totals], first: bool
+    ) -> None:
+        """Take back a state. Its rows are given to the first rank only, or each would stand there W times.
+
+        ``totals_of`` reads saved totals for the settings of this run.
+        """
+        window = totals_of(state["window"])
+        self._recent = Totals()
+        self._window = window if first else replace(window, token_rows=(), sequence_rows=())
+        self._epoch = totals_of(state["epoch"])
+        self.worst = replace(totals_of(state["worst"]), extra_sums=(), extra_maxima=(), extras=())
+        self.tokens_seen = state["tokens_seen"]

@@ -1,0 +1,33 @@
+"""At which optimizer steps a monitor reads out, and at which it logs: decided by the step alone, so ranks agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pplmon.report.checks import check_cadence
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """Steps are 0-based: with n = 50 the first window is the steps 0 to 49, as the rows of ``self.log``."""
+
+    every_n_steps: int | None  # None: windows are never logged
+    judge_every_n_steps: int
+
+    def __post_init__(self) -> None:
+        if self.every_n_steps is not None:
+            check_cadence("every_n_steps", self.every_n_steps)
+        check_cadence("judge_every_n_steps", self.judge_every_n_steps)
+
+    def closes_window(self, step: int) -> bool:
+        """True at the last step of a logged window."""
+        return self.every_n_steps is not None and (step + 1) % self.every_n_steps == 0
+
+    def reads_out(self, step: int) -> bool:
+        """True where either cadence divides the step."""
+        return self.closes_window(step) or (step + 1) % self.judge_every_n_steps == 0
+
+    def next_read_out(self, step: int) -> int:
+        """The first step from ``step`` on that is read out."""
+        lengths = [n for n in (self.every_n_steps, self.judge_every_n_steps) if n is not None]
+        return min(-(-(step + 1) // n) * n - 1 for n in lengths)

@@ -1,0 +1,174 @@
+"""Judge a series by rules, as the monitors that wrote it did: row by row, and over interruptions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pplmon.alerts import Alert, Rule, TargetCheck, checked, remind
+from pplmon.monitor.delivery import FAILURES
+from pplmon.replay.read.series import Noted, Row, Series
+from pplmon.replay.rules import Rules, lacking
+
+Labelled = tuple[str, Rule]  # what it is shown under, the rule
+
+
+@dataclass(frozen=True)
+class Fired:
+    """One alert of a replay."""
+
+    rule: str  # the text that its rule is shown under
+    alert: Alert
+    run: int = 0  # where a journal holds several, one after the other
+    repeated: bool = False  # a resumed process judged this step anew
+
+
+@dataclass
+class Result:
+    """What a replay gave."""
+
+    fired: list[Fired] = field(default_factory=list)
+    rules: list[str] = field(default_factory=list)  # every rule's text, once
+    notes: list[str] = field(default_factory=list)
+    differs: tuple[int, int] | None = None  # alerts only in the journal, and only in the replay, of its own rules
+
+
+def run(series: Series, rules: Rules) -> Result:
+    """Judge the series: by the live rules every row, as they saw them; by those given the rows that count in the end."""
+    replay = Replay(series)
+    if rules.has_live:
+        replay.live(rules)
+    replay.given(rules)
+    differs = _differences(series.live, replay.fired) if rules.has_live and not rules.given() else None
+    none = [] if replay.labels else ["There was no rule: the run had none (alerts=[]). Give some with --rule."]
+    notes = dict.fromkeys([*none, *series.notes, *rules.notes, *replay.told()])
+    return Result(replay.fired, replay.labels, [*notes], differs)
+
+
+class Replay:
+    """Rules over a series, and what they said."""
+
+    def __init__(self, series: Series) -> None:
+        self.fired: list[Fired] = []
+        self.labels: list[str] = []
+        self._series = series
+        self._notes: list[str] = []
+        self._missed: dict[str, set[str]] = {}
+
+    def live(self, rules: Rules) -> None:
+        """Judge each process's rows by the rules that it had, and with what they remembered when it resumed."""
+        runs = -1
+        for segment in self._series.segments:
+            process = _Process(rules.live(segment), self._missed, with_targets=True)
+            if segment.resumed_at is None or runs < 0:
+                runs += 1
+            if segment.resumed_at is not None:
+                self._resume(process, segment.resumed_at, segment.memory, runs)
+            self._judge(process, segment.rows, runs)
+
+    def given(self, rules: Rules) -> None:
+        """Judge each run, without the steps that were repeated later, by rules that know nothing of it."""
+        if not rules.given():
+            return
+        for number, rows in enumerate(self._series.runs):
+            self._judge(_Process(rules.given(), self._missed), rows, number)
+        # Where live rules judged, too, their alerts stand before: bring both into the order of steps.
+        self.fired.sort(key=lambda f: (f.run, -1 if f.alert.step is None else f.alert.step))
+
+    def told(self) -> list[str]:
+        """Return what the user should know."""
+        missed = [
+            f"{label} asked for a number that is not there: {lacking(self._series, 'train', name)}"
+            for label, names in self._missed.items()
+            for name in sorted(names)
+        ]
+        return [*self._notes, *missed]
+
+    def _judge(self, process: _Process, rows: Sequence[Row], number: int) -> None:
+        self.fired += [Fired(label, alert, number) for label, alert in process.judge(rows)]
+        self.labels += [label for label in process.labels if label not in self.labels]
+        self._notes += process.notes
+
+    def _resume(self, process: _Process, step: int, memory: Mapping[str, Any] | None, number: int) -> None:
+        if memory is None:
+            self._notes.append(
+                f"The run goes on at step {step}; what its rules remembered is not known: they begin anew."
+            )
+        else:
+            process.recall(memory)
+        self.fired = [
+            replace(f, repeated=True) if f.run == number and f.alert.step is not None and f.alert.step >= step else f
+            for f in self.fired
+        ]
+
+
+class _Process:
+    """Fresh rules, and their judgement of the rows of one process of the run.
+
+    ``with_targets``: also raise what the monitor itself raises of targets outside the vocabulary.
+    """
+
+    def __init__(self, rules: Sequence[Labelled], missed: dict[str, set[str]], with_targets: bool = False) -> None:
+        self._rules, self._missed = list(rules), missed
+        self._targets = TargetCheck() if with_targets and rules else None
+        if self._targets is not None:
+            self._targets.first = False  # a read-out that was refused with an error is no judged row
+        self._failures: Counter[int] = Counter()
+        self.labels = [label for label, _ in rules]
+        self.notes: list[str] = []
+
+    def judge(self, rows: Sequence[Row]) -> list[tuple[str, Alert]]:
+        """Judge rows in their order; return each alert with its rule's text."""
+        alerts: list[tuple[str, Alert]] = []
+        plain = all(getattr(rule, "numbers_only", False) for _, rule in self._rules)
+        for row in rows:
+            if self._targets is not None:
+                count = row.numbers.get(TargetCheck.METRIC)
+                if count is not None and self._targets.verdict(int(count)) is not None:
+                    text = f"{count} targets are outside the vocabulary"
+                    alerts.append((TargetCheck.RULE, self._targets.alert(row.step, row.stage, count, text)))  # type: ignore[arg-type]
+            for index, (label, rule) in enumerate(self._rules):
+                try:
+                    answer = rule(row if plain else self._noting(label, rule, row))
+                except Exception as error:  # as in a live run: it is told, and the rest goes on
+                    self._failed(index, row, error)
+                    if self._failures[index] >= FAILURES:
+                        self._rules[index] = (label, _left_out)
+                    continue
+                if answer is not None:
+                    alert = checked(rule, answer)
+                    alerts.append((label, alert if alert.step is not None else replace(alert, step=row.step)))
+        return alerts
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on with what the rules of the run remembered."""
+        remind([rule for _, rule in self._rules], memory["rules"])
+        if self._targets is not None:
+            self._targets.load_state_dict({**memory, "first": False})
+
+    def _noting(self, label: str, rule: Rule, row: Row) -> Row:
+        """Return the row, for a rule of the user's as one that notes which numbers it lacks."""
+        if getattr(rule, "numbers_only", False):
+            return row
+        return Row(row.step, row.stage, Noted(row.numbers, self._missed.setdefault(label, set())))
+
+    def _failed(self, index: int, row: Row, error: Exception) -> None:
+        self._failures[index] += 1
+        if self._failures[index] in (1, FAILURES):
+            out = "; it is left out from now on, as in a live run" if self._failures[index] == FAILURES else ""
+            label = self._rules[index][0]
+            self.notes.append(f"{label} failed at step {row.step}: {type(error).__name__}: {error}{out}.")
+
+
+def _left_out(report: object) -> None:
+    """Stand where a rule stood that failed too often."""
+
+
+def _differences(live: Sequence[Mapping[str, Any]], fired: Sequence[Fired]) -> tuple[int, int]:
+    """Compare what the journal has with what the replay gave."""
+    names = ("rule", "metric", "stage", "step", "value", "threshold")
+    journal = Counter(repr([row.get(name) for name in names]) for row in live)
+    replayed = Counter(repr([getattr(f.alert, name) for name in names]) for f in fired)
+    return (journal - replayed).total(), (replayed - journal).total()

@@ -1,0 +1,141 @@
+"""What a replay found, for people (rich) and for machines (strict JSON)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pplmon.alerts.text import brief, visible
+from pplmon.replay.judge import Fired, Result
+from pplmon.replay.read.series import Series
+from pplmon.replay.score import Score
+from pplmon.replay.suggest import Suggestion
+from pplmon.report.strict_json import plain
+
+SHOWN = 50  # alerts; --json has all
+PIPE_WIDTH = 160  # columns: rich takes a pipe for 80, and would fold a rule's text
+
+
+def as_json(series: Series, result: Result, scores: Sequence[Score], suggestions: Sequence[Suggestion]) -> str:
+    """Return everything as one strict JSON object; non-finite numbers are strings, as in the journal."""
+    everything = {
+        "path": str(series.path),
+        "kind": series.kind,
+        "rows": sum(1 for _ in series.rows()),
+        "spans": series.spans(),
+        "alerts": [_alert(fired) for fired in result.fired],
+        "rules": [_score(score) for score in scores],
+        "suggestions": [vars(suggestion) for suggestion in suggestions],
+        "notes": result.notes,
+        "differs_from_journal": result.differs,
+    }
+    return json.dumps(plain(everything), allow_nan=False, indent=1)
+
+
+def show(series: Series, result: Result, scores: Sequence[Score], suggestions: Sequence[Suggestion]) -> None:
+    """Print the replay."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+
+    def line(text: str, style: str = "") -> None:
+        console.print(visible(text), markup=False, style=style or None, soft_wrap=True)
+
+    line(_title(series))
+    for fired in result.fired[:SHOWN]:
+        line(_line(fired), {"critical": "red", "warning": "yellow"}.get(fired.alert.severity, ""))
+    if len(result.fired) > SHOWN:
+        line(f"… and {len(result.fired) - SHOWN:,} more; --json has them all")
+    if not result.fired:
+        line("No rule would have fired.")
+    console.print(_table(scores, escape))
+    for suggestion in suggestions:
+        line(_suggestion(suggestion))
+    if result.differs is not None:
+        line(_comparison(series, result.differs))
+    for note in result.notes:
+        line(f"note: {note}", "dim")
+
+
+def _title(series: Series) -> str:
+    spans = ", ".join(f"{start}–{end}" for start, end in series.spans())
+    rows = sum(1 for _ in series.rows())
+    apart = series.spacing()
+    every = f", {apart} steps apart (a live rule judges every step)" if apart > 1 and series.kind != "journal" else ""
+    return f"{series.path} ({series.kind}): {rows:,} rows of steps {spans}{every}"
+
+
+def _line(fired: Fired) -> str:
+    alert = fired.alert
+    numbers = [
+        f"{what} {brief(v)}" for what, v in (("value", alert.value), ("threshold", alert.threshold)) if v is not None
+    ]
+    repeated = "  (judged again after a resume)" if fired.repeated else ""
+    text = alert.text.removeprefix(f"step {alert.step}: ")
+    return f"step {alert.step}  {fired.rule}  {', '.join(numbers)}  {text}{repeated}".replace("\n", " ")
+
+
+def _table(scores: Sequence[Score], escape: Any) -> Any:
+    from rich.table import Table
+
+    marked = any(score.incidents for score in scores)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("rule", overflow="fold")
+    for name in (
+        "alerts",
+        "events",
+        *(("caught", "delay", "false", "per 100k steps") if marked else ("per 100k steps",)),
+    ):
+        table.add_column(name, justify="right")
+    for score in scores:
+        caught = (f"{score.caught}/{score.incidents}", _steps(score.delay), str(score.false_events)) if marked else ()
+        table.add_row(escape(visible(score.rule)), str(score.alerts), str(score.events), *caught, _rate(score))
+    return table
+
+
+def _steps(delay: float | None) -> str:
+    return "" if delay is None else f"{delay:g}"
+
+
+def _rate(score: Score) -> str:
+    rate = score.false_per_100k
+    if rate is None:
+        return ""
+    # None seen in n steps: up to 3/n is likely (95 %) to show none.
+    return f"{rate:.3g}" if score.false_events else f"0 (< {3e5 / score.quiet_steps:.2g})"
+
+
+def _suggestion(found: Suggestion) -> str:
+    note = f" ({found.note})" if found.note else ""
+    if found.suggested is None:
+        return f"suggested for {found.rule}: nothing{note}"
+    rate = "" if found.false_per_100k is None else f", {found.false_per_100k:.3g} per 100k steps"
+    return f"suggested for {found.rule}: {found.suggested}: {found.false_events} false here{rate}{note}"
+
+
+def _comparison(series: Series, differs: tuple[int, int]) -> str:
+    if differs == (0, 0):
+        return f"The journal has the same {len(series.live)} alerts."
+    return f"The journal differs: {differs[0]} alerts stand only there, {differs[1]} only here."
+
+
+def _alert(fired: Fired) -> dict[str, Any]:
+    alert = fired.alert
+    names = ("metric", "stage", "step", "value", "threshold", "severity", "text")
+    return (
+        {"rule": fired.rule, "name": alert.rule}
+        | {name: getattr(alert, name) for name in names}
+        | {
+            "run": fired.run,
+            "repeated": fired.repeated,
+        }
+    )
+
+
+def _score(score: Score) -> dict[str, Any]:
+    more = {"recall": score.recall, "delay": score.delay, "false_per_100k": score.false_per_100k}
+    return {**vars(score), **more}

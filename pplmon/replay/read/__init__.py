@@ -1,0 +1,1 @@
+"""Read a run that is over, one file per format."""

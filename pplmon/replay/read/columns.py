@@ -1,0 +1,110 @@
+"""Which columns of a log are ours: log keys under any prefix, plain names, and what the user maps."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from pplmon.replay.read.series import Given, ReplayError, Row
+from pplmon.report.declared import check_name, find
+from pplmon.report.log_keys import split_key
+
+STAGES = ("train", "val", "test")
+Place = tuple[str, str]  # stage, name
+_UNDECLARED = re.compile(r"(?:.*/)?(train|val|test)/([^/]+/.+)")  # of an extra that declares nothing; it has a "/"
+
+
+def parse_map(text: str) -> tuple[str, Place]:
+    """Read ``column=name`` or ``column=stage/name``.
+
+    Raises:
+        ReplayError: it has another form, or no number has that name.
+    """
+    column, equals, target = text.rpartition("=")
+    if not equals or not column or not target:
+        raise ReplayError(
+            f"--map wants COLUMN=NUMBER, as in loss=cross_entropy or loss=val/cross_entropy; got {text!r}"
+        )
+    stage, slash, name = target.partition("/")
+    if not slash or stage not in STAGES:
+        stage, name = "train", target
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ReplayError(f"--map {text}: {error}") from None
+    return column, (stage, name)
+
+
+def choose(columns: Sequence[str], mapped: Mapping[str, Place]) -> tuple[dict[str, Place], list[str]]:
+    """Return which columns are which numbers, and what the user should know about the choice.
+
+    Raises:
+        ReplayError: a mapped column is not there.
+    """
+    for column in mapped:
+        if column not in columns:
+            near = get_close_matches(column, columns, n=3)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise ReplayError(f"--map names the column {column!r}, which is not there: {hint}{_list(columns)}")
+    places: dict[Place, list[str]] = {}
+    for column in columns:
+        place = mapped.get(column) or _place(column)
+        if place is not None:
+            places.setdefault(place, []).append(column)
+    notes: list[str] = []
+    chosen: dict[str, Place] = {}
+    for place, rivals in places.items():
+        # The user's word first; then ours under the name that it takes beside a key of the module's own.
+        rivals.sort(key=lambda column: (column not in mapped, not column.startswith("pplmon/"), len(column)))
+        chosen[rivals[0]] = place
+        if len(rivals) > 1:
+            others = ", ".join(map(repr, rivals[1:]))
+            notes.append(f"{'/'.join(place)} is read from {rivals[0]!r}, not from {others}; --map chooses another.")
+    if not chosen and len(columns) == 1:
+        chosen[columns[0]] = ("train", "cross_entropy")
+        notes.append(f"The only column, {columns[0]!r}, is taken for cross_entropy; --map says otherwise.")
+    return chosen, notes
+
+
+def rows_of(cells: Iterable[tuple[int, Mapping[str, Any]]], chosen: Mapping[str, Place]) -> list[Row]:
+    """Return rows by step, train before val: the last of a repeated value counts (a resumed run repeats steps)."""
+    found: dict[tuple[int, int], Given] = {}
+    for step, values in cells:
+        for column, (stage, name) in chosen.items():
+            value = _number(values.get(column))
+            if value is not None:
+                found.setdefault((step, STAGES.index(stage)), Given())[name] = value
+    return [Row(step, STAGES[stage], numbers) for (step, stage), numbers in sorted(found.items(), key=lambda i: i[0])]
+
+
+def _place(column: str) -> Place | None:
+    if find(column) is not None:
+        return "train", column
+    key = split_key(column)
+    if key is not None:
+        return (key.stage, key.name) if find(key.name) is not None and key.loader is None else None
+    extra = _UNDECLARED.fullmatch(column)
+    return None if extra is None or "dataloader_idx_" in column else (extra[1], extra[2])
+
+
+def _number(value: Any) -> float | int | None:
+    """Return a cell as a number; ``None`` where there is none. "NaN" and "inf" are values."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, str) and value.strip():
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+        return int(number) if math.isfinite(number) and value.strip().lstrip("-").isdigit() else number
+    return None
+
+
+def _list(columns: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, columns[:30]))
+    return f"there are {shown}{' …' if len(columns) > 30 else ''}" if columns else "there is none"

@@ -1,0 +1,121 @@
+"""What a reader is: a class that knows one format. A file with one in this folder is found by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pplmon.replay.read.columns import Place, choose, rows_of
+from pplmon.replay.read.series import ReplayError, Segment, Series
+from pplmon.report.discover import classes_in, subclasses_of
+
+STEPS = ("trainer/global_step", "step", "global_step", "_step", "Step")  # columns that count steps, the best first
+
+Cells = Iterable[tuple[int, Mapping[str, Any]]]
+
+
+class Reader:
+    """Knows one format: which paths are its own, and how they become a series.
+
+    Attributes:
+        kind: what its series are called in messages.
+        pattern: what its files are called, to find them in a directory.
+        expects: the files that it takes by their name, for messages.
+        order: of two readers that find something in one directory the one with the lower is taken.
+    """
+
+    kind = ""
+    pattern = ""
+    expects = ""
+    order = 50
+
+    def matches(self, file: Path) -> bool:
+        """True for a file of this format, by its name."""
+        return file.match(self.pattern)
+
+    def place(self, file: Path) -> Path:
+        """Return what to read where ``file`` was found in a directory: the file, unless a run lies in several."""
+        return file
+
+    def read(self, path: Path, mapped: Mapping[str, Place], step: str | None) -> Series:
+        """Return the series.
+
+        Args:
+            path: what ``matches`` or ``place`` said.
+            mapped: column -> (stage, name), as the user gave it.
+            step: the column that counts optimizer steps, as the user gave it.
+
+        Raises:
+            ReplayError: nothing is there to be read, or not what is needed.
+        """
+        raise NotImplementedError
+
+
+class LogReader(Reader):
+    """A reader of a log with columns, ours or not: it says in ``table`` what they are."""
+
+    def table(self, path: Path, step: str | None) -> tuple[list[str], Cells]:
+        """Return the names of the columns, and rows as (step, {column: value}).
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        raise NotImplementedError
+
+    def notes(self, path: Path) -> list[str]:
+        """Return what else the user should know."""
+        return []
+
+    def read(self, path: Path, mapped: Mapping[str, Place], step: str | None) -> Series:
+        """Choose the columns that are numbers of ours, and return their rows."""
+        try:
+            columns, cells = self.table(path, step)
+        except ReplayError:
+            raise
+        except ValueError as error:
+            raise ReplayError(str(error)) from None
+        chosen, notes = choose(columns, mapped)
+        rows = rows_of(cells, chosen)
+        if not rows:
+            have = f"its columns are {', '.join(columns)}; say --map loss=cross_entropy" if columns else "it is empty"
+            raise ReplayError(f"{path} has no number of pplmon's: {have}")
+        notes += self.notes(path)
+        return Series(path, self.kind, [Segment(rows)], columns=tuple(columns), notes=notes)
+
+
+def readers() -> list[Reader]:
+    """Return one reader of each format that is known, the most exact first."""
+    classes_in("pplmon.replay.read", Reader)
+    return sorted((kind() for kind in subclasses_of(Reader) if kind.pattern), key=lambda reader: reader.order)
+
+
+def step_column(columns: list[str], wanted: str | None, path: Path) -> str:
+    """Return the column that counts steps.
+
+    Raises:
+        ReplayError: there is none.
+    """
+    names = (wanted,) if wanted else STEPS
+    found = next((name for name in names if name in columns), None)
+    if found is None:
+        raise ReplayError(
+            f"{path} has no column {' or '.join(map(repr, names))} that counts steps; name it with --step. It has "
+            f"{', '.join(columns) or 'none'}"
+        )
+    return found
+
+
+def by_step(rows: Iterable[Mapping[str, Any]], column: str) -> Cells:
+    """Return rows with the step that their column says; one without is a row of something else."""
+    for row in rows:
+        step = _whole(row.get(column))
+        if step is not None:
+            yield step, row
+
+
+def _whole(value: Any) -> int | None:
+    try:
+        return int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return None

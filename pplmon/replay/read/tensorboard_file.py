@@ -1,0 +1,34 @@
+"""TensorBoard: the scalars of a directory of event files, or of one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pplmon.replay.read.reader import Cells, LogReader
+from pplmon.replay.read.series import ReplayError
+
+
+class TensorBoardReader(LogReader):
+    """Reads TensorBoard's scalars; a run may lie in several files of one directory."""
+
+    kind = "tensorboard"
+    pattern = "events.out.tfevents.*"
+    expects = "events.out.tfevents.*"
+    order = 30
+
+    def matches(self, file: Path) -> bool:
+        return ".tfevents." in file.name
+
+    def place(self, file: Path) -> Path:
+        return file.parent
+
+    def table(self, path: Path, step: str | None) -> tuple[list[str], Cells]:
+        from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+            EventAccumulator,
+        )
+
+        if step:
+            raise ReplayError("TensorBoard's events have steps of their own: leave --step out")
+        board = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()  # 0 keeps every point
+        tags = board.Tags()["scalars"]
+        return tags, ((event.step, {tag: event.value}) for tag in tags for event in board.Scalars(tag))

@@ -1,0 +1,167 @@
+"""The names that are known: those of pplmon's own numbers, and those that extras have declared.
+
+An extra declares its numbers once (name, unit, meaning, range). From then on rules, ``numbers=[...]``, log readers and
+summaries know them; a journal carries them into processes that have never seen the extra.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from pplmon.report.formulas import INF
+from pplmon.report.numbers import CATALOGUE, CORE, Number
+
+_NAME = re.compile(r"[A-Za-z_]\w*(/[^/]+)*")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One declared number.
+
+    Attributes:
+        number: its name, unit, meaning and range.
+        extra: what measures it, as a user writes it: "pplmon.Entropy()".
+        owner: who declared it; "" for a journal that was read.
+    """
+
+    number: Number
+    extra: str
+    owner: str = ""
+
+
+_declared: dict[str, Declared] = {}
+
+
+def declare(numbers: Iterable[Number], extra: str, owner: str) -> None:
+    """Make numbers known everywhere. The same owner may declare them anew, as a notebook's cell that is run twice does.
+
+    Args:
+        numbers: what is declared.
+        extra: what measures it, as a user writes it.
+        owner: who declares, such as a class by its full name.
+
+    Raises:
+        ValueError: a name is pplmon's own, or stands for something else already. TypeError: not a ``Number``.
+    """
+    for number in numbers:
+        before = _declared.get(check_number(number).name)
+        if number.name in CATALOGUE:
+            raise ValueError(
+                f"{extra} declares {number.name!r}, which is a number of pplmon's own; choose another name"
+            )
+        if before is None or before.owner in ("", owner):
+            _declared[number.name] = Declared(number, extra, owner)
+        elif before.number != number:
+            raise ValueError(
+                f"{extra} declares {number.name!r} as {_said(number)}, but {before.extra} has it as {_said(before.number)}; "
+                "one name has one meaning: choose another"
+            )
+
+
+def check_number(number: Any) -> Number:
+    """Return a number whose name can stand in a log key, or raise."""
+    if not isinstance(number, Number):
+        raise TypeError(
+            f'an extra declares pplmon.Number("name", "unit", "meaning"), got {type(number).__name__}: {number!r}'
+        )
+    if not isinstance(number.name, str) or not _NAME.fullmatch(number.name):
+        raise ValueError(
+            f"{number.name!r} cannot be the name of a number: letters, digits and _, then parts behind a / where there are any"
+        )
+    return number
+
+
+def find(name: str) -> Number | None:
+    """Return what is known of a name; ``None`` where nothing is."""
+    own = CATALOGUE.get(name)
+    if own is not None:
+        return own
+    declared = _find(name)
+    return None if declared is None else declared.number
+
+
+def measured_by(name: str) -> str | None:
+    """Return the extra that measures a number, as a user writes it; ``None`` where no extra declared the name."""
+    declared = _find(name)
+    return None if declared is None else declared.extra
+
+
+def fits(name: str, pattern: str) -> bool:
+    """True where a name is the declared one, or fills its braces."""
+    if name == pattern:
+        return True
+    parts, wanted = name.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(
+        have == want or (want.startswith("{") and want.endswith("}") and bool(have))
+        for have, want in zip(parts, wanted)
+    )
+
+
+def known() -> tuple[str, ...]:
+    """Return every name that is known: pplmon's own first."""
+    return (*CATALOGUE, *_declared)
+
+
+def check_name(name: str) -> None:
+    """Raise ``ValueError`` for a name that no measurement has. A name with "/" may come from an extra that declares none."""
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a number is a str, got {type(name).__name__}")
+    if find(name) is None and "/" not in name:
+        near = get_close_matches(name, known(), n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"unknown number {name!r}: {hint}known are {', '.join(known())}")
+
+
+def select(numbers: str | Sequence[str]) -> tuple[str, ...] | None:
+    """Resolve ``numbers="core" | "all" | [names]`` to names; ``None`` stands for all."""
+    if numbers == "all":
+        return None
+    if numbers == "core":
+        return CORE
+    if isinstance(numbers, str):
+        raise ValueError(f'numbers must be "core", "all" or a list of names, got {numbers!r}; write [{numbers!r}]')
+    for name in numbers:
+        check_name(name)
+    return tuple(numbers)
+
+
+def as_rows(numbers: Iterable[Number]) -> list[dict[str, Any]]:
+    """Return declarations as plain values, for a journal: what is as usual is left out."""
+    usual = {field.name: field.default for field in fields(Number) if field.default is not MISSING}
+    rows = []
+    for number in numbers:
+        row = {name: value for name, value in asdict(number).items() if name not in usual or value != usual[name]}
+        rows.append(row | {"extra": measured_by(number.name)})
+    return rows
+
+
+def learn(rows: Any) -> None:
+    """Take in what ``as_rows`` gave. A name that is known here stays what it is; what is malformed is passed over."""
+    for row in rows if isinstance(rows, list) else ():
+        number = _number(row) if isinstance(row, Mapping) else None
+        if number is not None and number.name not in CATALOGUE:
+            _declared.setdefault(number.name, Declared(number, str(row.get("extra") or "an extra")))
+
+
+def _number(row: Mapping[str, Any]) -> Number | None:
+    name, unit, meaning = (str(row.get(part, "")) for part in ("name", "unit", "meaning"))
+    try:
+        low, high = float(row.get("low", 0.0)), float(row.get("high", INF))
+        return check_number(Number(name, unit, meaning, low=low, high=high, best=row.get("best")))
+    except (TypeError, ValueError):
+        return None
+
+
+def _find(name: str) -> Declared | None:
+    exact = _declared.get(name)
+    if exact is not None or "/" not in name:
+        return exact
+    return next((declared for pattern, declared in _declared.items() if fits(name, pattern)), None)
+
+
+def _said(number: Number) -> str:
+    return f"{number.meaning!r} in {number.unit or 'no unit'} from {number.low:g} to {number.high:g}"

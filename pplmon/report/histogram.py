@@ -1,0 +1,92 @@
+"""How many tokens have which loss: a histogram that adds, and the quantiles and tails that it gives."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import accumulate
+from operator import add, mul
+
+from pplmon.report import layout
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Tokens in the buckets of ``report.layout``, without those that are empty below the least and above the largest loss.
+
+    Most are, and every judged step adds and reads one.
+    """
+
+    first: int = 0  # the bucket that counts[0] is of; 0 where there are none
+    counts: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, buckets: Sequence[int]) -> Histogram:
+        """Return the histogram of all buckets' counts."""
+        filled = [index for index, count in enumerate(buckets) if count]
+        return cls(filled[0], tuple(buckets[filled[0] : filled[-1] + 1])) if filled else cls()
+
+    def buckets(self) -> tuple[int, ...]:
+        """Return all buckets' counts."""
+        return self._spread(0, layout.BUCKETS)
+
+    def __add__(self, other: Histogram) -> Histogram:
+        if not self.counts or not other.counts:
+            return self if self.counts else other
+        low = min(self.first, other.first)
+        end = max(self.first + len(self.counts), other.first + len(other.counts))
+        return Histogram(low, tuple(map(add, self._spread(low, end), other._spread(low, end))))
+
+    def _spread(self, low: int, end: int) -> tuple[int, ...]:
+        return (0,) * (self.first - low) + self.counts + (0,) * (end - self.first - len(self.counts))
+
+
+class Losses:
+    """A histogram summed up once, to be asked for quantiles and tails.
+
+    Each loss reads as the midpoint of its bucket, never beyond the exact ``largest`` (nats).
+    """
+
+    def __init__(self, histogram: Histogram, largest: float) -> None:
+        self._counts, self._largest = histogram.counts or (0,), largest
+        self._values = layout.BUCKET_VALUES[histogram.first : histogram.first + len(self._counts)]
+        self._up_to = list(accumulate(self._counts))  # tokens in this bucket and below
+
+    def quantile(self, q: float) -> float:
+        """The ⌈q·n⌉-th smallest loss: numpy's ``inverted_cdf``."""
+        n = self._up_to[-1]
+        if not n:
+            return math.nan
+        share = _as_meant(q)
+        rank = max(1, -(-share.numerator * n // share.denominator))
+        return self._value(bisect_left(self._up_to, rank))
+
+    def tail(self, count: int) -> float:
+        """Σ of the ``count`` largest losses."""
+        rest = self._up_to[-1] - count
+        first = bisect_right(self._up_to, rest) if count else len(self._up_to)
+        if first == len(self._up_to):
+            return 0.0
+        last = bisect_left(self._up_to, self._up_to[-1])  # the bucket of the largest: the only one that it limits
+        partial = (self._up_to[first] - rest) * self._value(first)
+        if first == last:
+            return partial
+        between = slice(first + 1, last)
+        full = sum(map(mul, self._counts[between], self._values[between]), start=0.0)
+        return partial + full + self._counts[last] * self._value(last)
+
+    def head(self, count: int) -> float:
+        """Σ of the ``count`` smallest losses."""
+        return self.tail(self._up_to[-1]) - self.tail(self._up_to[-1] - count)
+
+    def _value(self, bucket: int) -> float:
+        return min(self._values[bucket], self._largest)
+
+
+@lru_cache
+def _as_meant(q: float) -> Fraction:
+    return Fraction(q).limit_denominator(10**9)  # 0.99 is meant as 99/100, not as the float beside it

@@ -1,0 +1,1 @@
+"""Wire pplmon into trainers. No arithmetic."""

@@ -1,0 +1,46 @@
+"""A head that is applied to chunks of positions gives a batch in pieces, which are counted together or not at all."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pplmon.measure.tokens import TokenStats, shifted, token_stats
+from pplmon.tally import TokenTally
+
+
+class Pieces:
+    """The pieces [B, t, V] of one batch's logits, measured as they come, in the order of their positions."""
+
+    def __init__(self) -> None:
+        self._measured: list[TokenStats] = []
+        self._refused = False
+
+    @property
+    def begun(self) -> bool:
+        """True once there is a piece."""
+        return bool(self._measured)
+
+    def refuse(self) -> None:
+        """The logits came whole: what came in pieces before, or does hereafter, is another call (generation)."""
+        self._measured, self._refused = [], True
+
+    def columns_of(self, logits: Tensor, targets: Tensor) -> slice | None:
+        """Return the columns of ``targets`` [B, T] that logits, as the next piece, are for; ``None`` where they are none."""
+        if self._refused or logits.dim() != 3 or targets.dim() != 2 or logits.shape[0] != targets.shape[0]:
+            return None
+        if logits.shape[1] < 2:  # one position at a time is generation
+            return None
+        start = sum(piece.batch_shape[1] for piece in self._measured)
+        stop = start + logits.shape[1]
+        return slice(start, stop) if stop <= targets.shape[1] else None
+
+    def measure(
+        self, logits: Tensor, columns: slice, targets: Tensor, mask: Tensor | None, shift: bool, tally: TokenTally
+    ) -> TokenStats | None:
+        """Measure the next piece as ``tally`` would; return the stats of the whole batch where it was the last."""
+        if shift:
+            targets, mask = shifted(targets, mask)
+        mask = None if mask is None else mask[:, columns]
+        how = (tally.ignore_index, mask, False, tally.needs_entropy, tally.kernel)
+        self._measured.append(token_stats(logits, targets[:, columns], *how))
+        return TokenStats.join(self._measured, shift=shift) if columns.stop == targets.shape[1] else None

@@ -1,0 +1,78 @@
+"""A Lightning logger as a sink: scalars go through the logger, the rest straight to its backend where it has more."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from pplmon.alerts import Alert
+from pplmon.alerts.text import alert_markdown
+from pplmon.report.report import Report
+from pplmon.sinks.base import Sink
+from pplmon.sinks.tensorboard import TensorBoard
+from pplmon.sinks.wandb import LEVELS, WandB, title
+
+
+class LightningLogger(Sink):
+    """One of the trainer's loggers. Never opens a run of its own."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self._board, self._run = _backend(logger)
+
+    def report(self, report: Report, scalars: Mapping[str, float]) -> None:
+        """Log the scalars at the report's step."""
+        self._logger.log_metrics(metrics=dict(scalars), step=report.step)
+        if self._board is not None:
+            self._board.layout(scalars)
+        if self._run is not None:
+            self._run.best(scalars)
+
+    def alert(self, alert: Alert) -> None:
+        """Show the alert where the backend can show one."""
+        if self._board is not None:
+            self._board.alert(alert)
+        if self._run is not None:
+            self._run.alert(alert)
+        if self._board is None and self._run is None:
+            _alert_by_experiment(getattr(self._logger, "experiment", None), alert)
+
+    def finished(self, report: Report) -> None:
+        """Show the run's worst where the backend can show text or tables."""
+        if self._board is not None:
+            self._board.finished(report)
+        if self._run is not None:
+            self._run.finished(report)
+
+    def close(self) -> None:
+        """Write what the logger holds back; the trainer owns it and closes it."""
+        self._logger.save()
+
+
+def _backend(logger: Any) -> tuple[TensorBoard | None, WandB | None]:
+    if is_a(logger, "TensorBoardLogger"):
+        return TensorBoard(writer=logger.experiment), None
+    if is_a(logger, "WandbLogger"):
+        return None, WandB(run=logger.experiment)
+    return None, None
+
+
+def is_a(thing: Any, name: str) -> bool:
+    """True for an instance of a class of this name or of a subclass: Lightning has each class twice."""
+    return any(base.__name__ == name for base in type(thing).__mro__)
+
+
+def _alert_by_experiment(experiment: Any, alert: Alert) -> None:
+    """Call ``experiment.alert(title, text, level)`` where there is such a method, as in wandb and trackio."""
+    tell = getattr(experiment, "alert", None)
+    if not callable(tell):
+        return
+    known = inspect.signature(tell).parameters
+    level: Any = LEVELS[alert.severity]
+    usual = known["level"].default if "level" in known else None
+    if isinstance(usual, Enum):  # trackio wants a member of its own enum, which has the same names
+        level = type(usual)[level]
+    step = {"step": alert.step} if "step" in known and alert.step is not None else {}
+    tell(title=title(alert), text=alert_markdown(alert), level=level, **step)
