@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 import pplmon
 from pplmon import TokenStats, TokenTally
-from pplmon.monitor.evaluation import TrainerPass
 from pplmon.report import layout
 from pplmon.report.report import Totals
 from pplmon.testing import run_on_ranks
+from pplmon.trainers.lightning.loaders import TrainerPass
 
 LENGTH = 20
 

@@ -15,9 +15,10 @@ import pytest
 import wandb
 
 from pplmon.alerts import Alert
+from pplmon.alerts.text import title
 from pplmon.report.report import Report
 from pplmon.report.worst import WorstToken
-from pplmon.sinks.wandb import WandB, title
+from pplmon.sinks.wandb import WandB
 from tests.wandb_run import OfflineRun, read_run
 
 STEP = "trainer/global_step"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pplmon.alerts.alert import Alert, MetricRule, Rule, options, rule_classes
 from pplmon.alerts.rules.defaults import default_alerts, watched
-from pplmon.alerts.rules.state import TargetCheck, checked, remembered, remind
+from pplmon.alerts.rules.invalid_targets import TargetCheck
+from pplmon.alerts.rules.state import checked, remembered, remind
 from pplmon.report.discover import classes_in
 
 ALL = classes_in("pplmon.alerts.rules", MetricRule)  # by name; pplmon has them under the same names

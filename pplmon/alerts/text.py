@@ -16,6 +16,7 @@ from pplmon.report.report import Report
 from pplmon.report.strict_json import finite_or_text
 from pplmon.report.worst import WorstSequence, WorstToken
 
+TITLE_LENGTH = 64  # characters: W&B takes no longer title
 Cell = str | float | int | None
 
 # Fields of WorstToken and WorstSequence, in reading order. Losses are in nats (a sequence's: nats per token).
@@ -94,6 +95,13 @@ def blame(alert: Alert) -> list[str]:
     """Say how much of the jump the worst sequence and the worst token explain, where that is known."""
     shares = (("sequence", alert.blame_sequence), ("token", alert.blame_token))
     return [f"The worst {what} explains {share:.0%} of the jump." for what, share in shares if share is not None]
+
+
+def title(alert: Alert) -> str:
+    """Return a title for an alert, of at most 64 characters on one line."""
+    what = alert.rule if alert.metric is None else f"{alert.rule}: {alert.stage}/{alert.metric}"
+    line = visible(what).replace("\n", " ")
+    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
 
 
 def visible(text: str) -> str:

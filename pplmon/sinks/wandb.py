@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pplmon.alerts import Alert
-from pplmon.alerts.text import alert_markdown, sequence_table, token_table, visible
+from pplmon.alerts.text import alert_markdown, sequence_table, title, token_table
 from pplmon.report.declared import find
 from pplmon.report.log_keys import split_key
 from pplmon.report.report import Report
 from pplmon.sinks.base import Sink
 
 STEP = "trainer/global_step"  # Lightning's x axis: wandb's own step drops rows that go backwards, as a resumed run's do
-TITLE_LENGTH = 64  # characters: W&B takes no longer title
 # Seconds for which W&B would swallow alerts of the same title. 0 means a minute to it, and our rules are quiet already.
 WAIT = 0.001
 LEVELS = {"info": "INFO", "warning": "WARN", "critical": "ERROR"}
@@ -103,13 +102,6 @@ class WandB(Sink):
             if isinstance(before, (int, float)) and math.isfinite(before):
                 self._best[name] = before
         return name not in self._best or bool(_BETTER[extreme](value, self._best[name]))
-
-
-def title(alert: Alert) -> str:
-    """Return a title for an alert, of at most 64 characters on one line."""
-    what = alert.rule if alert.metric is None else f"{alert.rule}: {alert.stage}/{alert.metric}"
-    line = visible(what).replace("\n", " ")
-    return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
 
 
 def _extreme(key: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from pplmon.alerts.actions.chat_messages import body
 from pplmon.alerts.actions.secret_url import Address, Undelivered
 from pplmon.alerts.actions.sender import DRAIN_S, QUEUE, TRIES, Message, Remote
-from pplmon.sinks.wandb import title
+from pplmon.alerts.text import title
 
 KINDS = {"info": "info", "warning": "warning", "critical": "failure"}  # as apprise calls them
 TALKATIVE = ("apprise", "urllib3", "requests", "requests_oauthlib", "oauthlib")  # their logs have whole URLs in them

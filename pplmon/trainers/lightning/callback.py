@@ -16,7 +16,6 @@ except ImportError:  # the same classes under the other name
 from pplmon.alerts import MetricRule, Rule
 from pplmon.doctor.loss_agrees import LossGuard
 from pplmon.monitor.delivery import Handler
-from pplmon.monitor.evaluation import TrainerPass
 from pplmon.monitor.judge import check_rules
 from pplmon.monitor.readouts import wanted
 from pplmon.monitor.schedule import Cadence
@@ -26,6 +25,7 @@ from pplmon.report.worst import Decode
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture import Capture, Logits, Targets
 from pplmon.trainers.lightning import private_names as facts
+from pplmon.trainers.lightning.loaders import TrainerPass
 from pplmon.trainers.lightning.monitor import TrainerMonitor
 
 EPOCH_NUMBERS = ("cross_entropy", "perplexity", "token_accuracy", "max_token_loss")

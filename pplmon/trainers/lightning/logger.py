@@ -8,11 +8,11 @@ from enum import Enum
 from typing import Any
 
 from pplmon.alerts import Alert
-from pplmon.alerts.text import alert_markdown
+from pplmon.alerts.text import alert_markdown, title
 from pplmon.report.report import Report
 from pplmon.sinks.base import Sink
 from pplmon.sinks.tensorboard import TensorBoard
-from pplmon.sinks.wandb import LEVELS, WandB, title
+from pplmon.sinks.wandb import LEVELS, WandB
 
 
 class LightningLogger(Sink):

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from pplmon.monitor import Monitor
-from pplmon.monitor.evaluation import TrainerPass
 from pplmon.report.report import Report
 from pplmon.trainers.lightning import private_names as facts
+from pplmon.trainers.lightning.loaders import TrainerPass
 
 
 class TrainerMonitor(Monitor):
