@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pplmon import cells, saved
+from pplmon.tally.arrays import OnTorch
 from pplmon.tally.extra import Extra
 from pplmon.tally.given import State
 from pplmon.tally.group import Group
@@ -81,7 +82,8 @@ def check(mark: Sequence[int]) -> None:
 
 @lru_cache
 def _mark(hash_: int, device: torch.device) -> Tensor:
-    return torch.tensor([hash_, -hash_], device=device)
+    mark: Tensor = OnTorch(device).vector([hash_, -hash_])  # made there: a copy to the device would be waited for
+    return mark
 
 
 def _unlike(ranges: Mapping[str, tuple[int, int]]) -> UnlikeLayouts:
