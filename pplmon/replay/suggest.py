@@ -11,7 +11,6 @@ from typing import Any
 from pplmon.alerts import Above, Below, MetricRule, options
 from pplmon.replay.read.series import ReplayError, Row, Series
 from pplmon.replay.score import PER, WITHIN, Watch
-from pplmon.report.calls import parameters_of
 
 LEAST_VALUES = 1000  # quiet values, from which a tail can be told
 TAIL = 0.01  # the share of them that shows how fast it falls
@@ -97,7 +96,7 @@ def _limit(
 
     if not any(runs):
         return None, "there is no row of its stage"
-    high = float(options(rule).get(option, parameters_of(type(rule))[option].default))
+    high = float(options(rule)[option])
     while too_many(high):
         high *= 2
         if high > HIGHEST_LIMIT:
