@@ -7,6 +7,8 @@ from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 
+from pplmon.measure.vocab_parallel.shard import running
+
 
 class Group(NamedTuple):
     """A process group; ``Group()`` is all ranks, or this process alone without torch.distributed."""
@@ -51,8 +53,3 @@ class Group(NamedTuple):
 
 # By the run's world: a notebook that ends one and starts another must not be given the groups of the first.
 _own: WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = WeakKeyDictionary()
-
-
-def running() -> bool:
-    """True inside torch.distributed."""
-    return dist.is_available() and dist.is_initialized()

@@ -1,6 +1,6 @@
 """The states of a tally, and their life as a ``torchmetrics.Metric``: changed in place, read out, merged, saved, copied.
 
-Shapes: K worst rows.
+All private names of torchmetrics stand here. Shapes: K worst rows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from pplmon.extras import Measures
+from pplmon.measure.private_names import copy_each
 from pplmon.report import layout, saved
 from pplmon.report.report import Totals
 from pplmon.tally import checkpoint
@@ -69,6 +70,11 @@ class States(Metric):
         return gather_rows(totals, self.group, self.sums.device, self._columns)
 
     @property
+    def synced(self) -> bool:
+        """True while the group's totals stand in place of this rank's own."""
+        return bool(self._is_synced)
+
+    @property
     def group(self) -> Group:
         """The ranks whose tokens are counted together."""
         return Group(self.process_group)
@@ -93,7 +99,7 @@ class States(Metric):
     def clear(self) -> None:
         """Forget what was counted, and nothing else."""
         defaults = [self._defaults[name] for name in State._fields]
-        torch._foreach_copy_(list(self._writable()), defaults)  # type: ignore[arg-type]  # one launch
+        copy_each(list(self._writable()), defaults)  # type: ignore[arg-type]
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Put the group's totals in place of this rank's (``torchmetrics.Metric.sync``), with three collectives."""
@@ -208,6 +214,11 @@ class States(Metric):
     def _sync_dist(self, dist_sync_fn: Callable[..., Any] | None = None, process_group: Any = None) -> None:
         """Put the group's numbers in place of this rank's: two collectives instead of two for each state."""
         self._set_state(self._read_out(Group(process_group or self.process_group)).totals())
+
+    def _begin_with(self, name: str, state: Tensor) -> None:
+        """Set what a state holds before the first batch, now and after each reset."""
+        setattr(self, name, state)
+        self._defaults[name] = state.clone()
 
     def _add(self, name: str, shape: tuple[int, ...], fill: int, merge: Callable[[Tensor], Tensor]) -> None:
         default = torch.full(shape, fill, dtype=torch.int64)

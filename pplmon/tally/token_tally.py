@@ -77,8 +77,9 @@ class TokenTally(States):
         self.needs_entropy = any(getattr(extra, "needs_entropy", False) for extra in self.extras)
         self.register_buffer("token_bytes", checks.byte_table(token_bytes), persistent=False)
         if self.token_bytes is None:  # known before the first batch
-            self.maxima[layout.place("bytes_missing")] = 1
-            self._defaults["maxima"] = self.maxima.clone()
+            maxima = self.maxima.clone()
+            maxima[layout.place("bytes_missing")] = 1
+            self._begin_with("maxima", maxima)
         # A MetricCollection shares one update among metrics whose states look alike after the first batch. This empty
         # state is named after the settings, so that only metrics that measure the same are ever grouped.
         self.add_state(self._settings(), torch.zeros(0, dtype=torch.int64), dist_reduce_fx="sum")
@@ -153,7 +154,7 @@ class TokenTally(States):
 
     def totals(self) -> Totals:
         """Return host integers, merged over ranks (every rank calls it), that add to those of other windows."""
-        if self._is_synced:
+        if self.synced:
             return self.local_totals()
         return self.gather(self.read_out().totals())
 

@@ -87,7 +87,7 @@ class SaveBatch:
             elif self._everything:
                 plain[name] = value
         size = sum(_bytes(tensor) for tensor in tensors.values())
-        versions = {name: _version(tensor) for name, tensor in tensors.items()}
+        versions = {name: times_written(tensor) for name, tensor in tensors.items()}
         self._seen.append(Seen(step, micro_batch, tensors, versions, plain, size))
         self._forget(step)
 
@@ -120,7 +120,7 @@ class SaveBatch:
     def _write(self, alert: Alert, culprit: WorstToken | WorstSequence, seen: Seen) -> None:
         assert self._folder is not None
         tensors, left_out = _capped(seen.tensors, culprit.sequence, self._max_bytes)
-        changed = sorted(name for name in tensors if _version(seen.tensors[name]) != seen.versions[name])
+        changed = sorted(name for name in tensors if times_written(seen.tensors[name]) != seen.versions[name])
         if changed:
             warnings.warn(
                 f"pplmon: {', '.join(changed)} of the micro-batch was written to in place after the step; what SaveBatch "
@@ -201,6 +201,6 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _version(tensor: Tensor) -> int | None:
-    """How often a tensor was written to; ``None`` where torch does not count."""
+def times_written(tensor: Tensor) -> int | None:
+    """Return how often a tensor was written to in place, ``None`` where torch does not count."""
     return None if tensor.is_inference() else tensor._version

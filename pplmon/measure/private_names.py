@@ -1,0 +1,19 @@
+"""Give public names to what pplmon uses of torch's private ones, so that a release that moves one breaks a single file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["compiled_module", "copy_each", "graph_task", "tree_leaves"]
+
+copy_each = torch._foreach_copy_  # (targets, sources): copy a list of tensors, in one launch on a GPU
+graph_task = torch._C._current_graph_task_id  # (): the backward pass that this thread is in, −1 outside one
+
+
+def compiled_module(module: nn.Module) -> Any:
+    """Return what a torch.compile wrapper wraps, else the module itself."""
+    return getattr(module, "_orig_mod", module)
