@@ -140,14 +140,14 @@ def test_flat_logits_keep_the_batchs_mask(tmp_path: Any) -> None:
     module = make_module(pl.LightningModule, "none")
 
     def training_step(self: Any, batch: Any, index: int) -> Any:
-        batch = {**batch, "mask": torch.arange(LENGTH).expand(4, LENGTH) < 5}
-        self._trainer.callbacks[0]._capture._batch = batch
-        logits = self(batch["x"])
-        pplmon.observe(self, logits.flatten(0, 1), batch["labels"].flatten())
+        pplmon.observe(self, self(batch["x"]).flatten(0, 1), batch["labels"].flatten())
         return step(batch, index)
 
     step = override(module, "training_step", training_step)
-    assert fit(module, tmp_path)["train/tokens_seen"] == 16 * 5
+    data = [{**item, "mask": torch.arange(LENGTH) < 5} for item in rows(16, ignored=False)]
+    trainer = trainer_for(tmp_path, pplmon.PerplexityMonitor(), max_epochs=1)
+    trainer.fit(module, DataLoader(data, batch_size=4))  # type: ignore[arg-type]
+    assert trainer.callback_metrics["train/tokens_seen"].item() == 16 * 5
 
 
 def test_a_batch_key_that_is_something_else_is_told_and_left_out(tmp_path: Any) -> None:

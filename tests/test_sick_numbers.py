@@ -13,10 +13,11 @@ import torch.distributed as dist
 
 import pplmon
 from pplmon import TokenStats, TokenTally
+from pplmon.monitor.evaluation import Pass
 from pplmon.report import layout
 from pplmon.report.report import Totals
 from pplmon.testing import run_on_ranks
-from pplmon.trainers.lightning.loaders import TrainerPass
+from pplmon.trainers.repeated_rows import RepeatedRows
 
 LENGTH = 20
 
@@ -235,11 +236,11 @@ def sampled(rank: int) -> dict[str, Any]:
     data = torch.arange(5)
     sampler = torch.utils.data.DistributedSampler(data, shuffle=False)  # type: ignore[arg-type]
     loader = torch.utils.data.DataLoader(data, batch_size=2, sampler=sampler)  # type: ignore[arg-type]
-    opened = TrainerPass("val", TokenTally(), [loader])
+    opened, repeated = Pass("val", TokenTally()), RepeatedRows([loader])
     for rows in loader:
-        tally, _ = opened.begin_batch(0)
-        tally.update(stats(len(rows)))
-    opened.count_repeated()
+        opened.begin_batch()
+        opened.tallies[0].update(stats(len(rows)))
+    repeated.record(opened)
     return opened.tallies[0].report().as_dict()
 
 

@@ -14,6 +14,11 @@ class Pass:
         self.tallies = [pattern.clone() for _ in range(loaders)]
         for tally in self.tallies:
             tally.reset()
-        self.batches = 0
+        self.batches = [0] * loaders  # begun, of each loader
         self.report: Report | None = None  # over all loaders
         self.loader_reports: tuple[Report, ...] = ()  # one for each of several
+
+    def begin_batch(self, loader: int = 0) -> int:
+        """Return the number of the loader's next batch, 0-based."""
+        self.batches[loader] += 1
+        return self.batches[loader] - 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class Monitor(Engine):
         alerts: rules ``Report -> Alert | None``; ``None`` takes ``default_alerts()``, ``[]`` is off.
         on_alert: one callable or several, ``Alert -> None``, called on the first rank of the group.
         decode: ids -> str, to show the text around a worst token.
+        places: a trainer's own places for numbers, from its wire.
 
     Raises:
         ValueError: a cadence below 1, or an unknown name. Also at the first read-out that found targets outside the
@@ -56,8 +58,7 @@ class Monitor(Engine):
             if self._delivery.watchers:
                 self.see(step, micro_batch, _batch(logits, targets, mask, document_ids, sample_ids, batch_data))
         else:
-            tally, step, micro_batch = self._pass.tallies[0], max(self._step - 1, 0), self._pass.batches
-            self._pass.batches += 1
+            tally, step, micro_batch = self._pass.tallies[0], self.last_step, self._pass.begin_batch()
         tally.update(
             logits,
             targets,
@@ -101,15 +102,19 @@ class Monitor(Engine):
     @contextmanager
     def stage(self, stage: str) -> Iterator[Pass]:
         """Count a whole pass apart: ``with monitor.stage("val") as val: …``; then ``val.report``."""
-        if stage not in ("val", "test"):
-            raise ValueError(f'a stage is "val" or "test", got {stage!r}; what is outside is "train"')
-        opened = Pass(stage, self._link.pattern)
-        self._pass = opened
+        opened = self.begin_pass(stage)
         try:
             yield opened
         finally:
             self._pass = None
-        self.finish(opened, max(self._step - 1, 0))
+        self.finish(opened, self.last_step)
+
+    def begin_pass(self, stage: str, loaders: int = 1) -> Pass:
+        """Begin a pass over so many loaders, for a framework that ends it by itself, with ``finish``."""
+        if stage not in ("val", "test"):
+            raise ValueError(f'a stage is "val" or "test", got {stage!r}; what is outside is "train"')
+        self._pass = opened = Pass(stage, self._link.pattern, loaders)
+        return opened
 
     def request_stop(self) -> None:
         """Wish to stop. It travels with the next read-out; ``should_stop`` then turns true on all ranks at one step."""
@@ -120,6 +125,7 @@ class Monitor(Engine):
 
         A rank that runs out of data before the others takes part in their read-outs until all have closed.
         """
+        self.publisher.send_held()
         if self._abandoned:
             return self._last
         try:
@@ -134,6 +140,34 @@ class Monitor(Engine):
                 self._delivery.settle()
             self._delivery.close()
         return self._last
+
+    def abandon(self, seconds: float = 10.0) -> None:
+        """End after an exception, without a collective.
+
+        Waits at most ``seconds`` for the read-out under way, shows the open window, and writes what this rank counted and
+        could not merge to its own journal. Nothing more is shown after it.
+        """
+        if self._abandoned:
+            return
+        self._abandoned = True
+        self.publisher.leave_places_alone()
+        taken = self._link.take() if self._link.arrives(seconds) else None
+        self._link.sever()
+        if taken is not None:
+            self._start()
+            self._windows.add(taken[1].silent())
+            self._judge.without_raising(taken[1], partial(self._report, taken[0].step, "train"))
+        window = self._windows.window
+        self._log_rest()
+        self._show_worst_of_run()
+        self._windows.window = window  # a checkpoint that is saved on the exception goes on with it
+        self._write_own()
+        self._delivery.close()
+
+    def release(self) -> None:
+        """Send what was held back and let go of files; a later pass opens them again."""
+        self.publisher.send_held()
+        self._delivery.close()
 
     def _leave(self) -> None:
         try:

@@ -27,20 +27,20 @@ class Link:
     nothing is sent any more, and what this rank has and could not merge is kept in ``unmerged``.
     """
 
-    def __init__(self, pattern: TokenTally) -> None:
+    def __init__(self, pattern: TokenTally, may_write: bool = True) -> None:
         self.pattern = pattern.clone()
         self.pattern.reset()  # a pattern is its settings, whatever it may have counted before
         self.tally = self.pattern.clone()
         self.pending: Pending | None = None
         self.severed = False
-        self.may_write = True  # False where another group of the same run writes (tensor-parallel replicas)
         self.unmerged = Totals()
+        self._may_write = may_write  # False where another group of the same run writes (tensor-parallel replicas)
         self._connected = False
 
     @property
     def writes(self) -> bool:
         """True on the rank that shows things: the first of its group."""
-        return self.may_write and self.pattern.group.rank == 0
+        return self._may_write and self.pattern.group.rank == 0
 
     @property
     def takes_part(self) -> bool:

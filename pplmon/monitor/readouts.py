@@ -12,34 +12,20 @@ import torch
 
 from pplmon.alerts import Rule, default_alerts, watched
 from pplmon.doctor.overwritten import Overwritten
-from pplmon.extras import declare_all, declared_by
+from pplmon.extras import declare_all
 from pplmon.monitor.delivery import Delivery, Handler
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.judge import Judge
+from pplmon.monitor.publish import Places, Publisher, wanted
 from pplmon.monitor.ranks import Link
 from pplmon.monitor.running_totals import Windows
 from pplmon.monitor.schedule import Cadence
 from pplmon.report import saved
-from pplmon.report.declared import as_rows, fits, measured_by, select
-from pplmon.report.numbers import CATALOGUE, CORE
+from pplmon.report.declared import as_rows
 from pplmon.report.report import Report, Totals
 from pplmon.report.worst import Decode
 from pplmon.sinks.base import Sink
 from pplmon.tally import TokenTally
-
-
-def wanted(numbers: str | Sequence[str], tally: TokenTally) -> tuple[str, ...] | None:
-    """Return the names that ``numbers`` selects (``None``: all), each of which the tally measures."""
-    have = declare_all(tally.extras)  # here, too, because a tally that came in a pickle brings its extras with it
-    names = select(numbers)
-    if all(map(declared_by, tally.extras)):  # else there is one that may measure anything
-        lacking = [n for n in names or () if measured_by(n) and not any(fits(n, number.name) for number in have)]
-        if lacking:
-            extras = ", ".join(dict.fromkeys(str(measured_by(name)) for name in lacking))
-            raise ValueError(
-                f"numbers asks for {', '.join(lacking)}, which is measured by tally=pplmon.TokenTally(extras=[{extras}])"
-            )
-    return names
 
 
 class Engine:
@@ -59,15 +45,19 @@ class Engine:
         alerts: Sequence[Rule] | None = None,
         on_alert: Handler | Sequence[Handler] = (),
         decode: Decode | None = None,
+        places: Places | None = None,
     ) -> None:
+        places = Places() if places is None else places
+        self.trainer, self.log_dir = places.trainer, places.log_dir  # handlers ask for these two when they are bound
         self.cadence = Cadence(every_n_steps, judge_every_n_steps)
         self.prefix = prefix
         self.decode = decode
         self.wait_for_window = False  # read a logged window at its own step (someone needs its numbers there)
         self.should_stop = False  # the same on all ranks, at the same step
-        self._link = Link(tally if tally is not None else TokenTally())
-        self._names = wanted(numbers, self._link.pattern)
+        self._link = Link(tally if tally is not None else TokenTally(), places.may_write)
+        names = wanted(numbers, self._link.pattern)
         self._delivery = Delivery(sinks, on_alert)
+        self.publisher = Publisher(self._delivery, self._link, names, places)
         self._judge = Judge(default_alerts() if alerts is None else alerts, self._delivery, self._link)
         self._windows = Windows()
         self._overwritten = Overwritten()
@@ -95,6 +85,21 @@ class Engine:
         return self._link.writes
 
     @property
+    def current_step(self) -> int:
+        """The 0-based optimizer step under way."""
+        return self._step
+
+    @property
+    def last_step(self) -> int:
+        """The last optimizer step that was closed; 0 before there is one."""
+        return max(self._step - 1, 0)
+
+    @property
+    def takes_part(self) -> bool:
+        """False on a rank outside the group of the tally, which counts nothing and judges nothing."""
+        return self._link.takes_part
+
+    @property
     def rank(self) -> int:
         """This process's rank in the run, as addresses give it."""
         return self._link.pattern.group.global_rank
@@ -110,7 +115,7 @@ class Engine:
         self._all_leave = totals["leaving"] == self._link.ranks
         step = pending.step
         if self._all_leave:  # micro-batches that no step closed are addressed as those of the step under way
-            step = self._step if self._micro_batch else max(self._step - 1, 0)
+            step = self._step if self._micro_batch else self.last_step
         self._step = max(self._step, step + 1)
         self.should_stop = self.should_stop or totals["stop_votes"] > 0
         self._windows.add(totals.silent())
@@ -121,7 +126,7 @@ class Engine:
     def flush(self) -> None:
         """Read out everything up to now, and wait for it. Every rank calls it."""
         self.collect()
-        self._link.launch(max(self._step - 1, 0), closes_window=False)
+        self._link.launch(self.last_step, closes_window=False)
         self.collect()
 
     def end_epoch(self) -> Totals:
@@ -138,36 +143,14 @@ class Engine:
         totals = sum(parts, Totals())
         opened.report = self._report(step, opened.stage, totals)
         self._judge(totals, partial(self._report, step, opened.stage), gathered=True)
-        self.publish(opened.report, f"{self.prefix}{opened.stage}/")
+        self.publisher.publish(opened.report, f"{self.prefix}{opened.stage}/")
         if len(parts) > 1:
             opened.loader_reports = tuple(
                 self._report(step, f"{opened.stage}/dataloader_idx_{index}", part) for index, part in enumerate(parts)
             )
             for index, report in enumerate(opened.loader_reports):
-                self.publish(report, f"{self.prefix}{opened.stage}/", f"/dataloader_idx_{index}")
+                self.publisher.publish(report, f"{self.prefix}{opened.stage}/", f"/dataloader_idx_{index}")
         return opened.report
-
-    def abandon(self, seconds: float = 10.0) -> None:
-        """End after an exception, without a collective.
-
-        Waits at most ``seconds`` for the read-out under way, shows the open window, and writes what this rank counted and
-        could not merge to its own journal. Nothing more is shown after it.
-        """
-        if self._abandoned:
-            return
-        self._abandoned = True
-        taken = self._link.take() if self._link.arrives(seconds) else None
-        self._link.sever()
-        if taken is not None:
-            self._start()
-            self._windows.add(taken[1].silent())
-            self._judge.without_raising(taken[1], partial(self._report, taken[0].step, "train"))
-        window = self._windows.window
-        self._log_rest()
-        self._show_worst_of_run()
-        self._windows.window = window  # a checkpoint that is saved on the exception goes on with it
-        self._write_own()
-        self._delivery.close()
 
     @property
     def ended(self) -> bool:
@@ -210,22 +193,6 @@ class Engine:
         if first:
             self._link.tally.add_totals(unread)
 
-    def keys(self, report: Report, head: str, tail: str = "") -> dict[str, float | int]:
-        """Return the selected, finite numbers of a report under their log keys ``{head}{name}{tail}``."""
-        extras = (
-            self._names is CORE
-        )  # "core" has the numbers of extras, which somebody asked for; a list names all it wants
-        finite = report.finite().items()
-        chosen = [
-            (n, v) for n, v in finite if self._names is None or n in self._names or (extras and n not in CATALOGUE)
-        ]
-        return {f"{head}{name}{tail}": value for name, value in chosen}
-
-    def publish(self, report: Report, head: str, tail: str = "") -> None:
-        """Show a report under the keys ``{head}{name}{tail}``. A framework's adapter may have more places for them."""
-        if self.writes:
-            self._delivery.report(report, self.keys(report, head, tail))
-
     def _start(self) -> None:
         if not self._started and self.writes:
             self._delivery.start(self._describe())
@@ -249,18 +216,17 @@ class Engine:
         totals = self._link.gather(self._windows.end_window())
         self._windows.remember(totals)
         self._last = report = self._report(step, "train", totals)
-        self.publish(report, f"{self.prefix}train/")
+        self.publisher.publish(report, f"{self.prefix}train/")
         return report
 
     def _log_rest(self) -> None:
         if self.cadence.every_n_steps is not None and not self._windows.window.empty:
-            self._log_window(max(self._step - 1, 0))
+            self._log_window(self.last_step)
 
     def _show_worst_of_run(self) -> None:
         if self.writes and self._windows.worst.token_rows:
-            step = max(self._step - 1, 0)
-            whole = self._report(step, "run", self._windows.worst)
-            self._delivery.finished(Report(step, "run", {}, whole.worst, whole.worst_sequences))
+            whole = self._report(self.last_step, "run", self._windows.worst)
+            self._delivery.finished(Report(whole.step, "run", {}, whole.worst, whole.worst_sequences))
 
     def _write_own(self) -> None:
         """Write what this rank could not merge, each stage by itself, to its own journal."""

@@ -1,7 +1,8 @@
-"""How logits and targets are found without changing the user's module."""
+"""Find logits and targets without changing the user's module."""
 
 from pplmon.trainers.capture.batch import Targets
-from pplmon.trainers.capture.find import Capture, Logits
+from pplmon.trainers.capture.find import Capture
 from pplmon.trainers.capture.observe import observe
+from pplmon.trainers.capture.sources.configured import Logits
 
 __all__ = ["Capture", "Logits", "Targets", "observe"]

@@ -1,4 +1,4 @@
-"""What a batch says: its targets, and what else is known of its tokens."""
+"""Read a batch: its targets, and what else it says of its tokens."""
 
 from __future__ import annotations
 

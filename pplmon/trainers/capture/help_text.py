@@ -1,4 +1,4 @@
-"""What is said when no logits were found: the line to write for each way, and the nearest names."""
+"""Write the error for no logits found: the line to write for each source of logits, and the nearest names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-WAYS = """\
+SOURCES = """\
 pplmon found no logits and targets in the first {stage} batch. Use one of these:
   1. in the module's step:       pplmon.observe(self, logits, targets)
                                  (a fused loss has no logits: pplmon.observe(self, pplmon.TokenStats.from_losses(nll, targets)))
@@ -19,7 +19,7 @@ pplmon found no logits and targets in the first {stage} batch. Use one of these:
 
 def nothing_found(stage: str, module: nn.Module | None, logits: Any, hooked: bool) -> str:
     """Return the text of the error (or, outside training, the warning)."""
-    return WAYS.format(stage=stage, hint=_near(module, logits, hooked))
+    return SOURCES.format(stage=stage, hint=_near(module, logits, hooked))
 
 
 def _near(module: nn.Module | None, logits: Any, hooked: bool) -> str:

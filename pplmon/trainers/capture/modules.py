@@ -1,50 +1,15 @@
-"""What modules say: the logits in an output, and how a Hugging Face model treats its labels."""
+"""Read the logits in what a module returned, and fit them to their targets."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pplmon.measure import private_names as private
 from pplmon.measure.tokens import held_rows
-
-# Heads named like causal ones that score labels as given: the decoder of an encoder–decoder family by itself, mostly.
-_UNSHIFTED_FAMILIES = frozenset(
-    "bart bigbird_pegasus blenderbot blenderbot-small cpmant marian mbart musicgen musicgen_melody mvp pegasus plbart "
-    "speech_to_text_2 trocr whisper xlnet".split()
-)
-_CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-
-
-def hugging_face_model(module: nn.Module) -> nn.Module | None:
-    """Return the outermost ``PreTrainedModel``, told by its name so that transformers need not be imported."""
-    for child in module.modules():
-        # A torch.compile wrapper is hooked itself, outside the graph.
-        if any(base.__name__ == "PreTrainedModel" for base in type(unwrapped(child)).__mro__):
-            return child
-    return None
-
-
-def shifts_labels(module: nn.Module) -> bool:
-    """True for a decoder-only causal model, which moves its labels by one itself."""
-    model = unwrapped(module)
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "model_type", "") in _UNSHIFTED_FAMILIES:
-        return False
-    return type(model).__name__.endswith(_CAUSAL_SUFFIXES)
-
-
-def labels_given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return the ``labels`` that a call was given, by name or by place."""
-    if "labels" in kwargs or not args:
-        return kwargs.get("labels")
-    try:
-        return inspect.signature(unwrapped(module).forward).bind_partial(*args, **kwargs).arguments.get("labels")
-    except TypeError:
-        return None
 
 
 def logits_in(output: Any, has_loss: bool = False) -> Tensor | None:
@@ -73,5 +38,5 @@ def fitted(logits: Tensor, targets: Tensor) -> Tensor | None:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """Return the module inside a torch.compile wrapper."""
-    inner = getattr(module, "_orig_mod", module)
+    inner = private.compiled_module(module)
     return inner if isinstance(inner, nn.Module) else module

@@ -1,44 +1,49 @@
-"""``pplmon.observe``: what a module says in its own step, whether or not a monitor listens."""
+"""``pplmon.observe``: show logits and targets from inside a module, whether or not a monitor listens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary, ref
 
-import torch
 from torch import Tensor, nn
 
+from pplmon.measure.outside_graphs import outside_graphs
 from pplmon.measure.tokens import TokenStats
 
 
+class Listener(Protocol):
+    """Whoever wants to hear of what a module shows."""
+
+    def observe(self, logits: Tensor | TokenStats, targets: Tensor | None = None, **data: Any) -> None:
+        """Take in what was shown."""
+
+
+# By module, and weak on both sides: a run that nobody ended keeps neither its model nor its monitor alive.
+_listeners: WeakKeyDictionary[nn.Module, list[ref[Listener]]] = WeakKeyDictionary()
+
+
+@outside_graphs
 def observe(module: nn.Module, logits: Tensor | TokenStats, targets: Tensor | None = None, **data: Any) -> None:
-    """Show logits [B, T, V] or [N, V] and targets, or ``TokenStats``, to the monitors of the module's trainer; does nothing without one.
+    """Show logits [B, T, V] or [N, V] and targets, or ``TokenStats``, to the monitors of the run that trains ``module``.
 
-    ``data`` are what ``TokenTally.update`` takes (mask, document_ids, sample_ids, vocab_shard, …) and ``shift``.
+    ``module`` is the one that is trained, or any module inside it. Does nothing where no monitor listens. ``data`` are what
+    ``TokenTally.update`` takes (mask, document_ids, sample_ids, vocab_shard, …) and ``shift``.
     """
-    # In a compiled step the compiler sees this branch taken; elsewhere its switch would cost more than all the rest here.
-    tell = _outside_the_graph(_tell_monitors) if torch.compiler.is_compiling() else _tell_monitors
-    tell(module, logits, targets, data)
+    for listener in _listeners.get(module, ()):
+        listening = listener()
+        if listening is not None:
+            listening.observe(logits, targets, **data)
 
 
-def _tell_monitors(
-    module: nn.Module, logits: Tensor | TokenStats, targets: Tensor | None, data: dict[str, Any]
-) -> None:
-    # A LightningModule raises where it has no trainer, so its private attribute is asked.
-    for callback in getattr(getattr(module, "_trainer", None), "callbacks", ()):
-        take = getattr(callback, "observe_tokens", None)
-        if take is not None:
-            take(logits, targets, **data)
+def listen(module: nn.Module, listener: Listener) -> Callable[[], None]:
+    """Tell ``listener`` of what a module and those inside it show; returns a function that ends it."""
+    told, parts = ref(listener), list(module.modules())
+    for part in parts:
+        _listeners[part] = [*(other for other in _listeners.get(part, ()) if other() is not None), told]
 
+    def end() -> None:
+        for part in parts:
+            _listeners[part].remove(told)
 
-_disabled: dict[Callable[..., None], Callable[..., None]] = {}
-
-
-def keep_out_of_graphs() -> None:
-    """Prepare ``observe`` for a module under torch.compile, before its first compiled call."""
-    _disabled.setdefault(_tell_monitors, torch.compiler.disable(_tell_monitors))  # type: ignore[no-untyped-call]
-
-
-def _outside_the_graph(function: Callable[..., None]) -> Callable[..., None]:
-    """Keep a function out of a compiled step. Known from the first ``attach`` on: importing the compiler takes a second."""
-    return _disabled.get(function, function)
+    return end

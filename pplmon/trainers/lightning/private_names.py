@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.utils._pytree import tree_leaves
-
+from pplmon.measure.private_names import tree_leaves
 from pplmon.sinks import Console, Journal, Sink
 from pplmon.trainers.lightning.logger import LightningLogger, is_a
 

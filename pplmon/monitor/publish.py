@@ -1,0 +1,101 @@
+"""Publish reports: choose the numbers that are logged, give them their log keys, and send them to the sinks.
+
+A trainer may have places of its own for numbers. Its wire hands in a ``Places`` that knows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pplmon.extras import declare_all, declared_by
+from pplmon.monitor.delivery import Delivery
+from pplmon.monitor.ranks import Link
+from pplmon.report.declared import fits, measured_by, select
+from pplmon.report.numbers import CATALOGUE, CORE
+from pplmon.report.report import Report
+from pplmon.tally import TokenTally
+
+
+class Places:
+    """The places that a trainer has for numbers beside the sinks. A plain loop has none, so this does nothing.
+
+    A wire hands in a subclass. ``trainer`` and ``log_dir`` are what alert handlers ask the monitor for, ``may_write`` is
+    False where another group of the same run writes.
+    """
+
+    trainer: Any = None
+    log_dir: str | None = None
+    may_write = True
+
+    def show(self, report: Report, head: str, tail: str) -> None:
+        """Show a report at once, on every rank. A report that was held is shown a second time before it is sent."""
+
+    def holds(self, report: Report) -> bool:
+        """Return True to keep a report from the sinks until ``Publisher.send_held``."""
+        return False
+
+    def key(self, key: str) -> str:
+        """Return the log key to use in place of this one."""
+        return key
+
+
+class Publisher:
+    """Sends each report to the sinks under the keys ``{head}{name}{tail}``, and shows it in the trainer's own places."""
+
+    def __init__(self, delivery: Delivery, link: Link, names: tuple[str, ...] | None, places: Places) -> None:
+        self._delivery, self._link, self._names, self._places = delivery, link, names, places
+        self._held: list[tuple[Report, str, str]] = []
+        self._shows = True
+
+    def publish(self, report: Report, head: str, tail: str = "") -> None:
+        """Show a report in the trainer's places at once, and send it to the sinks unless it is held. Every rank calls it."""
+        if not self._link.takes_part:
+            return
+        if self._shows:
+            self._places.show(report, head, tail)
+        self._held.append((report, head, tail))
+        if not self._places.holds(report):
+            self._send()
+
+    def send_held(self) -> None:
+        """Send the reports that were held back. The trainer's places see them again: their keys may have changed."""
+        if self._shows:
+            for held in self._held:
+                self._places.show(*held)
+        self._send()
+
+    def leave_places_alone(self) -> None:
+        """Send what was held back, and show nothing in the trainer's places from here on: that may be a collective."""
+        self._shows = False
+        self._send()
+
+    def keys(self, report: Report, head: str, tail: str = "") -> dict[str, float | int]:
+        """Return the selected, finite numbers of a report under their log keys."""
+        names = self._names
+        extras = names is CORE  # "core" has the numbers of extras, which somebody asked for; a list names all it wants
+        return {
+            self._places.key(f"{head}{name}{tail}"): value
+            for name, value in report.finite().items()
+            if names is None or name in names or (extras and name not in CATALOGUE)
+        }
+
+    def _send(self) -> None:
+        held, self._held = self._held, []
+        if self._link.writes:
+            for report, head, tail in held:
+                self._delivery.report(report, self.keys(report, head, tail))
+
+
+def wanted(numbers: str | Sequence[str], tally: TokenTally) -> tuple[str, ...] | None:
+    """Return the names that ``numbers`` selects (``None``: all), each of which the tally measures."""
+    have = declare_all(tally.extras)  # here, too, because a tally that came in a pickle brings its extras with it
+    names = select(numbers)
+    if all(map(declared_by, tally.extras)):  # else there is one that may measure anything
+        lacking = [n for n in names or () if measured_by(n) and not any(fits(n, number.name) for number in have)]
+        if lacking:
+            extras = ", ".join(dict.fromkeys(str(measured_by(name)) for name in lacking))
+            raise ValueError(
+                f"numbers asks for {', '.join(lacking)}, which is measured by tally=pplmon.TokenTally(extras=[{extras}])"
+            )
+    return names

@@ -1,0 +1,59 @@
+"""Choose among the sources of logits: those that are tried, in order, and the one that a stage keeps to."""
+
+from __future__ import annotations
+
+from pplmon.tally import TokenTally
+from pplmon.trainers.capture.batch import Targets
+from pplmon.trainers.capture.sources.configured import Configured, Logits
+from pplmon.trainers.capture.sources.hugging_face import HuggingFace
+from pplmon.trainers.capture.sources.returned import Returned
+from pplmon.trainers.capture.sources.said import Said
+from pplmon.trainers.capture.sources.source import Source
+
+
+def sources_for(logits: Logits | None, targets: Targets | None, shift: bool | None) -> tuple[Source, ...]:
+    """Return the sources that these settings allow, in the order in which they are preferred."""
+    if logits is not None:
+        return Said(), Configured(logits, targets, shift)
+    return Said(), Returned(targets, shift), HuggingFace(targets, shift)
+
+
+class Choice:
+    """The source of each stage: the first that gave something on its first batch is the only one used from then on."""
+
+    def __init__(self, sources: tuple[Source, ...]) -> None:
+        self._sources = sources
+        self._chosen: dict[str, Source] = {}
+        self._trials: dict[Source, TokenTally] = {}  # what each source gave on the first batch
+
+    def of(self, stage: str) -> Source | None:
+        """Return the source of a stage, ``None`` before it is chosen."""
+        return self._chosen.get(stage)
+
+    def tally_for(self, source: Source, stage: str, tally: TokenTally) -> TokenTally | None:
+        """Return the tally to count in: the stage's for its source, ``None`` for others, before the choice one for each."""
+        chosen = self._chosen.get(stage)
+        if chosen is not None:
+            return tally if chosen is source else None
+        if source not in self._trials:
+            self._trials[source] = tally.clone()
+            self._trials[source].reset()
+        return self._trials[source]
+
+    def drop(self, source: Source) -> None:
+        """Forget what a source gave on the first batch: it failed there, and has found nothing."""
+        self._trials.pop(source, None)
+
+    def forget(self) -> None:
+        """Forget what all sources gave on the first batch."""
+        self._trials = {}
+
+    def settle(self, stage: str, tally: TokenTally) -> bool:
+        """Choose by the first batch, and count it in the stage's tally. Returns False where no source gave anything."""
+        trials, self._trials = self._trials, {}
+        chosen = next((source for source in self._sources if source in trials), None)
+        if chosen is None:
+            return False
+        self._chosen[stage] = chosen
+        tally.merge_state(trials[chosen])
+        return True

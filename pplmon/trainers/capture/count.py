@@ -1,0 +1,108 @@
+"""Count logits and targets that were found, with what else their batch says of them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pplmon.doctor.overwritten import Overwritten
+from pplmon.measure.tokens import TokenStats
+from pplmon.report import layout
+from pplmon.tally import TokenTally
+from pplmon.trainers.capture.batch import data_of
+from pplmon.trainers.capture.choose import Choice
+from pplmon.trainers.capture.sources.source import Source
+
+
+class Counter:
+    """Counts the batch under way in the tally of its source."""
+
+    def __init__(self, choice: Choice) -> None:
+        self.stage: str | None = None  # None between batches
+        self.batch: Any = None
+        self.left_out: Tensor | None = None  # on the device: the repeated sequence was masked in this batch
+        self._choice = choice
+        self._tally: TokenTally | None = None
+        self._address: dict[str, int] = {}
+        self._leave_out: int | None = None
+        self._warned: set[str] = set()
+        self._overwritten = Overwritten()
+
+    @property
+    def tally(self) -> TokenTally:
+        """The stage's tally."""
+        assert self._tally is not None
+        return self._tally
+
+    def begin(
+        self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: int | None
+    ) -> None:
+        """Count from here on in ``tally``, but for a last sequence whose sample id is ``leave_out``."""
+        self.stage, self._tally, self.batch, self._leave_out = stage, tally, batch, leave_out
+        self._address = {"step": step, "micro_batch": min(micro_batch, 2**layout.MICRO_BITS - 1)}
+        self.left_out = None
+
+    def end(self) -> None:
+        """Let go of the batch."""
+        self.stage, self._tally, self.batch = None, None, None
+
+    def count(
+        self,
+        source: Source,
+        logits: Tensor | TokenStats,
+        targets: Tensor | None,
+        shift: bool | None,
+        data: dict[str, Any],
+    ) -> None:
+        """Count what a source gave, unless the stage keeps to another."""
+        assert self.stage is not None
+        tally = self._choice.tally_for(source, self.stage, self.tally)
+        if tally is None:
+            return
+        usual, shift = tally.shift, tally.shift if shift is None else shift
+        if shift != usual:  # setting an attribute of a Metric is slow
+            tally.shift = shift
+        try:
+            tally.update(logits, targets, **(data if targets is None else self.without_repeated(data, targets)))
+        except Exception:
+            self._choice.drop(source)
+            raise
+        finally:
+            if shift != usual:
+                tally.shift = usual
+        chosen = self._choice.of("train") is not None  # before that, several sources are tried on one batch
+        if self.stage == "train" and chosen and isinstance(logits, Tensor) and targets is not None:
+            self._overwritten.look(logits, targets, tally.ignore_index, shift)
+
+    def data(self, targets: Tensor) -> dict[str, Any]:
+        """Return the address, and what else the batch says of these targets, for ``TokenTally.update``."""
+        found: dict[str, Any] = dict(self._address)
+        for name, value, complaint in data_of(self.batch, targets):
+            if name == "position_ids" and not self.tally.context_parallel:
+                continue  # in a packed batch they begin anew with each document; the column tells more
+            if complaint is None:
+                found[name] = value
+            else:
+                self.warn(name, complaint)
+        return found
+
+    def without_repeated(self, data: dict[str, Any], targets: Tensor) -> dict[str, Any]:
+        """Mask the sequence that a sampler gave a second time, where ``sample_ids`` say that it is the dataset's row."""
+        samples = data.get("sample_ids")
+        if samples is None or self._leave_out is None or targets.dim() != 2:
+            return data
+        last = torch.arange(len(samples), device=targets.device) == len(samples) - 1
+        repeated = last & (samples.to(targets.device) == self._leave_out)
+        self.left_out = repeated.any()
+        kept = ~repeated.unsqueeze(1).expand(targets.shape)
+        mask = data.get("mask")
+        return {**data, "mask": kept if mask is None else mask.to(targets.device) & kept}
+
+    def warn(self, about: str, text: str) -> None:
+        """Warn once about each thing."""
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(f"pplmon: {text}", stacklevel=3)

@@ -1,0 +1,27 @@
+"""The source that is returned: the step's dict has ``logits``, and ``labels`` or ``targets``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pplmon.trainers.capture.batch import Targets, first_tensor
+from pplmon.trainers.capture.sources.source import Found, Source, targets_beside
+
+
+class Returned(Source):
+    """A dict that the step returns."""
+
+    def __init__(self, targets: Targets | None, shift: bool | None) -> None:
+        self._targets, self._shift = targets, shift
+
+    def of_step(self, outputs: Any, batch: Any) -> Found | None:
+        """Return both halves, or nothing: a returned Hugging Face output has logits alone, and its model knows the shift."""
+        if not isinstance(outputs, Mapping) or not isinstance(outputs.get("logits"), Tensor):
+            return None
+        if self._targets is None and first_tensor(outputs) is None:
+            return None
+        targets = targets_beside(outputs, batch, self._targets)
+        return None if targets is None else Found(outputs["logits"], targets, self._shift)

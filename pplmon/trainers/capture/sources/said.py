@@ -1,0 +1,21 @@
+"""The source that is said: ``pplmon.observe(self, logits, targets)`` in the step."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pplmon.measure.tokens import TokenStats
+from pplmon.trainers.capture.sources.source import Source
+
+
+class Said(Source):
+    """Logits, or ``TokenStats``, that the module shows by itself. There is nothing to hook and nothing to look at."""
+
+
+def shown_targets(logits: Tensor | TokenStats, targets: Tensor | None) -> Tensor:
+    """Return the targets that were shown, in the shape of the batch."""
+    if isinstance(logits, TokenStats):
+        return logits.targets.view(logits.batch_shape)
+    if targets is None:
+        raise TypeError("pplmon.observe needs targets beside logits; only TokenStats come without")
+    return targets

@@ -1,0 +1,55 @@
+"""Show reports in a Lightning ``Trainer``: to its callbacks and its progress bar, and to its loggers under free keys."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from pplmon.monitor.publish import Places
+from pplmon.report.report import Report
+from pplmon.trainers.lightning import private_names as facts
+
+
+class TrainerPlaces(Places):
+    """The places of one ``Trainer``. A key that the module logs itself is never mixed with ours: ours gets another name.
+
+    Outside training it is known which keys these are only when the module's hooks are through, so reports are held.
+    """
+
+    def __init__(self, trainer: Any, own_group: bool) -> None:
+        self.trainer = trainer
+        self.log_dir = trainer.log_dir or trainer.default_root_dir  # on every rank: asking is a collective
+        # Of several data-parallel groups (tensor-parallel replicas) one writes; a group of the user's writes by itself.
+        self.may_write = trainer.is_global_zero or own_group
+        self._renamed: set[str] = set()
+
+    def show(self, report: Report, head: str, tail: str) -> None:
+        """Give the numbers to callbacks, and the perplexity to the progress bar."""
+        metrics, bar = self.trainer.callback_metrics, self.trainer.progress_bar_metrics
+        own = facts.module_keys(self.trainer)
+        for name, value in report.as_dict().items():
+            key = f"{head}{name}{tail}"
+            if key in own:
+                self._rename(key)
+            metrics[self.key(key)] = torch.tensor(float(value), dtype=torch.float64)
+            if name == "perplexity" and not tail:
+                bar[self.key(key)] = float(value)
+
+    def holds(self, report: Report) -> bool:
+        """Hold everything but the windows of training."""
+        return report.stage != "train"
+
+    def key(self, key: str) -> str:
+        """Return the key, or its other name where the module has one like it."""
+        return f"pplmon/{key}" if key in self._renamed else key
+
+    def _rename(self, key: str) -> None:
+        if not self._renamed:
+            warnings.warn(
+                f"pplmon: the module logs {key!r} itself. pplmon's own is logged as 'pplmon/{key}' (the same for any other "
+                'such key); set PerplexityMonitor(prefix="...") to choose another name.',
+                stacklevel=2,
+            )
+        self._renamed.add(key)

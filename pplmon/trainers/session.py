@@ -1,0 +1,202 @@
+"""One run of any trainer: the events of a training loop, told to the capture, the monitor and the comparison with the loss.
+
+A wire calls ``begin_batch`` and ``end_batch`` around every batch, ``step_to`` after an optimizer step, ``begin_pass`` and
+``end_pass`` around validation, and ``close``, or ``abandon`` after an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pplmon.doctor.loss_agrees import LossGuard
+from pplmon.monitor import Monitor
+from pplmon.monitor.evaluation import Pass
+from pplmon.monitor.publish import Places
+from pplmon.report.declared import find
+from pplmon.report.report import Report
+from pplmon.report.worst import Decode
+from pplmon.sinks.base import Sink
+from pplmon.trainers.capture import Capture
+from pplmon.trainers.repeated_rows import RepeatedRows
+from pplmon.trainers.settings import Settings
+
+EPOCH_NUMBERS = ("cross_entropy", "perplexity", "token_accuracy", "max_token_loss")
+
+
+class Session:
+    """Watches one run of a trainer.
+
+    Args:
+        settings: what the user asked for.
+        model: the module that is trained; its logits are looked for in it.
+        sinks: where to show things.
+        every_n_steps: optimizer steps in a logged window where the user named none; 0 and ``None`` log none.
+        device: where to count, before there are logits.
+        group: the ranks that hold different data where the user named none; ``None`` is all of them.
+        decode: ids -> str where the user named none.
+        places: the trainer's own places for numbers.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: nn.Module,
+        sinks: Iterable[Sink] = (),
+        every_n_steps: int | None = None,
+        device: torch.device | None = None,
+        group: Any = None,
+        decode: Decode | None = None,
+        places: Places | None = None,
+    ) -> None:
+        self.settings = settings
+        self.monitor = Monitor(
+            every_n_steps=(every_n_steps if settings.every_n_steps is None else settings.every_n_steps) or None,
+            judge_every_n_steps=settings.judge_every_n_steps,
+            numbers=settings.numbers,
+            prefix=settings.prefix,
+            tally=settings.pattern(device, group),
+            sinks=sinks,
+            alerts=settings.rules(),
+            on_alert=settings.on_alert,
+            decode=settings.decode or decode,
+            places=places,
+        )
+        self._guard = LossGuard()
+        self._micro_batch = 0
+        self._pass: Pass | None = None
+        self._repeated = RepeatedRows()
+        self._loader = 0
+        self.listen_to(model)
+
+    def listen_to(self, model: nn.Module) -> None:
+        """Look for logits in a model from here on. It has to happen before the model's first compiled call."""
+        self._capture = Capture(self.settings.logits, self.settings.targets, self.settings.shift)
+        self._capture.attach(model)
+
+    def stop_listening(self) -> None:
+        """Leave the model alone, and forget a pass that was not ended."""
+        self._capture.detach()
+        self._pass = None
+
+    @property
+    def listening(self) -> bool:
+        """True while logits are looked for in a model."""
+        return self._capture.attached
+
+    @property
+    def should_stop(self) -> bool:
+        """True once the run is to stop: at the same step on all ranks."""
+        return self.monitor.should_stop
+
+    # Batches and steps.
+
+    def wait_for(self, keys: Iterable[str]) -> None:
+        """Read each logged window at its own step if one of these log keys is a window's: someone decides by it there."""
+        head = f"{self.monitor.prefix}train/"
+        ours = [key.removeprefix(head) for key in keys if key.startswith(head)]
+        self.monitor.wait_for_window = any(find(name) is not None for name in ours)
+
+    def begin_batch(self, batch: Any, step: int | None = None, loader: int = 0) -> None:
+        """Listen to a micro-batch of the optimizer step ``step`` (0-based; ``None``: the next), or to a batch of a pass.
+
+        In a pass ``step`` is the one that the batch's addresses bear, and ``loader`` the number of the batch's loader.
+        """
+        monitor = self.monitor
+        if self._pass is not None:
+            self._begin_pass_batch(self._pass, batch, monitor.last_step if step is None else step, loader)
+            return
+        step = monitor.current_step if step is None else step
+        if monitor.takes_part:
+            self._capture.begin_batch("train", monitor.tally, batch, step, self._micro_batch)
+        monitor.see(step, self._micro_batch, batch)
+        self._guard.before(monitor.tally)
+
+    def end_batch(self, outputs: Any = None, divided_by: int = 1) -> None:
+        """Count the batch. ``outputs`` are what its step returned: the loss or a dict, the loss divided by ``divided_by``."""
+        self._capture.end_batch(outputs)
+        if self._pass is not None:
+            self._repeated.note(self._loader, self._capture.left_out)
+            return
+        if not self._guard.done:
+            self._guard.after(self.monitor.tally, _loss(outputs, divided_by))
+        self._micro_batch += 1
+
+    def step_to(self, step: int | None = None) -> Report | None:
+        """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``."""
+        self._micro_batch = 0
+        report = self.monitor.step_to(self.monitor.current_step if step is None else step)
+        if report is not None:
+            self._guard.check(warn=self.monitor.writes)
+        return report
+
+    def end_epoch(self) -> None:
+        """Publish the numbers of the epoch. Every rank calls it."""
+        report = self.monitor.end_epoch().report(self.monitor.last_step, "train")
+        kept = Report(report.step, "train_epoch", {name: report.numbers[name] for name in EPOCH_NUMBERS})
+        self.monitor.publisher.publish(kept, f"{self.monitor.prefix}train/", "_epoch")
+
+    # A pass.
+
+    @property
+    def in_pass(self) -> bool:
+        """True between ``begin_pass`` and ``end_pass``."""
+        return self._pass is not None
+
+    def begin_pass(self, stage: str, loaders: Sequence[Any] = (None,)) -> None:
+        """Begin a whole pass over val or test data; batches up to ``end_pass`` are counted apart, for each loader.
+
+        A loader that is given may show which rows its sampler repeats; ``None`` stands for one that is not known.
+        """
+        self.monitor.collect()  # an alert must not wait for the pass to end
+        self._pass = self.monitor.begin_pass(stage, len(loaders))
+        self._repeated = RepeatedRows(loaders)
+
+    def _begin_pass_batch(self, opened: Pass, batch: Any, step: int, loader: int) -> None:
+        number, self._loader = opened.begin_batch(loader), loader
+        if self.monitor.takes_part:
+            repeated = self._repeated.in_batch(opened, loader)
+            self._capture.begin_batch(opened.stage, opened.tallies[loader], batch, step, number, repeated)
+
+    def end_pass(self, step: int | None = None) -> Report:
+        """Publish the pass at ``step`` and return its report over all loaders. Every rank calls it."""
+        if self._pass is None:
+            raise RuntimeError("end_pass was called without begin_pass")
+        opened, self._pass = self._pass, None
+        self._repeated.record(opened)
+        return self.monitor.finish(opened, self.monitor.last_step if step is None else step)
+
+    # The end.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same."""
+        return self.monitor.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was saved, on any number of ranks. Every rank loads the same."""
+        self.monitor.load_state_dict(state)
+
+    def close(self) -> Report | None:
+        """Log the last, shorter window, let go of files, and return the last report. Every rank calls it."""
+        last = self.monitor.close()
+        self._guard.check(warn=self.monitor.writes)
+        return last
+
+    def abandon(self) -> None:
+        """End after an exception: leave the model alone and write what is held back. Nothing is sent to other ranks."""
+        self._capture.detach()
+        self.monitor.abandon()
+
+    def release(self) -> None:
+        """Leave the model alone and let go of files; another pass may follow."""
+        self._capture.detach()
+        self.monitor.release()
+
+
+def _loss(outputs: Any, divided_by: int) -> Tensor | None:
+    """Return the loss of one micro-batch that a step returned, not divided by the accumulation."""
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    return loss * divided_by if isinstance(loss, Tensor) else None

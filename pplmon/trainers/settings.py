@@ -1,0 +1,62 @@
+"""The settings of a wire, which are checked when it is made and hold for every run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pplmon.alerts import MetricRule, Rule
+from pplmon.monitor.delivery import Handler
+from pplmon.monitor.judge import check_rules
+from pplmon.monitor.publish import wanted
+from pplmon.monitor.schedule import Cadence
+from pplmon.report.worst import Decode
+from pplmon.tally import TokenTally
+from pplmon.trainers.capture import Logits, Targets
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user asks of a wire; see ``PerplexityMonitor``. A session is one run with these settings."""
+
+    logits: Logits | None = None
+    targets: Targets | None = None
+    shift: bool | None = None
+    every_n_steps: int | None = None  # None: as the trainer logs
+    judge_every_n_steps: int = 1
+    numbers: str | Sequence[str] = "core"
+    prefix: str = ""
+    tally: TokenTally | None = None
+    alerts: Sequence[Rule] | None = None
+    on_alert: Handler | Sequence[Handler] = ()
+    decode: Decode | None = None  # None: that of a tokenizer which the wire finds
+
+    def __post_init__(self) -> None:
+        Cadence(self.every_n_steps, self.judge_every_n_steps)
+        wanted(self.numbers, self.tally if self.tally is not None else TokenTally())
+        if self.alerts is not None:
+            check_rules(self.alerts)
+
+    @property
+    def own_group(self) -> bool:
+        """True where the tally names the ranks that are counted together."""
+        return self.tally is not None and self.tally.process_group is not None
+
+    def rules(self) -> list[Rule] | None:
+        """Return the rules of one run. Ours remember what they saw, so each run has its own; a user's stays the object it is."""
+        if self.alerts is None:
+            return None
+        return [copy.deepcopy(rule) if isinstance(rule, MetricRule) else rule for rule in self.alerts]
+
+    def pattern(self, device: torch.device | None, group: Any) -> TokenTally:
+        """Return the tally of one run, on a device, over the ranks that the user named, else over ``group``."""
+        pattern = TokenTally() if self.tally is None else self.tally.clone()
+        if device is not None:
+            pattern.to(device)
+        if pattern.process_group is None:
+            pattern.process_group = group
+        return pattern
