@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.test_private_names import READ
 
 PACKAGE = Path(__file__).parents[1] / "pplmon"
 MODULES = {
@@ -112,6 +115,93 @@ def test_only_the_wiring_knows_a_framework(module: str) -> None:
     found = {name.split(".")[0] for name in imports(MODULES[module].read_text(encoding="utf-8"))}
     if not _within(module, "pplmon.trainers") and room_of(module) != "demo":
         assert not found & FRAMEWORKS
+
+
+# Names with an underscore belong to their room. Those of a library stand in one file, and ``test_private_names`` tries each.
+LIBRARIES = {
+    "torch": "pplmon.measure.private_names",
+    "torchmetrics": "pplmon.tally.states",
+    "Lightning": "pplmon.trainers.lightning.private_names",
+}
+PYTHONS = {"_asdict", "_fields", "_replace", "_SubParsersAction"}  # public, by Python's own word
+DATA_OF_A_BATCH = {("pplmon.alerts.actions.save_batch", "_version")}  # torch's; alerts may not import ``measure``
+
+
+def _private(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("_") and not name.endswith("__")
+
+
+def _own(node: ast.expr) -> bool:
+    """True for self, cls and super()."""
+    name = node.func if isinstance(node, ast.Call) else node
+    return isinstance(name, ast.Name) and name.id in {"self", "cls", "super"}
+
+
+def private_names_read(source: str) -> Iterator[tuple[bool, str]]:
+    """Every name with an underscore that is read of an object or imported, and whether the object is self."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and _private(node.attr):
+            yield _own(node.value), node.attr
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((False, alias.name) for alias in node.names if _private(alias.name))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"getattr", "hasattr"}:
+            name = node.args[1].value if isinstance(node.args[1], ast.Constant) else None
+            if _private(name):
+                yield _own(node.args[0]), str(name)
+
+
+@cache
+def private_names_defined(source: str) -> set[str]:
+    """Every name with an underscore that is assigned or defined, at whatever depth."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+    return found
+
+
+def borrowed(module: str, sources: Mapping[str, str]) -> set[str]:
+    """The names with an underscore that a module reads of what is not its own: of self, what its room does not define."""
+    defined = private_names_defined(sources[module])
+    room = set().union(*(private_names_defined(s) for m, s in sources.items() if room_of(m) == room_of(module)))
+    read = private_names_read(sources[module])
+    return {name for of_self, name in read if name not in (room if of_self else defined) | PYTHONS}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_nobody_reads_the_private_names_of_another(module: str) -> None:
+    """What another class has to give stands there without an underscore."""
+    if module not in LIBRARIES.values():
+        sources = {name: path.read_text(encoding="utf-8") for name, path in MODULES.items()}
+        allowed = {name for where, name in DATA_OF_A_BATCH if where == module}
+        assert borrowed(module, sources) == allowed
+
+
+def test_a_private_name_of_another_is_seen_in_every_form() -> None:
+    """The test above can fail: an attribute, a chain of them, a name as text, an import, and one that a base class has."""
+    mine = "pplmon.monitor.a"
+    other = {"pplmon.monitor.b": "class B:\n    _b = 1", "pplmon.tally.c": "class C:\n    _c = 1"}
+
+    def found(source: str) -> set[str]:
+        return borrowed(mine, {mine: source, **other})
+
+    assert found("def f(x): return x._b") == {"_b"}
+    assert found("class A:\n    def f(self): return self.x._c.y") == {"_c"}
+    assert found("def f(x): return getattr(x, '_c', None), hasattr(x, '_b')") == {"_b", "_c"}
+    assert found("from pplmon.tally.c import _c") == {"_c"}
+    assert found("class A(B):\n    def f(self): return self._b, self._c, super()._d()") == {"_c", "_d"}
+    assert found("def f(x): return x._replace(a=1), x.__dict__, x._a\nclass A:\n    _a = 1") == set()
+
+
+def test_the_files_of_private_names_hold_those_of_their_library_only() -> None:
+    """A tally's base class is torchmetrics': the names that it reads of it are the ones that the canaries try."""
+    sources = {name: path.read_text(encoding="utf-8") for name, path in MODULES.items()}
+    assert borrowed(LIBRARIES["torchmetrics"], sources) == READ
+    assert not borrowed(LIBRARIES["torch"], sources) & borrowed(LIBRARIES["Lightning"], sources)
 
 
 def test_a_forbidden_import_is_seen_in_every_form() -> None:

@@ -1,0 +1,131 @@
+"""Canaries: each private name of a library that pplmon uses still does what it is used for. A failure names the release."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+import torch
+import torchmetrics
+from torch import nn
+
+from pplmon import TokenTally
+from pplmon.alerts.actions import save_batch
+from pplmon.measure import private_names as of_torch
+from pplmon.tally.states import States
+from tests.models import loader, make_module
+
+TORCH, TORCHMETRICS = f"torch {torch.__version__} changed", f"torchmetrics {torchmetrics.__version__} changed"
+
+# What a tally reads of its base class, and what it puts in place of the base class's own.
+READ = {"_defaults", "_is_synced", "_persistent", "_reductions"}
+REPLACED = {"_load_from_state_dict", "_sync_dist"}
+
+
+def test_torch_names_the_backward_pass_that_a_thread_is_in() -> None:
+    """−1 outside, another number inside: so a recomputed forward is told from a new one."""
+    inside: list[int] = []
+    x = torch.ones(1, requires_grad=True)
+    x.register_hook(lambda grad: inside.append(of_torch.graph_task()))
+    x.sum().backward()
+    assert of_torch.graph_task() == -1 and len(inside) == 1 and inside[0] >= 0, f"{TORCH} _C._current_graph_task_id"
+
+
+def test_torch_copies_a_list_of_tensors_in_place() -> None:
+    """Each target keeps its memory and takes the source's values."""
+    targets = [torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)]
+    where = [target.data_ptr() for target in targets]
+    of_torch.copy_each(targets, [torch.tensor([3, 4]), torch.zeros(0, dtype=torch.int64)])
+    assert targets[0].tolist() == [3, 4] and [t.data_ptr() for t in targets] == where, f"{TORCH} _foreach_copy_"
+
+
+def test_torch_keeps_the_module_inside_a_compiled_one() -> None:
+    """The wrapper gives it, and a plain module is itself."""
+    module = nn.Linear(2, 2)
+    assert of_torch.compiled_module(torch.compile(module)) is module, f"{TORCH} OptimizedModule._orig_mod"
+    assert of_torch.compiled_module(module) is module
+
+
+def test_torch_lists_the_leaves_of_any_collection() -> None:
+    """In order, however deep they lie."""
+    assert of_torch.tree_leaves([1, {"a": (2, 3)}]) == [1, 2, 3], f"{TORCH} utils._pytree.tree_leaves"
+
+
+def test_torch_counts_how_often_a_tensor_was_written_to() -> None:
+    """A write in place is seen, and an inference tensor has no count."""
+    tensor = torch.zeros(2)
+    before = save_batch.times_written(tensor)
+    tensor.add_(1)
+    assert save_batch.times_written(tensor) == (before or 0) + 1, f"{TORCH} Tensor._version"
+    with torch.inference_mode():
+        assert save_batch.times_written(torch.zeros(2)) is None
+
+
+def test_torchmetrics_has_what_a_tally_reads_of_it() -> None:
+    """By these names, a state's default, its reduction, and whether it is saved; and whether the metric is synced."""
+    tally = TokenTally()
+    assert all(name in vars(tally) for name in READ), f"{TORCHMETRICS} one of {READ}"
+    for state in ("sums", "maxima"):
+        assert torch.equal(tally._defaults[state], getattr(tally, state)), f"{TORCHMETRICS} _defaults"
+        assert callable(tally._reductions[state]) and tally._persistent[state], (
+            f"{TORCHMETRICS} _reductions, _persistent"
+        )
+    tally.sync(should_sync=False)
+    assert tally.synced is False
+
+
+def test_torchmetrics_still_calls_what_a_tally_replaces() -> None:
+    """The base class has these methods, and takes them like this; nothing else of its own is replaced by accident."""
+    base = torchmetrics.Metric
+    private = {
+        name for name in {**vars(States), **vars(TokenTally)} if name.startswith("_") and not name.endswith("__")
+    }
+    assert {name for name in private if hasattr(base, name)} - {"_abc_impl"} == REPLACED, f"{TORCHMETRICS} its methods"
+    taken = list(inspect.signature(base._sync_dist).parameters)
+    assert taken == ["self", "dist_sync_fn", "process_group"], f"{TORCHMETRICS} _sync_dist"
+    assert "self._sync_dist(" in inspect.getsource(base.sync), f"{TORCHMETRICS} sync"
+    arguments = list(inspect.signature(base._load_from_state_dict).parameters)
+    assert arguments[-3:] == ["missing_keys", "unexpected_keys", "error_msgs"], f"{TORCHMETRICS} _load_from_state_dict"
+
+
+@pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])
+def test_lightning_has_what_is_read_from_a_trainer(package: str, tmp_path: Any) -> None:
+    """The step under way, the end of an optimizer step, and the keys that the module logs itself."""
+    pl: Any = pytest.importorskip(package)
+    facts = importlib.import_module("pplmon.trainers.lightning.private_names")
+    moved = f"{package} {importlib.import_module(package.split('.', maxsplit=1)[0]).__version__} changed"
+    seen: list[tuple[int, bool]] = []
+    keys: set[str] = set()
+
+    class Asks(pl.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+            seen.append((facts.step_of(trainer), facts.optimizer_stepped(trainer)))
+            keys.update(facts.module_keys(trainer))
+
+    module = make_module(pl.LightningModule)
+    module.on_train_batch_start = lambda batch, index: module.log("own", 1.0, on_step=True, on_epoch=True)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accumulate_grad_batches=2,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[Asks()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, loader(16))
+    assert seen == [(0, False), (0, True), (1, False), (1, True)], f"{moved} epoch_loop: the steps it counts"
+    assert keys == {"own", "own_step", "own_epoch"}, f"{moved} trainer._results"
+
+
+@pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])
+def test_lightning_says_how_its_processes_are_started(package: str) -> None:
+    """A W&B run in a forked child has to be ended there."""
+    pl: Any = pytest.importorskip(package)
+    trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", logger=False)
+    trainer.strategy._configure_launcher()
+    assert trainer.strategy.launcher._start_method == "fork", f"{package} changed launcher._start_method"
