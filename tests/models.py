@@ -28,7 +28,7 @@ def loader(count: int = 64, batch_size: int = 4, seed: int = 0, ignored: bool = 
     return DataLoader(rows(count, seed, ignored), batch_size=batch_size, **kwargs)  # type: ignore[arg-type]
 
 
-def make_module(base: type, way: str = "observe", lr: float = 1e-2) -> Any:
+def make_module(base: type, source: str = "observe", lr: float = 1e-2) -> Any:
     """Return a tiny language model as a ``LightningModule`` of either package."""
 
     class TinyLM(base):  # type: ignore[misc]
@@ -50,9 +50,9 @@ def make_module(base: type, way: str = "observe", lr: float = 1e-2) -> Any:
             loss = F.cross_entropy(logits.view(-1, VOCAB), batch["labels"].view(-1))
             if self.keep and torch.is_grad_enabled():
                 self.seen.append((logits.detach().double(), batch["labels"]))
-            if way == "observe":
+            if source == "observe":
                 pplmon.observe(self, logits, batch["labels"])
-            if way == "return":
+            if source == "return":
                 return {"loss": loss, "logits": logits, "labels": batch["labels"]}
             return loss
 

@@ -387,16 +387,16 @@ def test_liger_s_patch_overwrites_float32_logits_alone(liger: dict[str, Any]) ->
     assert liger["llama"]["torch.float32"] > 0.01
 
 
-# When the callback measures, way by way.
+# When the callback measures, source by source.
 
 
-def lit(way: str, overwrites: str) -> tuple[Any, dict[str, Any]]:
+def lit(source: str, overwrites: str) -> tuple[Any, dict[str, Any]]:
     """A module whose loss overwrites its logits ``in`` forward, in backward, or not at all; the monitor's settings."""
     module = make_module(pl.LightningModule, "none")
 
     def training_step(self: Any, batch: Any, index: int) -> Any:
         logits, labels = self(batch["x"]), batch["labels"]
-        if way == "above":
+        if source == "above":
             pplmon.observe(self, logits, labels)
         if overwrites == "forward":
             loss = InPlace.apply(logits.flatten(0, 1), labels.flatten(), "gradients")
@@ -404,10 +404,10 @@ def lit(way: str, overwrites: str) -> tuple[Any, dict[str, Any]]:
             loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         if overwrites == "backward":
             logits.register_hook(lambda grad: logits.data.copy_(grad))
-        if way == "below":
+        if source == "below":
             pplmon.observe(self, logits, labels)
         output = {"loss": loss, "logits": logits, "labels": labels}
-        return output if way in ("returned", "key", "callable") else loss
+        return output if source in ("returned", "key", "callable") else loss
 
     type(module).training_step = training_step
     settings: dict[str, Any] = {
@@ -415,7 +415,7 @@ def lit(way: str, overwrites: str) -> tuple[Any, dict[str, Any]]:
         "key": {"logits": "logits", "targets": "labels"},
         "callable": {"logits": lambda outputs, batch: outputs["logits"], "targets": "labels"},
     }
-    return module, settings.get(way, {})
+    return module, settings.get(source, {})
 
 
 def first_loss(module: Any, settings: dict[str, Any], path: Path, steps: int = 6) -> float:
@@ -445,13 +445,13 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("overwrites", ["forward", "backward"])
-@pytest.mark.parametrize("way", RIGHT)
-def test_each_way_measures_when_the_page_says(way: str, overwrites: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", RIGHT)
+def test_each_source_is_measured_when_the_page_says(source: str, overwrites: str, tmp_path: Path) -> None:
     """Measured in time, the number is that of a loss that leaves its logits alone; else it is ln V, and a warning comes."""
-    honest = first_loss(*lit(way, "nothing"), tmp_path)
+    honest = first_loss(*lit(source, "nothing"), tmp_path)
     found: list[float] = []
-    texts = said(lambda: found.append(first_loss(*lit(way, overwrites), tmp_path)))
-    if overwrites in RIGHT[way]:
+    texts = said(lambda: found.append(first_loss(*lit(source, overwrites), tmp_path)))
+    if overwrites in RIGHT[source]:
         assert texts == [] and found == [pytest.approx(honest, rel=1e-6)]
     else:
         assert len(texts) == 1 and "are gradients" in texts[0]
@@ -491,7 +491,7 @@ def test_a_hugging_face_model_is_measured_after_its_loss(dtype: torch.dtype, tmp
 def test_the_page_names_every_way() -> None:
     """Its table is what the tests above hold: right and wrong, row by row."""
     rows = re.findall(r"^\| .+ \| .+ \| (right|\*\*wrong\*\*)[^|]* \| (right|\*\*wrong\*\*) \|$", PAGE, re.MULTILINE)
-    good = [tuple(RIGHT[way]) for way in ("above", "below", "submodule", "key", "returned")]
+    good = [tuple(RIGHT[source]) for source in ("above", "below", "submodule", "key", "returned")]
     want = [tuple("right" if when in ways else "**wrong**" for when in ("forward", "backward")) for ways in good]
     assert rows == [*want, ("**wrong**", "right")]
     assert RIGHT["callable"] == RIGHT["key"]
@@ -510,7 +510,7 @@ def test_the_first_window_s_guard_names_the_cause_too(tmp_path: Path) -> None:
 
 
 def test_a_fused_loss_in_the_callback_is_told_what_to_write(tmp_path: Path) -> None:
-    """Where no logits are found, the error also names the way of a loss that has none."""
+    """Where no logits are found, the error also names the source of a loss that has none."""
     module = make_module(pl.LightningModule, "none")
     trainer = pl.Trainer(accelerator="cpu", max_steps=1, callbacks=[pplmon.PerplexityMonitor()], logger=False)
     with pytest.raises(ValueError, match=r"TokenStats\.from_losses\(nll, targets\)"):

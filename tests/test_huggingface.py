@@ -1,4 +1,4 @@
-"""Way 4 of capture: a Hugging Face model inside the module, with no arguments at all."""
+"""The source of logits that needs no arguments: a Hugging Face model inside the module."""
 
 from __future__ import annotations
 

@@ -49,18 +49,18 @@ def windows(tmp_path: Any, stage: str = "train") -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])
-@pytest.mark.parametrize("way", ["observe", "return", "head", "key", "callable"])
-def test_each_way_of_capture_gives_the_float64_numbers(way: str, package: str, tmp_path: Any) -> None:
-    """Every way, with both packages' trainers, counts each token once."""
+@pytest.mark.parametrize("source", ["observe", "return", "head", "key", "callable"])
+def test_each_source_of_logits_gives_the_float64_numbers(source: str, package: str, tmp_path: Any) -> None:
+    """Every source, with both packages' trainers, counts each token once."""
     package = pytest.importorskip(package)
-    module = make_module(package.LightningModule, {"observe": "observe", "head": "none"}.get(way, "return"))
+    module = make_module(package.LightningModule, {"observe": "observe", "head": "none"}.get(source, "return"))
     module.keep = True
     arguments: dict[str, dict[str, Any]] = {
         "head": {"logits": "head", "targets": "labels"},
         "key": {"logits": "logits", "targets": "labels"},
         "callable": {"logits": lambda outputs, batch: outputs["logits"], "targets": lambda batch: batch["labels"]},
     }
-    monitor = pplmon.PerplexityMonitor(**arguments.get(way, {}), every_n_steps=16)
+    monitor = pplmon.PerplexityMonitor(**arguments.get(source, {}), every_n_steps=16)
     trainer = trainer_for(tmp_path, monitor, package=package, max_epochs=1)
     trainer.fit(module, loader())
     expected = reference(module.seen)
@@ -324,7 +324,7 @@ def test_hooks_go_away_after_an_exception(tmp_path: Any) -> None:
     assert not module.head._forward_hooks
 
 
-def test_no_logits_names_the_ways_and_a_wrong_path_its_neighbours(tmp_path: Any) -> None:
+def test_no_logits_names_the_sources_and_a_wrong_path_its_neighbours(tmp_path: Any) -> None:
     """The first batch tells; in validation it is one warning."""
     module = make_module(pl.LightningModule, "none")
     with pytest.raises(ValueError, match=r"pplmon\.observe\(self, logits, targets\)"):
@@ -411,15 +411,20 @@ def test_an_alert_of_the_callback_has_its_evidence(tmp_path: Any) -> None:
     assert [(line["step"], line["worst"][0]["sample_id"]) for line in lines] == [(2, 21)]
 
 
-def test_a_compiled_module_is_measured(tmp_path: Any) -> None:
-    """The hook is outside the user's graph; the number is that of the eager module."""
+@pytest.mark.parametrize(
+    ("source", "arguments"),
+    [("none", {"logits": "head", "targets": "labels"}), ("observe", {})],
+    ids=["hook", "observe"],
+)
+def test_a_compiled_module_is_measured(source: str, arguments: dict[str, Any], tmp_path: Any) -> None:
+    """What measures is outside the user's graph; the number is that of the eager module."""
     losses = []
     for compiled in (False, True):
-        module = make_module(pl.LightningModule, "none")
+        module = make_module(pl.LightningModule, source)
         if compiled:
             importlib.import_module("torch._dynamo").reset()
             module = torch.compile(module, backend="eager")
-        trainer = trainer_for(tmp_path, pplmon.PerplexityMonitor(logits="head", targets="labels"), max_epochs=1)
+        trainer = trainer_for(tmp_path, pplmon.PerplexityMonitor(**arguments), max_epochs=1)
         trainer.fit(module, loader(), loader(8, seed=1))
         losses.append(
             [

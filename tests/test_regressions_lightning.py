@@ -24,7 +24,7 @@ def fit(module: Any, where: Any, monitor: pplmon.PerplexityMonitor | None = None
 
 
 def test_a_returned_hugging_face_output_is_measured_as_its_model_does(tmp_path: Any) -> None:
-    """It has logits and a loss but no labels: way 4 knows about the shift, way 3 does not."""
+    """It has logits and a loss but no labels: the hooked model knows about the shift, the returned dict does not."""
     pytest.importorskip("transformers")
     from tests.test_huggingface import HF, build, data
 
@@ -65,7 +65,7 @@ def test_loaders_in_a_dict_are_counted_each(tmp_path: Any) -> None:
     assert sizes == [8, 12] and metrics["val/sequences"].item() == 20
 
 
-def test_a_way_that_fails_is_no_matter_where_a_higher_way_works(tmp_path: Any) -> None:
+def test_a_source_that_fails_is_no_matter_where_a_higher_one_works(tmp_path: Any) -> None:
     """The module observes; that it also returns something called logits is its own business."""
     module = make_module(pl.LightningModule)
 
