@@ -510,7 +510,7 @@ def test_the_first_window_s_guard_names_the_cause_too(tmp_path: Path) -> None:
 
 
 def test_a_fused_loss_in_the_callback_is_told_what_to_write(tmp_path: Path) -> None:
-    """Where no logits are found, the error also names the source of a loss that has none."""
+    """Where no logits are found, the error also says what a loss without them can show."""
     module = make_module(pl.LightningModule, "none")
     trainer = pl.Trainer(accelerator="cpu", max_steps=1, callbacks=[pplmon.PerplexityMonitor()], logger=False)
     with pytest.raises(ValueError, match=r"TokenStats\.from_losses\(nll, targets\)"):

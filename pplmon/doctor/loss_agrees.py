@@ -1,4 +1,4 @@
-"""The first guard against a plausible wrong number: does the measured cross-entropy agree with the training loss?"""
+"""Compare the measured cross-entropy with the training loss, as a guard against a plausible wrong number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TOKENS, _WHOLE, _FRACTION = map(layout.place, ("tokens", "nll_whole", "nll_frac
 
 
 class LossGuard:
-    """Compares the first logged window with the loss that the step returned. Adds on the device; reads once."""
+    """Compares the first logged window with the loss that the step returned. Adds up on the device, and reads once."""
 
     def __init__(self) -> None:
         self.done = False
@@ -46,7 +46,7 @@ class LossGuard:
         if self._sums is None or not warn:
             return
         loss, nll, tokens = self._sums.tolist()
-        # A loss of NaN is what NonFinite alerts on; the measured number leaves sick tokens out.
+        # A loss of NaN is what NonFinite alerts on; the measured number leaves non-finite tokens out.
         if not tokens or not math.isfinite(loss) or abs(loss - nll) <= TOLERANCE * abs(nll):
             return
         warnings.warn(

@@ -1,4 +1,4 @@
-"""Are observed logits still logits? A loss that works in place leaves their gradients, or their probabilities, behind.
+"""Warn where a loss wrote over its logits before they were measured, leaving their gradients or probabilities behind.
 
 Shapes: N = B·T tokens, V vocabulary, R rows that are looked at.
 """

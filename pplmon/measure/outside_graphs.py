@@ -1,4 +1,4 @@
-"""Under torch.compile: what counts tokens stays out of the graph of the step that calls it."""
+"""Keep what counts tokens out of the graph of a compiled step that calls it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function run as it is where a compiled step calls it, by a break in the step's graph.
+    """Return a function that breaks the graph of a compiled step which calls it, and runs outside it.
 
     Traced, it would be compiled anew for every step's number; and the compiler's numpy is not numpy: it reads ``x[::-1]``
     otherwise, without a word.

@@ -1,4 +1,4 @@
-"""WHEN: cadence, windows, late read-out, and the order report → alerts → sinks. No framework."""
+"""Decide when to read out, judge, log and stop, for any training loop."""
 
 from pplmon.monitor.monitor import Monitor
 

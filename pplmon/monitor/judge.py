@@ -111,7 +111,7 @@ class Judge:
 
 
 def _blame(evidence: Report, usual: float | None, worst: Sequence[WorstToken | WorstSequence]) -> float | None:
-    """How much of the jump of the cross-entropy over what is usual the worst token, or sequence, explains."""
+    """Return how much of the jump of the cross-entropy over what is usual the worst token, or sequence, explains."""
     mean, tokens = evidence.numbers.get("cross_entropy"), evidence.numbers.get("tokens")
     if usual is None or mean is None or not tokens or not worst:
         return None

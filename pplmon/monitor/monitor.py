@@ -1,4 +1,4 @@
-"""WHEN: cadence, windows, late read-out, and the order report → alerts → sinks. No framework.
+"""Watch a training loop: ``Monitor`` has the calls that a loop makes.
 
 Two cadences: the tally is read out and judged every ``judge_every_n_steps``; what was read out is added into the window
 that is logged every ``every_n_steps``. A read-out is started at one step and taken in at the next, so no step waits.
@@ -196,7 +196,7 @@ def _batch(
     sample_ids: Tensor | None,
     batch_data: Mapping[str, Tensor],
 ) -> dict[str, Tensor | None]:
-    """What ``observe`` was told of a micro-batch, without its logits."""
+    """Return what ``observe`` was told of a micro-batch, without its logits."""
     if isinstance(logits, TokenStats):
         targets = logits.targets.view(logits.batch_shape)
     own = {"targets": targets, "mask": mask, "document_ids": document_ids, "sample_ids": sample_ids}

@@ -1,4 +1,4 @@
-"""What happens to a read-out, whoever decides when there is one: window, rules, sinks, checkpoint."""
+"""Take read-outs in: judge them, add them to their window, show the window, and save what is open."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pplmon.tally import TokenTally
 
 
 class Engine:
-    """Everything that happens to a read-out: it is taken in, judged, added to its window, shown, and saved.
+    """Takes read-outs in, judges them, adds each to its window, shows windows and passes, and saves its state.
 
     ``Monitor`` adds the verbs of a training loop; every rank of the group calls the methods here alike.
     """
@@ -76,7 +76,7 @@ class Engine:
 
     @property
     def tally(self) -> TokenTally:
-        """The tally of the step under way."""
+        """Return the tally of the step under way."""
         return self._link.tally
 
     @property
@@ -86,12 +86,12 @@ class Engine:
 
     @property
     def current_step(self) -> int:
-        """The 0-based optimizer step under way."""
+        """Return the 0-based optimizer step under way."""
         return self._step
 
     @property
     def last_step(self) -> int:
-        """The last optimizer step that was closed; 0 before there is one."""
+        """Return the last optimizer step that was closed, 0 before there is one."""
         return max(self._step - 1, 0)
 
     @property
@@ -101,7 +101,7 @@ class Engine:
 
     @property
     def rank(self) -> int:
-        """This process's rank in the run, as addresses give it."""
+        """Return this process's rank in the run, as addresses give it."""
         return self._link.pattern.group.global_rank
 
     def collect(self) -> None:

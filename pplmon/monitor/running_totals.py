@@ -1,4 +1,4 @@
-"""What was read out and is not yet shown: the open window, the epoch, and the run's count of tokens."""
+"""Add up what was read out and is not yet shown: the open window, the epoch, and the run's count of tokens."""
 
 from __future__ import annotations
 

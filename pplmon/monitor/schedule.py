@@ -1,4 +1,4 @@
-"""At which optimizer steps a monitor reads out, and at which it logs: decided by the step alone, so ranks agree."""
+"""Decide at which optimizer steps a monitor reads out and logs, by the step alone, so that ranks agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pplmon.report.checks import check_cadence
 
 @dataclass(frozen=True)
 class Cadence:
-    """Steps are 0-based: with n = 50 the first window is the steps 0 to 49, as the rows of ``self.log``."""
+    """The two rhythms of a monitor. Steps are 0-based: with n = 50 the first window is the steps 0 to 49."""
 
     every_n_steps: int | None  # None: windows are never logged
     judge_every_n_steps: int
@@ -28,6 +28,6 @@ class Cadence:
         return self.closes_window(step) or (step + 1) % self.judge_every_n_steps == 0
 
     def next_read_out(self, step: int) -> int:
-        """The first step from ``step`` on that is read out."""
+        """Return the first step from ``step`` on that is read out."""
         lengths = [n for n in (self.every_n_steps, self.judge_every_n_steps) if n is not None]
         return min(-(-(step + 1) // n) * n - 1 for n in lengths)

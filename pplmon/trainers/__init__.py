@@ -1,1 +1,1 @@
-"""Wire pplmon into trainers. No arithmetic."""
+"""Wire pplmon into trainers. Nothing is computed here."""

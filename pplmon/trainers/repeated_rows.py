@@ -1,4 +1,4 @@
-"""Find rows that a sampler gives a second time to fill the last batch of a pass, and put on record how many were counted."""
+"""Find the rows that a sampler gives a second time to fill the last batch of a pass."""
 
 from __future__ import annotations
 

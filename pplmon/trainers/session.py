@@ -1,4 +1,4 @@
-"""One run of any trainer: the events of a training loop, told to the capture, the monitor and the comparison with the loss.
+"""Watch one run of any trainer: ``Session`` turns what happens in its loop into counting, judging and logging.
 
 A wire calls ``begin_batch`` and ``end_batch`` around every batch, ``step_to`` after an optimizer step, ``begin_pass`` and
 ``end_pass`` around validation, and ``close``, or ``abandon`` after an exception.
@@ -28,7 +28,7 @@ EPOCH_NUMBERS = ("cross_entropy", "perplexity", "token_accuracy", "max_token_los
 
 
 class Session:
-    """Watches one run of a trainer.
+    """Watches one run of a trainer, which tells it of every batch, step and pass.
 
     Args:
         settings: what the user asked for.

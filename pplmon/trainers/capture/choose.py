@@ -1,4 +1,4 @@
-"""Choose among the sources of logits: those that are tried, in order, and the one that a stage keeps to."""
+"""Choose among the sources of logits: all are tried on a stage's first batch, and the stage keeps to one."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ def sources_for(logits: Logits | None, targets: Targets | None, shift: bool | No
 
 
 class Choice:
-    """The source of each stage: the first that gave something on its first batch is the only one used from then on."""
+    """Keeps each stage to one source: the first, in the order of preference, that gave something on its first batch."""
 
     def __init__(self, sources: tuple[Source, ...]) -> None:
         self._sources = sources
-        self._chosen: dict[str, Source] = {}
+        self.by_stage: dict[str, Source] = {}
         self._trials: dict[Source, TokenTally] = {}  # what each source gave on the first batch
 
-    def of(self, stage: str) -> Source | None:
-        """Return the source of a stage, ``None`` before it is chosen."""
-        return self._chosen.get(stage)
-
     def tally_for(self, source: Source, stage: str, tally: TokenTally) -> TokenTally | None:
-        """Return the tally to count in: the stage's for its source, ``None`` for others, before the choice one for each."""
-        chosen = self._chosen.get(stage)
+        """Return the tally that a source counts in: the stage's own once it was chosen, ``None`` once another was.
+
+        Before the choice each source has a tally of its own.
+        """
+        chosen = self.by_stage.get(stage)
         if chosen is not None:
             return tally if chosen is source else None
         if source not in self._trials:
@@ -54,6 +53,6 @@ class Choice:
         chosen = next((source for source in self._sources if source in trials), None)
         if chosen is None:
             return False
-        self._chosen[stage] = chosen
+        self.by_stage[stage] = chosen
         tally.merge_state(trials[chosen])
         return True

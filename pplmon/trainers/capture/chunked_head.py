@@ -1,4 +1,4 @@
-"""A head that is applied to chunks of positions gives a batch in pieces, which are counted together or not at all."""
+"""Join the logits of a head that is applied to chunks of positions: all of a batch's pieces are counted, or none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Pieces:
         return bool(self._measured)
 
     def refuse(self) -> None:
-        """The logits came whole: what came in pieces before, or does hereafter, is another call (generation)."""
+        """Take no pieces in this batch: its logits came whole, so pieces are another call (generation)."""
         self._measured, self._refused = [], True
 
     def columns_of(self, logits: Tensor, targets: Tensor) -> slice | None:

@@ -33,7 +33,7 @@ class Counter:
 
     @property
     def tally(self) -> TokenTally:
-        """The stage's tally."""
+        """Return the stage's tally."""
         assert self._tally is not None
         return self._tally
 
@@ -58,8 +58,8 @@ class Counter:
         data: dict[str, Any],
     ) -> None:
         """Count what a source gave, unless the stage keeps to another."""
-        assert self.stage is not None
-        tally = self._choice.tally_for(source, self.stage, self.tally)
+        assert self.stage is not None and self._tally is not None
+        tally = self._choice.tally_for(source, self.stage, self._tally)
         if tally is None:
             return
         usual, shift = tally.shift, tally.shift if shift is None else shift
@@ -73,7 +73,7 @@ class Counter:
         finally:
             if shift != usual:
                 tally.shift = usual
-        chosen = self._choice.of("train") is not None  # before that, several sources are tried on one batch
+        chosen = "train" in self._choice.by_stage  # before that, several sources are tried on one batch
         if self.stage == "train" and chosen and isinstance(logits, Tensor) and targets is not None:
             self._overwritten.look(logits, targets, tally.ignore_index, shift)
 

@@ -67,6 +67,7 @@ class Capture:
         for end in self._ends:
             end()
         self._ends, self._hooked, self._module = [], False, None
+        self._choice.forget()
         self._close()
 
     @property
@@ -86,13 +87,13 @@ class Capture:
     def end_batch(self, outputs: Any) -> None:
         """Look at what the step returned, and after a stage's first batch choose its source. Then stop listening."""
         stage = self._counter.stage
-        if stage is not None and self._choice.of(stage) is not self._said:
+        if stage is not None and self._choice.by_stage.get(stage) is not self._said:
             self._look_at(outputs, stage)
         self._close()
 
     @property
     def left_out(self) -> Tensor | None:
-        """Whether the sequence to leave out was in the last batch: a bool on the device, ``None`` where nobody can tell."""
+        """Return if the sequence to leave out was in the last batch: a bool on the device, ``None`` where nobody can tell."""
         return self._counter.left_out
 
     def observe(
@@ -109,12 +110,11 @@ class Capture:
 
     def _close(self) -> None:
         self._counter.end()
-        self._choice.forget()
         self._pieces, self._whole = Pieces(), None
 
     @torch.no_grad()
     def _look_at(self, outputs: Any, stage: str) -> None:
-        chosen = self._choice.of(stage)
+        chosen = self._choice.by_stage.get(stage)
         for source in self._sources if chosen is None else (chosen,):
             self._try(self._take_step, source, outputs)
         if self._whole is not None:
@@ -149,7 +149,7 @@ class Capture:
         try:
             take(*args)
         except (TypeError, ValueError) as error:
-            if self._counter.stage is not None and self._choice.of(self._counter.stage) is not None:
+            if self._counter.stage in self._choice.by_stage:
                 self._counter.warn("odd batch", f"{error}; this batch is not counted")
             elif self._excuse is None:
                 self._excuse = error
@@ -188,7 +188,7 @@ class Capture:
         if columns is None:
             return False
         assert counter.stage is not None
-        if self._choice.of(counter.stage) not in (None, source):
+        if self._choice.by_stage.get(counter.stage, source) is not source:
             return True
         shift = counter.tally.shift if shift is None else shift
         data = counter.without_repeated(counter.data(targets), targets)

@@ -15,7 +15,10 @@ Call = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]  # modu
 
 
 def listen_to(module: nn.Module, take: Call) -> RemovableHandle:
-    """Call ``take`` after each call of the module until the handle is removed. Before its first compiled call, or never."""
+    """Call ``take`` after each call of the module, until the handle is removed.
+
+    It has to be set before the module's first compiled call.
+    """
 
     @outside_graphs
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -13,7 +13,7 @@ from pplmon.measure.tokens import TokenStats
 
 
 class Listener(Protocol):
-    """Whoever wants to hear of what a module shows."""
+    """An object that hears what a module shows."""
 
     def observe(self, logits: Tensor | TokenStats, targets: Tensor | None = None, **data: Any) -> None:
         """Take in what was shown."""

@@ -1,4 +1,4 @@
-"""WIRE: pplmon in a Lightning ``Trainer``. No arithmetic."""
+"""Wire pplmon into a Lightning ``Trainer``."""
 
 from pplmon.trainers.lightning.callback import PerplexityMonitor
 

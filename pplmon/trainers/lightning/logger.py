@@ -1,4 +1,4 @@
-"""A Lightning logger as a sink: scalars go through the logger, the rest straight to its backend where it has more."""
+"""Use a Lightning logger as a sink: scalars go through the logger, alerts and tables straight to its backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read from a Lightning ``Trainer``: steps, directories, loggers, keys. Its private names are used here alone."""
+"""Read a Lightning ``Trainer``: its steps, directories, loggers and keys. Its private names are used here alone."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pplmon.trainers.lightning.logger import LightningLogger, is_a
 
 
 def step_of(trainer: Any) -> int:
-    """The 0-based optimizer step under way: the x of the rows of ``self.log``."""
+    """Return the 0-based optimizer step under way: the x of the rows of ``self.log``."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def optimizer_stepped(trainer: Any) -> bool:
-    """True in ``on_train_batch_end`` of a micro-batch that completed an optimizer step."""
+    """Return True in ``on_train_batch_end`` of a micro-batch that completed an optimizer step."""
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
 def module_keys(trainer: Any) -> set[str]:
-    """The keys that the user's module logs itself, in all the forms that Lightning gives them."""
+    """Return the keys that the user's module logs itself, in all the forms that Lightning gives them."""
     keys = set()
     for result in (trainer._results or {}).values():
         meta = result.meta
@@ -29,14 +29,14 @@ def module_keys(trainer: Any) -> set[str]:
 
 
 def watched_keys(trainer: Any) -> set[str]:
-    """The keys that callbacks and learning-rate schedulers monitor."""
+    """Return the keys that callbacks and learning-rate schedulers monitor."""
     keys = {getattr(callback, "monitor", None) for callback in trainer.callbacks}
     keys |= {getattr(config, "monitor", None) for config in trainer.lr_scheduler_configs}
     return {key for key in keys if isinstance(key, str)}
 
 
 def sinks_of(trainer: Any, prefix: str) -> list[Sink]:
-    """The trainer's loggers, the journal beside them, and the console through the progress bar.
+    """Return the trainer's loggers, the journal beside them, and the console through the progress bar.
 
     Every rank calls it (asking for the directory is a collective). Lightning has loggers on its first rank only; the
     others need a journal for what they could not merge, or when the group that they lead writes by itself.
@@ -54,7 +54,7 @@ def sinks_of(trainer: Any, prefix: str) -> list[Sink]:
 
 
 def decoder_of(trainer: Any, module: Any) -> Any:
-    """The ``decode`` of a tokenizer that the datamodule or the module holds, as with Hugging Face models; else ``None``."""
+    """Return the ``decode`` of a tokenizer that the datamodule or the module holds, as with Hugging Face models; else ``None``."""
     for owner in (getattr(trainer, "datamodule", None), module):
         for name in ("tokenizer", "processing_class"):
             decode = getattr(getattr(owner, name, None), "decode", None)
@@ -64,13 +64,13 @@ def decoder_of(trainer: Any, module: Any) -> Any:
 
 
 def loaders_of(loaders: Any) -> list[Any]:
-    """The loaders of a pass, one or several in any collection, in the order of their ``dataloader_idx``."""
+    """Return the loaders of a pass, one or several in any collection, in the order of their ``dataloader_idx``."""
     flattened = getattr(loaders, "flattened", None)  # a CombinedLoader
     return list(flattened) if flattened is not None else list(tree_leaves(loaders))
 
 
 def data_parallel_group(trainer: Any) -> Any:
-    """The ranks that hold different data; ``None`` is all of them. Tensor-parallel replicas of a batch count once."""
+    """Return the ranks that hold different data; ``None`` is all of them. Tensor-parallel replicas of a batch count once."""
     mesh: Any = getattr(trainer.strategy, "device_mesh", None)
     names = getattr(mesh, "mesh_dim_names", None) or ()
     return mesh["data_parallel"].get_group() if "data_parallel" in names else None
@@ -87,7 +87,7 @@ def finish_forked_runs(trainer: Any) -> None:
 
 
 def _wandb_directory(trainer: Any) -> str | None:
-    """The files of the first logger's W&B run, which W&B uploads when the run ends."""
+    """Return the directory of the first logger's W&B run, which W&B uploads when the run ends."""
     if trainer.loggers and is_a(trainer.loggers[0], "WandbLogger"):
         directory = getattr(trainer.loggers[0].experiment, "dir", None)
         return directory if isinstance(directory, str) else None

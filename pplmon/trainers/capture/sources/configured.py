@@ -1,4 +1,4 @@
-"""The source that is named: ``logits=`` is a submodule's path, a key of the step's output, or a callable."""
+"""Take logits from where the user said: a submodule's path, a key of the step's output, or a callable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Logits = str | Callable[[Any, Any], Tensor]
 
 
 class Configured(Source):
-    """What ``logits=`` names: a submodule where there is one of this path, else a part of the step's output."""
+    """The place that ``logits=`` names: a submodule where there is one of this path, else a part of the step's output."""
 
     def __init__(self, logits: Logits, targets: Targets | None, shift: bool | None) -> None:
         self._logits, self._targets, self._shift = logits, targets, shift

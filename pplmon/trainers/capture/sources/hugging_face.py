@@ -1,4 +1,4 @@
-"""The source that needs no word: a Hugging Face model inside the module, with the ``labels`` that it was given."""
+"""Take logits from a Hugging Face model inside the module, with the ``labels`` that it was given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 class HuggingFace(Source):
-    """The whole model is hooked, never its head: many families scale or cap logits after it."""
+    """A Hugging Face model. The whole of it is hooked, never its head: many families scale or cap logits after it."""
 
     def __init__(self, targets: Targets | None, shift: bool | None) -> None:
         self._targets, self._shift = targets, shift

@@ -1,4 +1,4 @@
-"""The source that is returned: the step's dict has ``logits``, and ``labels`` or ``targets``."""
+"""Take logits from a dict that the step returns, with its ``labels`` or ``targets``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The source that is said: ``pplmon.observe(self, logits, targets)`` in the step."""
+"""Take logits that the module shows by ``pplmon.observe(self, logits, targets)`` in its step."""
 
 from __future__ import annotations
 
