@@ -18,6 +18,7 @@ from pplmon import cells
 from pplmon.tally import by_arrays
 from pplmon.tally.given import Given, Settings, State
 from pplmon.tokens import TokenStats
+from pplmon.waiting import waiting_allowed
 
 _ROWS, _LENGTH, _VOCAB = 3, 41, 7
 # Of p(target): exp is the device's own.
@@ -91,7 +92,8 @@ def _prove(kind: Kind) -> Any:
         _given_up.add(kind.device)
         return None
     try:
-        wrong = differences(kind, triton.add)
+        with waiting_allowed(kind.device):
+            wrong = differences(kind, triton.add)
     except Exception as error:
         why = f"could not be run: {type(error).__name__}: {error}"
     else:

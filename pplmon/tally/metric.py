@@ -21,6 +21,7 @@ from pplmon.tally.extra import Extra
 from pplmon.tally.given import Given, Settings
 from pplmon.tally.states import States
 from pplmon.tokens import TokenStats, VocabShard, check_kernel, is_dtensor, token_stats
+from pplmon.waiting import waiting_allowed
 
 _SETTINGS = ("ignore_index", "shift", "top_k", "context", "min_sequence_tokens", "context_parallel", "kernel")
 
@@ -120,7 +121,8 @@ class TokenTally(States):
         stats, raw = self._measure(logits, targets, mask, vocab_shard)
         inputs.check_counted_once(stats, self.group)
         if stats.nll.device != self.sums.device:
-            self.to(stats.nll.device)
+            with waiting_allowed(stats.nll.device):
+                self.to(stats.nll.device)
         if not stats.nll.numel():
             return
         given = Given(
