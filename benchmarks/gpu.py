@@ -15,7 +15,6 @@ With ``--dry`` everything that needs no GPU: all parts, tiny, on a CPU, whose ti
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import signal
@@ -37,7 +36,6 @@ LIMIT_S, RESERVE_S = 390.0, 4.0  # of the whole; of it for the last words
 LEAST_S = 12.0  # a part that has less is not begun
 POLL_S = 0.1
 STATES = {
-    None: "stopped at its limit",
     0: "done",
     1: "done, with errors",
     NO_DEVICE: "not begun: there is no CUDA device",
@@ -64,13 +62,17 @@ class Running:
 
     def over(self) -> bool:
         """True when it has ended, or its time is up."""
-        return self.process.poll() is not None or time.monotonic() > self._until
+        return self._ended() or time.monotonic() > self._until
+
+    def _ended(self) -> bool:
+        # Not by poll(), after which its number may be another process's, and what it left behind could not be ended safely.
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def end(self) -> dict[str, Any]:
         """End it, and return what it has kept."""
-        status = self.process.poll()
-        kill(self.process)
-        state = STATES.get(status, f"died with status {status}")
+        by_itself = self._ended()
+        status = kill(self.process)
+        state = STATES.get(status, f"died with status {status}") if by_itself else "stopped at its limit"
         took = time.monotonic() - self.begun
         found = json.loads(self._found.read_text(encoding="utf-8")) if self._found.exists() else {}
         log = self.log.read_text(encoding="utf-8", errors="replace")
@@ -78,11 +80,10 @@ class Running:
         return {"state": state, "took_s": round(took, 1), "what": self.part.what, **shown, **found}
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process that was begun here, and all that it began."""
-    with contextlib.suppress(ProcessLookupError):  # it has ended, and has left nothing behind
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def kill(process: subprocess.Popen[bytes]) -> int:
+    """End a process that was begun here, and all that it began; return its status."""
+    os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
 
 
 def environment(part: Part, dry: bool) -> dict[str, str]:
@@ -132,7 +133,7 @@ def left_out(part: Part, seconds: float) -> str:
     """Return why a part is not begun; nothing where it is."""
     if missing := part.missing():
         return f"left out: {', '.join(missing)} is not installed"
-    return "left out: no time is left" if seconds < LEAST_S else ""
+    return "left out: no time is left" if seconds < min(LEAST_S, part.seconds) else ""
 
 
 def run(parts: list[Part], limit_s: float, out: Path, dry: bool) -> dict[str, Any]:
