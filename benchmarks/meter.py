@@ -107,7 +107,7 @@ def _cuda_costs(run: Callable[[], Any]) -> dict[str, float]:
 
 
 def waits(run: Callable[[], Any]) -> int:
-    """How often a call makes the host wait for a CUDA device, as PyTorch sees it."""
+    """Count how often a call makes the host wait for a CUDA device, as PyTorch sees it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")

@@ -143,7 +143,7 @@ def test_tests_are_collected(name: str, tmp_path: Path) -> None:
 
 
 def test_outcomes_are_kept_as_they_come(tmp_path: Path) -> None:
-    """What passes, is skipped, fails, or cannot be imported; in a run of pytest that is then stopped."""
+    """Passed, skipped, failed, not to be imported: also in a run of pytest that is then stopped."""
     from benchmarks.on_gpu.suite import Outcomes
 
     kept = Kept(tmp_path / "part.json", 10.0)
@@ -407,7 +407,7 @@ def test_a_failed_test_is_a_missed_target() -> None:
 
 
 def test_a_rule_is_chosen_by_the_times_of_programs() -> None:
-    """Where long rows want eight warps and short ones one, the rule gives them these."""
+    """Long rows that want eight warps, and short ones that want one, get them."""
     pytest.importorskip("triton", reason="there is no Triton for this platform")
     from benchmarks.on_gpu import tuning
 

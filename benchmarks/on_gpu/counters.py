@@ -1,4 +1,4 @@
-"""Who counts: the kernels or array operations, whatever the device would take by itself."""
+"""Lets the kernels or array operations count, whatever the device would take by itself."""
 
 from __future__ import annotations
 

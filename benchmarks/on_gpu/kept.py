@@ -1,4 +1,4 @@
-"""What a part has found so far, on the disk as soon as it is known: a part that fails or is stopped later has kept it."""
+"""Results of one part, on the disk as soon as they are known: a part that fails or is stopped later has kept them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Kept:
 
     @property
     def errors(self) -> list[dict[str, str]]:
-        """What went wrong, step by step."""
+        """Return the errors so far, step by step."""
         return self.content["errors"]  # type: ignore[no-any-return]
 
     def left_s(self) -> float:

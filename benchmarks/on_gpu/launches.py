@@ -1,4 +1,4 @@
-"""What an update, a step of the monitor and a read-out ask of the device: launches, waits, memory, as CUDA reports them."""
+"""Counts what an update, a step of the monitor and a read-out ask of the device: launches, waits, memory, as CUDA reports them."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 class Target(NamedTuple):
-    """What is promised, and what was found; ``found`` is None where it was not measured, ``met`` where nothing is promised."""
+    """A promise, and what was found; ``found`` is None where it was not measured, ``met`` where nothing is promised."""
 
     what: str
     wanted: str
@@ -88,7 +88,7 @@ def _of_launches(found: Row) -> list[Target]:
     shown = beside and f"arrived after {beside['arrived_ms']:.2f} ms, step done after {beside['step_done_ms']:.0f}"
     refused = None if not every else sum(bool(row["refused"]) for row in every)
     return [
-        _target("launches of an update", "<= 6", [row["launches"] for row in updates], max, lambda x: x <= 6, "d"),
+        _target("launches of an update", "<= 6", [row["launches"] for row in updates], max, lambda x: 1 <= x <= 6, "d"),
         _target("waits of an update or a step", "0", [row["syncs"] for row in every], max, lambda x: x == 0, "d"),
         Target("calls refused where waits are errors", "0", None if refused is None else str(refused), refused == 0),
         _target("new device memory of a warm call", "0", [row["new_memory"] for row in every], max, lambda x: x == 0, "d"),
