@@ -3,12 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test gpu lint clean
 
 help:
 	@echo "make demo    train a small model for about two minutes and see a corrupted sequence found"
 	@echo "             (ARGS='--steps 200 --logger wandb' passes flags; ARGS=--help names them)"
 	@echo "make test    run the tests (ARGS='-k perplexity' passes flags to pytest)"
+	@echo "make gpu     what only a GPU can tell, with a PYTHON that has PyTorch and Triton; installs nothing"
+	@echo "             (ARGS=--dry proves it without a GPU; the tables go to runs/gpu)"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove the environment and what tools left"
 
@@ -19,6 +21,9 @@ demo: .venv/installed
 test: export OMP_NUM_THREADS ?= 1
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check

@@ -4,7 +4,7 @@
                                  [--threads 2] [--rounds 7] [--ways pplmon torchmetrics] [--markdown] [--out result.json]
 
 The floor is the faster of ``x.sum()`` and ``x.amax()``, timed in the same rounds. All ways take turns within a round; the table
-has medians, the JSON all times. Memory is what the allocator held at its peak beyond the logits, as a multiple of their bytes. On a
+has medians of times, and of the ratios within a round; the JSON has all times. Memory is what the allocator held at its peak beyond the logits, as a multiple of their bytes. On a
 GPU times are between events, with the caches flushed before each run.
 """
 
@@ -15,6 +15,7 @@ import gc
 import json
 import statistics
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,22 @@ from benchmarks.meter import Timer, costs, first_call_s, interleaved
 from benchmarks.ways import PEER, WAYS, NotHereError, Way
 
 SPREAD = 3.0  # standard deviation of the logits: losses near 14 nats at V = 32k, none of them tiny
-FLOORS = {"x.sum()": lambda x: x.sum(), "x.amax()": lambda x: x.amax()}
+FLOOR = "floor: one read"
+FLOORS: dict[str, Callable[[Tensor], Any]] = {"x.sum()": lambda x: x.sum(), "x.amax()": lambda x: x.amax()}
 COLUMNS = ("N", "V", "dtype", "way", "ms", "× floor", "× torchmetrics", "memory × logits", "launches", "syncs",
            "allocations", "loss off by")  # fmt: skip
 
 Row = dict[str, Any]
 
 
-def cell(tokens: int, vocab: int, dtype: torch.dtype, options: argparse.Namespace, absent: dict[str, str]) -> list[Row]:
+def cell(
+    tokens: int,
+    vocab: int,
+    dtype: torch.dtype,
+    options: argparse.Namespace,
+    absent: dict[str, str],
+    floors: Mapping[str, Callable[[Tensor], Any]] = FLOORS,
+) -> list[Row]:
     """Measure one shape in every way; ``absent`` gets the reasons of those that do not run."""
     device = torch.device(options.device)
     logits, targets = batch(tokens, vocab, dtype, device)
@@ -50,20 +59,27 @@ def cell(tokens: int, vocab: int, dtype: torch.dtype, options: argparse.Namespac
         else:
             made[name], rows[name] = way, row
     runs = {name: way.run for name, way in made.items()}
-    runs.update({name: lambda read=read: read(logits) for name, read in FLOORS.items()})
+    runs.update({name: lambda read=read: read(logits) for name, read in floors.items()})
     times = interleaved(runs, Timer(device), options.rounds)
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
-    floor = min(medians[name] for name in FLOORS)
+    floor = min(floors, key=lambda name: statistics.median(times[name]))
     shape = {"tokens": tokens, "vocab": vocab, "dtype": str(dtype).removeprefix("torch.")}
-    found = [{**shape, "way": "floor: one read", "median_ms": floor, "over_floor": 1.0, **_none()}]
+    found = [{**shape, "way": FLOOR, "read_by": floor, **_timed(times[floor]), "over_floor": 1.0, **_none()}]
     for name, row in rows.items():
-        faster = medians[PEER] / medians[name] if PEER in medians else None
-        timed = {"median_ms": medians[name], "min_ms": min(times[name]), "all_ms": times[name]}
-        ratios = {"over_floor": medians[name] / floor, "faster_than_torchmetrics": faster}
+        timed, faster = _timed(times[name]), paired(times[PEER], times[name]) if PEER in times else None
+        ratios = {"over_floor": paired(times[name], times[floor]), "faster_than_torchmetrics": faster}
         found.append(
             {**shape, "way": name, **timed, **ratios, **row, "peak_over_logits": row["peak_bytes"] / logits.nbytes}
         )
     return found
+
+
+def paired(one: list[float], other: list[float]) -> float:
+    """Return the median over rounds of the ratio within a round, which a drift of the machine does not change."""
+    return statistics.median(a / b for a, b in zip(one, other))
+
+
+def _timed(taken: list[float]) -> Row:
+    return {"median_ms": statistics.median(taken), "min_ms": min(taken), "all_ms": taken}
 
 
 def once(name: str, logits: Tensor, targets: Tensor, truth: float) -> tuple[Way | None, Row]:
@@ -104,8 +120,9 @@ def exact_mean(logits: Tensor, targets: Tensor) -> float:
 
 
 def chosen(wanted: list[str]) -> list[str]:
-    """Return the ways whose names hold one of ``wanted``; all, if none is."""
-    return [name for name in WAYS if not wanted or any(part.lower() in name.lower() for part in wanted)]
+    """Return the ways that ``wanted`` names whole, and those whose names hold another of its words; all, if it has none."""
+    words = [part.lower() for part in wanted if part not in WAYS]
+    return [name for name in WAYS if not wanted or name in wanted or any(word in name.lower() for word in words)]
 
 
 def texts(row: Row) -> list[str]:

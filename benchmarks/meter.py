@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -13,7 +14,14 @@ from torch.profiler import ProfilerActivity, profile
 
 WARM_UP = 3
 FLUSHED = 2**28  # bytes written between runs on a GPU: more than its caches hold
+# Written so often, for some two milliseconds: so that the host has handed a call over before the device comes to it, as in training.
+BACKLOG = 24
+WAIT = (
+    "called a synchronizing"  # of the text of PyTorch's warning; when the mode is first set, it warns of something else
+)
 SYNCS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::equal")
+WORK = ("aten::", "## Call CompiledFxGraph")
+CUDA = torch.device("cuda")
 # Leaves of the profile that do no work on elements.
 IDLE = {
     "aten::alias", "aten::as_strided", "aten::detach", "aten::empty", "aten::empty_like", "aten::empty_strided", "aten::expand",
@@ -36,7 +44,8 @@ class Timer:
             run()
             return 1000 * (time.perf_counter() - begun)
         begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self.flush.zero_()
+        for _ in range(BACKLOG):
+            self.flush.zero_()
         begun.record()
         run()
         ended.record()
@@ -81,7 +90,9 @@ def _cpu_costs(run: Callable[[], Any]) -> dict[str, float]:
         peak = max(peak, held)
         allocations += event.nbytes() > 0
     del kept
-    return {"peak_bytes": peak, "allocations": allocations, **_counted(profiler.events(), cuda=False)}
+    events = profiler.events()
+    syncs = sum(event.name in SYNCS for event in events)
+    return {"peak_bytes": peak, "allocations": allocations, "launches": len(_of_a_cpu(events)), "syncs": syncs}
 
 
 def _cuda_costs(run: Callable[[], Any]) -> dict[str, float]:
@@ -92,6 +103,11 @@ def _cuda_costs(run: Callable[[], Any]) -> dict[str, float]:
     torch.cuda.synchronize()
     peak, asked = torch.cuda.max_memory_allocated() - before, _asked() - asked
     del kept
+    return {"peak_bytes": peak, "allocations": asked, "launches": len(launched(run, CUDA)), "syncs": waits(run)}
+
+
+def waits(run: Callable[[], Any]) -> int:
+    """Count how often a call makes the host wait for a CUDA device, as PyTorch sees it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -100,23 +116,71 @@ def _cuda_costs(run: Callable[[], Any]) -> dict[str, float]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+    return sum(WAIT in str(warning.message) for warning in caught)
+
+
+def launched(run: Callable[[], Any], device: torch.device) -> list[str]:
+    """Names of what a call launches: kernels and copies as CUDA reports them, on a CPU operators that touch elements."""
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         run()
-        torch.cuda.synchronize()
-    counted = _counted(profiler.events(), cuda=True)
-    syncs = sum("synchronizing" in str(warning.message) for warning in caught)
-    return {"peak_bytes": peak, "allocations": asked, **counted, "syncs": syncs}
+        if cuda:
+            torch.cuda.synchronize()
+    return (_of_a_gpu if cuda else _of_a_cpu)(profiler.events())
+
+
+def _of_a_gpu(events: Any) -> list[str]:
+    """A range that something names for itself, as compiled graphs do, is no launch."""
+    on_device = [event for event in events if event.device_type == DeviceType.CUDA]
+    return [event.name for event in on_device if not getattr(event, "is_user_annotation", False)]
+
+
+def _of_a_cpu(events: Any) -> list[str]:
+    leaves = [event.name for event in events if not event.cpu_children]
+    return [name for name in leaves if name.startswith(WORK) and name not in IDLE]
 
 
 def _asked() -> int:
     return int(torch.cuda.memory_stats()["allocation.all.allocated"])
 
 
-def _counted(events: Any, cuda: bool) -> dict[str, float]:
-    """Launches and waits: on a GPU what its profile holds, on a CPU the operators that call no other."""
-    syncs = sum(event.name in SYNCS for event in events)
-    if cuda:
-        return {"launches": sum(event.device_type == DeviceType.CUDA for event in events), "syncs": syncs}
-    leaves = [event.name for event in events if not event.cpu_children]
-    work = ("aten::", "## Call CompiledFxGraph")
-    return {"launches": sum(name.startswith(work) and name not in IDLE for name in leaves), "syncs": syncs}
+def host_us(run: Callable[[], Any], device: torch.device, times: int = 30) -> float:
+    """Microseconds that the host spends on a call, while the device has nothing else to do: the median."""
+    taken = []
+    for _ in range(times):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        run()
+        taken.append(1e6 * (time.perf_counter() - begun))
+    return statistics.median(taken)
+
+
+def refused(run: Callable[[], Any], device: torch.device) -> str | None:
+    """Make a call where every wait for a CUDA device is an error, and return that error's text; ``None`` where there is none."""
+    if device.type != "cuda":
+        run()
+        return None
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return None
+
+
+def captured(run: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    """Return what replays a call from a CUDA graph; on a CPU the call itself."""
+    if device.type != "cuda":
+        return run
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay

@@ -83,11 +83,16 @@ class Training:
             torch.cuda.synchronize()
 
 
-def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Train in pairs, and return the two ratios with their intervals."""
+def warmed_up(options: argparse.Namespace) -> Training:
+    """Make a model, and train it for a few steps of each kind."""
     training = Training(options)
     for monitored in (False, True):
         training.block(WARM_UP, monitored)
+    return training
+
+
+def compare(training: Training, options: argparse.Namespace) -> dict[str, Any]:
+    """Train in pairs, and return the two ratios with their intervals."""
     training.own_s = 0.0
     triples = [
         [training.block(options.block, monitored) for monitored in (False, True, False)] for _ in range(options.pairs)
@@ -160,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    result = compare(options)
+    result = compare(warmed_up(options), options)
     Console(width=max(Console().width, 100)).print(table(result))
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -370,6 +371,16 @@ def test_few_rows_are_waited_for_and_few_batches_looked_at() -> None:
     assert said(lambda: late.look(many, torch.arange(20), -100, shift=False)) == []
     tiny = torch.tensor([[1.0, -1.0]]).expand(20, 2)
     assert said(lambda: Overwritten().look(tiny, torch.ones(20, dtype=torch.int64), -100, shift=False)) == []
+
+
+def test_counts_are_waited_for_on_their_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event of the current GPU's stream, where the logits lie on another, would say too early that they are there."""
+    recorded, made = [], torch.empty
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda *stream: recorded.append(stream)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory, **how: made(*shape, **how))
+    Overwritten()._send(torch.zeros(3, dtype=torch.int64))
+    assert recorded == [("the stream of cpu",)]
 
 
 def test_liger_is_seen(liger: dict[str, Any]) -> None:

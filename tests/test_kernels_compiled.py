@@ -211,7 +211,7 @@ def test_a_tally_measures_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
 WITHOUT_COMPILER = """
 import warnings, torch
 from pplmon import token_stats
-from pplmon.kernels import compiled
+from pplmon.measure import compiled
 compiled.LEAST_VOCAB = compiled.LEAST_LOGITS = 0
 torch.manual_seed(0)
 logits, targets = torch.randn(5, 4099), torch.randint(4099, (5,))

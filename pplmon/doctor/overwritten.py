@@ -53,7 +53,7 @@ class Overwritten:
         self._counts = torch.empty(counts.shape, dtype=counts.dtype, device="cpu", pin_memory=True)
         self._counts.copy_(counts, non_blocking=True)
         self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._copied.record()
+        self._copied.record(torch.cuda.current_stream(counts.device))  # the current device may be another
 
     def _arrived(self, counts: Tensor) -> bool:
         if self._copied is not None:

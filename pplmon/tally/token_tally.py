@@ -15,9 +15,9 @@ from torch import Tensor
 from pplmon.extras import Measures
 from pplmon.measure.outside_graphs import outside_graphs
 from pplmon.measure.tokens import TokenStats, VocabShard, check_kernel, is_dtensor, token_stats
-from pplmon.report import layout
+from pplmon.measure.waiting import waiting_allowed
 from pplmon.report.checks import at_least
-from pplmon.report.report import Report, Totals
+from pplmon.report.report import Report, Totals, layout
 from pplmon.tally import checks
 from pplmon.tally.count.choose import add
 from pplmon.tally.records import Given, Settings
@@ -120,7 +120,8 @@ class TokenTally(States):
         stats, raw = self._measure(logits, targets, mask, vocab_shard)
         checks.check_counted_once(stats, self.group)
         if stats.nll.device != self.sums.device:
-            self.to(stats.nll.device)
+            with waiting_allowed(stats.nll.device):
+                self.to(stats.nll.device)
         if not stats.nll.numel():
             return
         given = Given(

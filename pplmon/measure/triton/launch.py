@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pplmon.measure import eager
+from pplmon.measure.waiting import waiting_allowed
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 CHUNK_BYTES = 16  # what one thread loads at once, the widest load there is
@@ -87,8 +88,9 @@ def measure(
         if not required and kind not in _proved:
             if logits.is_cuda and torch.cuda.is_current_stream_capturing():
                 return None  # to compare is to wait, which a graph under capture cannot
-            for vocab in (logits.shape[-1], logits.shape[-1] + 1):  # rows of other alignments
-                _prove(logits.device, logits.dtype, vocab, *flags)
+            with waiting_allowed(logits.device):
+                for vocab in (logits.shape[-1], logits.shape[-1] + 1):  # rows of other alignments
+                    _prove(logits.device, logits.dtype, vocab, *flags)
             _proved.add(kind)
         _launch(logits, targets, mask, columns, ignore_index, shift)
     except Exception as error:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pplmon.measure.tokens import TokenStats
+from pplmon.measure.waiting import waiting_allowed
 from pplmon.report import layout
 from pplmon.tally.count import by_arrays
 from pplmon.tally.records import Given, Settings, State
@@ -90,7 +91,8 @@ def _prove(kind: Kind) -> Any:
         _given_up.add(kind.device)
         return None
     try:
-        wrong = differences(kind, triton.add)
+        with waiting_allowed(kind.device):
+            wrong = differences(kind, triton.add)
     except Exception as error:
         why = f"could not be run: {type(error).__name__}: {error}"
     else:
