@@ -16,8 +16,9 @@ from pplmon.extras import Measures
 from pplmon.measure.outside_graphs import outside_graphs
 from pplmon.measure.tokens import TokenStats, VocabShard, check_kernel, is_dtensor, token_stats
 from pplmon.measure.waiting import waiting_allowed
+from pplmon.report import layout
 from pplmon.report.checks import at_least
-from pplmon.report.report import Report, Totals, layout
+from pplmon.report.report import Report, Totals
 from pplmon.tally import checks
 from pplmon.tally.count.choose import add
 from pplmon.tally.records import Given, Settings
