@@ -28,7 +28,7 @@ def run(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
 
 
 def run_afresh(function: Callable[..., Any]) -> Any:
-    """Call an importable ``function`` in Triton's interpreter, in a process that has imported no program yet."""
+    """Call an importable ``function`` likewise, in a process that has imported no program yet."""
     with _start() as pool:
         return pool.submit(function).result()
 
@@ -40,7 +40,7 @@ def _interpreter() -> ProcessPoolExecutor:
 
 def _start() -> ProcessPoolExecutor:
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-    with mock.patch.dict(os.environ, TRITON_INTERPRET="1", OMP_NUM_THREADS="1"):
+    with mock.patch.dict(os.environ, TRITON_INTERPRET=str(int(DEVICE == "cpu")), OMP_NUM_THREADS="1"):
         pool.submit(os.getpid).result()  # the process starts here, and inherits the variable
     return pool
 
