@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pplmon import cells, saved
 from pplmon.extras import Measures
+from pplmon.tally.arrays import OnTorch
 from pplmon.tally.given import State
 from pplmon.tally.group import Group
 
@@ -82,7 +83,8 @@ def check(mark: Sequence[int]) -> None:
 
 @lru_cache
 def _mark(hash_: int, device: torch.device) -> Tensor:
-    return torch.tensor([hash_, -hash_], device=device)
+    mark: Tensor = OnTorch(device).vector([hash_, -hash_])  # made there: a copy to the device would be waited for
+    return mark
 
 
 def _unlike(ranges: Mapping[str, tuple[int, int]]) -> UnlikeLayouts:
