@@ -41,8 +41,7 @@ class Layout:
             "sums": len(state.sums),
             "maxima": len(state.maxima),
             "buckets": len(state.histogram),
-            "integers of extras": len(state.extra_sums),
-            "maxima of extras": len(state.extra_maxima),
+            "integers of extras": len(state.extra_sums) + len(state.extra_maxima),
             "worst rows": state.token_rows.shape[0],
             "columns of a row": state.token_rows.shape[1],
         }
