@@ -1,4 +1,4 @@
-"""What the demo is going to do: its options, checked, and the step and the row that it corrupts."""
+"""The demo's options, checked, and the step and the row that it corrupts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOGGERS = ("tensorboard", "wandb", "csv", "none")
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command line said. ``corrupt_step=None``: at two thirds of the run, if the alerts are armed by then."""
+    """The options of the command line. ``corrupt_step=None`` is two thirds of the run, if the alerts are armed by then."""
 
     steps: int = 540  # optimizer steps
     logger: str = "tensorboard"
@@ -58,7 +58,7 @@ class Plan:
         return None if self.corrupted_step is None else (self.corrupted_step + 1) * self.rank_batch * self.devices - 1
 
     def opening(self) -> str:
-        """Return the first words: what will happen."""
+        """Return the text that the demo opens with: it says what will happen."""
         ranks = "" if self.devices == 1 else f" on {self.devices} ranks (DDP)"
         what = (
             f"pplmon demo: {self.steps} steps of a small byte-level transformer{ranks} on the Python language reference"

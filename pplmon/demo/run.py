@@ -32,7 +32,7 @@ class Bar(TQDMProgressBar):
     """The usual bar, without the logger's version number: it makes room for the perplexities."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """Return what stands behind the bar."""
+        """Return the numbers that stand behind the bar."""
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
@@ -43,7 +43,7 @@ class Announce(pl.Callback):
         self._plan = plan
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Speak at the step."""
+        """Print the announcement at its step."""
         bar = trainer.progress_bar_callback
         if trainer.global_step == self._plan.corrupted_step and trainer.is_global_zero and bar is not None:
             bar.print(f"step {self._plan.corrupted_step}: now comes row {self._plan.corrupted_row}, the random bytes")
@@ -173,7 +173,7 @@ def _share_cores() -> None:
 
 
 def _hush() -> None:
-    """Leave out what tells a newcomer nothing: Lightning's tips, and its advice on loaders."""
+    """Silence Lightning's tips and its advice on loaders, which tell a newcomer nothing."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)

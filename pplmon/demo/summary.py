@@ -1,4 +1,4 @@
-"""The end of the demo: what the journal says of the run, as a table, and whether the corrupted step was found."""
+"""Print the end of the demo: a table of the run from its journal, and whether the corrupted step was found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's data: English that every Python carries, as bytes, with one corrupted sequence on request."""
+"""The demo's data: the bytes of the language reference that comes with Python, with one corrupted sequence on request."""
 
 from __future__ import annotations
 

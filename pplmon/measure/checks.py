@@ -1,4 +1,4 @@
-"""What ``token_stats`` and ``from_losses`` are given, checked: what was expected, what came, and the likely fix."""
+"""Check the arguments of ``token_stats`` and ``from_losses``; an error names what was expected, what came, and the fix."""
 
 from __future__ import annotations
 

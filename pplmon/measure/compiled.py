@@ -1,9 +1,9 @@
-"""torch.compile: one loop over the logits, for devices without a kernel of their own. Asked for by ``kernel="compiled"``.
+"""Measure logits by a loop that torch.compile makes, for devices without a kernel of their own (``kernel="compiled"``).
 
-The compiler gets only what it does well: of every block of 256 logits the maximum, Σ exp(x − maximum) and, for the entropy,
-Σ (x − maximum)·exp(x − maximum). All else is done on these, 128 times fewer numbers, in plain PyTorch: the argmax, which a compiler
-runs at a tenth of the speed; and the sums, which it would run in one float32 per lane, and be off by 7e-5 where many logits are
-equal. Where nothing can be compiled the reference measures instead, with one warning.
+The compiled loop reduces every block of 256 logits to its maximum, Σ exp(x − maximum) and, for the entropy,
+Σ (x − maximum)·exp(x − maximum). Plain PyTorch does the rest on these 128 times fewer numbers: the argmax, because a compiled
+argmax runs at a tenth of the speed, and the final sums, because a compiled loop sums in one float32 per lane and is off by 7e-5
+where many logits are equal. Where nothing can be compiled, ``eager`` measures instead, with one warning.
 
 Shapes: n rows of a chunk, K blocks, N tokens, V vocabulary.
 """
@@ -53,7 +53,7 @@ def measure(logits: Tensor, targets: Tensor, entropy: bool = False) -> Measured:
 
 
 def suits(logits: Tensor) -> bool:
-    """Tell whether compiling pays, and rows of ``logits`` can be looked at as blocks: dense, and not of float64."""
+    """Return True where compiling pays and the rows of ``logits`` can be viewed as blocks: dense, and not float64."""
     dense = logits.stride(-1) == 1 and logits.stride(-2) >= logits.shape[-1]
     pays = logits.shape[-1] >= max(LEAST_VOCAB, 4 * BLOCK) and logits.numel() >= max(LEAST_LOGITS, 1)
     return dense and pays and logits.dtype in DTYPES
@@ -101,7 +101,7 @@ def _with_entropy(blocks: Tensor) -> tuple[Tensor, ...]:
 
 
 def _finite(top: Tensor) -> Tensor:
-    """A block that is all −inf has a sum of 0, not NaN."""
+    """Return a finite maximum for blocks that are all −inf, so that their sum is 0 and not NaN."""
     return top.clamp_min(torch.finfo(torch.float32).min).unsqueeze(-1)
 
 

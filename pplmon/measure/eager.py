@@ -1,4 +1,4 @@
-"""The reference: log-sum-exp over chunks of rows, in plain PyTorch, on any device.
+"""Measure logits by log-sum-exp over chunks of rows, in plain PyTorch on any device: the reference for all kernels.
 
 Shapes: B sequences, T positions, N = B·T tokens, V vocabulary.
 """
@@ -28,7 +28,7 @@ LOWEST = -1e4  # exp of it is 0 in fp64, too, and 0·LOWEST is 0, where 0·(−i
 
 
 class Measured(NamedTuple):
-    """What one pass over the logits gives, per token [N]."""
+    """The measurements of one pass over the logits, per token [N]."""
 
     nll: Tensor  # float32
     top_probability: Tensor  # float32
@@ -37,9 +37,9 @@ class Measured(NamedTuple):
 
 
 class Partials(NamedTuple):
-    """What one pass over some columns gives, per token [N]; of all columns, or merged over shards, ``finish`` ends it.
+    """The partial results of one pass over some columns, per token [N]; once they cover all columns, ``finish`` ends them.
 
-    float32, and float64 of fp64 logits, whose ties are then those of the logits; all others are held exactly by float32.
+    They are float32, which holds fp32, bf16 and fp16 logits exactly; of fp64 logits float64, so that ties stay ties.
     """
 
     top: Tensor  # the largest logit
@@ -104,7 +104,7 @@ def _of_chunk(chunk: Tensor, scratch: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the maximum and the lowest index that has it, [n, 1], of [n, V]: ``x.max(-1)``, in a fraction of its time."""
+    """Return the maximum of [n, V] and its lowest index, each [n, 1]: the same as ``x.max(-1)``, but several times faster."""
     if _suits_numpy(x):
         index = torch.empty(x.shape[0], 1, dtype=torch.int64, device=x.device)
         with suppress(RuntimeError):  # some tensors hold no memory that numpy could read: under torch.func, fake ones
@@ -117,7 +117,7 @@ def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _suits_numpy(x: Tensor) -> bool:
-    """Tell whether numpy may find the argmax of ``x`` [n, V], and takes less time for it. A trace would not see it do so."""
+    """Return True where numpy finds the argmax of ``x`` [n, V] faster, and no trace is being recorded (it would miss numpy)."""
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
     few = FEW_THREADS + SHORT_ROW // x.shape[1]
@@ -125,7 +125,7 @@ def _suits_numpy(x: Tensor) -> bool:
 
 
 def _argmax_of_blocks(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Look for the largest of the blocks' maxima, and then within the first block that has it.
+    """Find the block with the largest maximum, then the argmax within the first such block.
 
     ``amax`` runs at the speed of a read and ``max`` does not. The last block may overlap its neighbour, where no maximum can be
     that is not the neighbour's, too.

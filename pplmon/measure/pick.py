@@ -1,6 +1,6 @@
-"""One file per way to measure logits, and which of them is taken.
+"""Pick the kernel that measures logits.
 
-``eager`` is the reference and runs on every device; the others give the same numbers, and are chosen by ``pick``.
+``eager`` is the reference and runs on every device; ``compiled`` and ``triton`` give the same numbers, faster.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ KERNELS = ("eager", "compiled", "triton")
 
 
 def check_kernel(kernel: str | None) -> None:
-    """Refuse a name that no kernel has."""
+    """Raise ValueError for a name that no kernel has."""
     if kernel is not None and kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, or None for the fastest, got {kernel!r}")
 

@@ -1,4 +1,4 @@
-"""MEASURE: logits and targets become one ``TokenStats`` row per token.
+"""Measure logits and targets: one row of ``TokenStats`` per token.
 
 Shapes: B sequences, T positions, N = B·T tokens, V vocabulary.
 """
@@ -27,7 +27,7 @@ ROUNDING = 1e-3  # how far rounding may bring what is given beyond its range; wh
 
 @dataclass(frozen=True, eq=False)
 class TokenStats:
-    """What was measured of each token, on the logits' device. Made by ``token_stats`` or ``from_losses``.
+    """The measurements of each token, on the logits' device. Made by ``token_stats`` or ``from_losses``.
 
     With ``shift`` row t holds the target of column t+1; the last row of a sequence holds column 0, which is never scored.
     """

@@ -1,7 +1,7 @@
-"""What may be done about an alert: ready handlers for ``on_alert``.
+"""Ready handlers for ``on_alert``: stop the run, save a checkpoint or the batch, tell people.
 
-A handler is any callable ``Alert -> None``; it is called on the writing rank, unless it has ``everywhere = True``. It may
-also have the methods that ``pplmon.monitor.delivery`` names, which the handlers here are made of.
+A handler is any callable ``Alert -> None``. It is called on the writing rank, or on all ranks where it has
+``everywhere = True``. ``pplmon.monitor.delivery`` names the methods that it may have besides.
 """
 
 from pplmon.alerts.actions.checkpoint import Checkpoint

@@ -1,4 +1,4 @@
-"""An alert as the messages that places for humans take."""
+"""Turn an alert into a message for Slack, Discord, or any receiver of JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Shape = Callable[[Message, int], dict[str, Any]]
 
 
 def as_json(message: Message, rows: int) -> dict[str, Any]:
-    """Every field of the alert as strict JSON, with at most ``rows`` worst tokens and sequences."""
+    """Return every field of the alert as strict JSON, with at most ``rows`` worst tokens and sequences."""
     fields = asdict(message.alert)
     for name in ("worst", "worst_sequences"):
         fields[name] = fields[name][:rows]
@@ -29,13 +29,13 @@ def as_json(message: Message, rows: int) -> dict[str, Any]:
 
 
 def as_slack(message: Message, rows: int) -> dict[str, Any]:
-    """A message for Slack's incoming webhooks."""
+    """Return a message for Slack's incoming webhooks."""
     text = _chat(message, rows, "*", SLACK_LENGTH)
     return {"text": text}
 
 
 def as_discord(message: Message, rows: int) -> dict[str, Any]:
-    """A message for Discord's webhooks. It pings nobody, whatever stands in the training data."""
+    """Return a message for Discord's webhooks that pings nobody, whatever the training data contain."""
     return {"content": _chat(message, rows, "**", DISCORD_LENGTH, escape=False), "allowed_mentions": {"parse": []}}
 
 
@@ -72,7 +72,7 @@ def _row(table: Table) -> str:
 
 
 def _chat(message: Message, rows: int, bold: str, most: int, escape: bool = True) -> str:
-    """A headline, and the rest as a block of code, in which no markup is obeyed."""
+    """Return a headline, and the rest as a block of code, in which no markup is obeyed."""
     alert = message.alert
     head, text = f"{alert.severity}: {title(alert)}", body(message, rows).replace("```", "'''")
     if escape:  # Slack's own three; without it "<!channel>" in a training text would call everybody

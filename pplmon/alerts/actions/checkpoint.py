@@ -56,7 +56,7 @@ class Checkpoint:
         self._due, self._count, self._busy = None, 0, False
 
     def __call__(self, alert: Alert) -> None:
-        """Remember to save. It waits for the end of the step: only then is what was counted of one piece."""
+        """Note that a checkpoint is wanted; it is saved at the end of the step, when all counts belong to whole steps."""
         # Saving asks the monitor for its state, which may judge one more step: the file that is being written has it.
         if self._due is None and not self._busy and self._count < self._at_most:
             self._due = alert

@@ -1,4 +1,4 @@
-"""Where files about an alert go, and what they are called."""
+"""Name the files that belong to an alert, and the directory that they go to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDER = "alerts"  # within the trainer's log directory, where none is named
 
 
 def folder(directory: str | os.PathLike[str] | None, monitor: Any, who: str) -> Path:
-    """Return the directory to write to: the one that was named, else one beside the trainer's logs.
+    """Return the directory to write to: the one that the user named, else ``alerts/`` beside the trainer's logs.
 
     Raises:
         ValueError: none was named, and there is no trainer that has one.
@@ -27,6 +27,6 @@ def folder(directory: str | os.PathLike[str] | None, monitor: Any, who: str) -> 
 
 
 def stem(alert: Alert) -> str:
-    """Return what a file about an alert is called, without its ending: rule, number and step."""
+    """Return the name of an alert's file, without its ending: rule, number and step."""
     parts = [alert.rule] if alert.metric is None else [alert.rule, alert.metric]
     return "-".join(re.sub(r"[^\w.]+", "_", part)[:60] for part in parts) + f"-step={alert.step}"

@@ -1,4 +1,4 @@
-"""``Notify``: tell people, by whatever apprise knows: Slack, mail, Telegram, ntfy and some hundred others."""
+"""``Notify``: send an alert through apprise, to Slack, mail, Telegram, ntfy or one of some hundred other services."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _services(address: Address) -> Any:
 
 
 class _Silence(logging.Filter):
-    """Drops records while a message is sent. Of all threads: apprise sends from threads of its own."""
+    """Drop log records, of all threads, while a message is sent: apprise logs addresses, and from threads of its own."""
 
     def __init__(self) -> None:
         super().__init__()

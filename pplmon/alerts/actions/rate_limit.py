@@ -1,4 +1,4 @@
-"""How often a rule may send a message."""
+"""Limit how often a rule may send a message."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Limit:
         self._known: OrderedDict[Key, None] = OrderedDict()
 
     def admit(self, alert: Alert) -> int | None:
-        """Return how many like it were held back before it; ``None`` if it is to be held back itself."""
+        """Return the number of like alerts that were held back before it; ``None`` where it is held back itself."""
         key = (alert.rule, alert.metric, alert.stage, alert.severity)
         # A resumed run repeats steps, and one handler may serve two monitors.
         same = (*key, alert.step, alert.threshold, alert.text)

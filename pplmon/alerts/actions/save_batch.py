@@ -77,7 +77,7 @@ class SaveBatch:
         self._saved.clear()
 
     def see(self, step: int, micro_batch: int, batch: Any) -> None:
-        """Hold a micro-batch of training until it can no longer be complained about."""
+        """Hold a micro-batch of training until no alert can name it any more."""
         tensors: dict[str, Tensor] = {}
         plain: dict[str, Any] = {}
         for name, value in _leaves(batch, "", DEPTH):

@@ -1,4 +1,4 @@
-"""What ``Webhook`` and ``Notify`` have in common: a worker, a limit, and one warning for a host that fails."""
+"""Send alerts over a network: the base of ``Webhook`` and ``Notify``, with a worker thread, a rate limit and one warning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pplmon.report.checks import at_least
 
 
 class Message(NamedTuple):
-    """An alert, and how many before it the receiver has not heard of."""
+    """An alert, and the number of alerts before it that the receiver did not get."""
 
     alert: Alert
     held_back: int  # like it, by the limit
@@ -21,7 +21,7 @@ class Message(NamedTuple):
 
 
 class Remote:
-    """A handler that sends an alert over a network, on a thread of its own. Subclasses say in ``_send`` how."""
+    """A handler that sends an alert over a network, on a thread of its own. Subclasses implement ``_send``."""
 
     _back_off_s = BACK_OFF_S
 
@@ -47,12 +47,12 @@ class Remote:
         self.settle()
 
     def settle(self) -> None:
-        """Say once that the host fails. On the caller's thread: a warning of the worker's might be lost, or kill it."""
+        """Warn once that the host fails: on the caller's thread, because a warning in the worker might be lost or end it."""
         if not self._told and self._worker.trouble is not None:
             self._warn(f"could not deliver an alert: {self._worker.trouble}")
 
     def drain(self) -> None:
-        """Wait for what is under way, at most ``drain_s`` seconds, and say if that was not enough."""
+        """Wait at most ``drain_s`` seconds for alerts that are being sent, and warn if that was not enough."""
         before = self._worker.dropped
         self._worker.drain(self._drain_s)
         self.settle()
@@ -64,7 +64,7 @@ class Remote:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many alerts were ``sent``, ``failed``, ``dropped`` (a full queue, the end), ``held_back`` by the limit."""
+        """The number of alerts ``sent``, ``failed``, ``dropped`` (full queue, end of the run) and ``held_back`` by the limit."""
         worker = self._worker
         return {
             "sent": worker.sent,

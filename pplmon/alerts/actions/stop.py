@@ -8,7 +8,7 @@ from pplmon.alerts import Alert
 
 
 class Stoppable(Protocol):
-    """What ``Stop`` needs of a monitor."""
+    """The one attribute of a monitor that ``Stop`` sets."""
 
     should_stop: bool
 
@@ -25,7 +25,7 @@ class Stop:
         self._monitor: Stoppable | None = None
 
     def bind(self, monitor: Stoppable) -> None:
-        """Learn whom to stop; the monitor calls it."""
+        """Remember the monitor to stop; the monitor calls it."""
         self._monitor = monitor
 
     def __call__(self, alert: Alert) -> None:

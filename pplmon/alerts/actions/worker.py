@@ -76,7 +76,7 @@ class Worker(Generic[Message]):
         self._hurry.clear()
 
     def _begin(self) -> None:
-        """In a forked child neither the thread nor the state of the lock is of any use."""
+        """Start anew: after a fork neither the thread nor the lock of the parent can be used."""
         self._waiting, self._changed, self._hurry = deque(), threading.Condition(), threading.Event()
         self._thread, self._busy, self._pid = None, False, os.getpid()
         drain = weakref.WeakMethod(self.drain)
@@ -105,7 +105,7 @@ class Worker(Generic[Message]):
                 self._changed.notify_all()
 
     def _deliver(self, message: Message) -> str | None:
-        """Try a few times; return why it failed, ``None`` if it did not."""
+        """Try a few times; return the reason of the failure, ``None`` after a success."""
         for attempt in range(self._tries):
             wait_s, retry = self._back_off_s * 2**attempt, True
             try:

@@ -1,8 +1,8 @@
-"""One launch measures a batch on CUDA: each logit is read once, and no logits-sized memory is taken.
+"""Measure a batch on a CUDA device in one launch: each logit is read once, and no logits-sized memory is taken.
 
-Triton itself is imported, and the program compiled, at the first batch. A program that a compiler or a driver gets wrong would
-give wrong numbers that look plausible: so the first batch of a kind (dtype, mask, shift, …) is preceded by two of a few rows, which
-the program and the reference both measure. Where the program fails or differs, ``measure`` says so once and leaves all batches to the reference.
+Triton is imported, and the program compiled, at the first batch. A compiler or driver that gets the program wrong would give
+wrong numbers that look plausible. So before the first batch of a kind (dtype, mask, shift, …) the program and the reference
+both measure two small batches. If they differ, or the program fails, one warning says so and the reference measures all batches.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Columns(NamedTuple):
 
 
 def fits(logits: Tensor) -> bool:
-    """Whether this kernel is the one to take for ``logits``: plain CUDA tensors, where Triton works."""
+    """Return True where this kernel can measure ``logits``: plain CUDA tensors, where Triton works."""
     return logits.is_cuda and type(logits) is Tensor and not _complaint(logits) and _installed() and not _broken
 
 
 def check(logits: Tensor) -> None:
-    """Raise where ``logits`` cannot be measured by this kernel, which was asked for by name."""
+    """Raise where this kernel was asked for by name and cannot measure ``logits``."""
     complaint = _complaint(logits)
     if not logits.is_cuda and not interpreted():
         complaint = f"logits on {logits.device}"
@@ -160,7 +160,7 @@ def shape_of_program(row_bytes: int) -> tuple[int, int]:
 
 
 def interpreted() -> bool:
-    """Whether Triton runs programs in Python, on any tensors: for tests."""
+    """Return True where Triton interprets programs in Python, on any tensors: for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -32,7 +32,7 @@ def _exp(x):
 
 @triton.jit
 def _drop(m, top):
-    """How far the exponents of a state fall when its maximum rises from m to top: ≤ 0."""
+    """Return m − top ≤ 0: the fall of a state's exponents when its maximum rises from m to top."""
     return tl.maximum(m, LOWEST) - tl.maximum(top, LOWEST)
 
 

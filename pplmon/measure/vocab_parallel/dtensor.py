@@ -1,4 +1,4 @@
-"""What a DTensor says of its logits: this rank's part, and where it lies. Nothing is moved between ranks here.
+"""Read this rank's part of a DTensor of logits, and its place in the vocabulary. Nothing is sent between ranks.
 
 Shapes: B sequences, T positions, N tokens, V vocabulary.
 """
@@ -14,7 +14,7 @@ from pplmon.measure.vocab_parallel.shard import Place, VocabShard, check_size
 
 
 def is_dtensor(value: object) -> bool:
-    """True for a DTensor, told without importing what only makes them."""
+    """Return True for a DTensor, without importing torch.distributed.tensor."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)
 

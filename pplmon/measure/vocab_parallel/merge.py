@@ -1,8 +1,8 @@
-"""Each rank measures its own columns; what it found travels in one collective and is merged alike on every rank.
+"""Measure logits whose vocabulary is split over ranks: each rank its own columns, merged by one collective.
 
-Shapes: N tokens, R ranks. What travels, per token: the largest logit (4 bytes, of fp64 logits 8), its id, the gap to the
-target, the sum without the largest term, a claim by which ranks that do not measure the same are found out, and for the
-entropy a weighted sum (4 each): 20 bytes, 24 with entropy, of fp64 logits 24 and 28.
+Shapes: N tokens, R ranks. A rank sends per token: its largest logit (4 bytes; fp64 logits: 8), that logit's id, the gap to
+the target, the sum without the largest term, a check value that shows ranks which measure different tokens, and for the
+entropy a weighted sum (4 bytes each). That is 20 bytes, 24 with entropy; for fp64 logits 24 and 28.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a shard of the vocabulary lies: ``VocabShard`` for plain tensors, checked over the ranks once."""
+"""``VocabShard``: tell which part of the vocabulary a plain tensor holds. The ranks check it together, once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WIDEST = 2**31 - 1  # ids travel as int32, and the last one stands for none
 
 
 class Place(NamedTuple):
-    """Which columns of a vocabulary of ``size`` this rank holds: ``start`` to ``stop``; beyond ``size`` they are padding."""
+    """The columns ``start`` to ``stop`` of a vocabulary of ``size`` that a rank holds; those beyond ``size`` are padding."""
 
     group: Any  # a ProcessGroup, None for all ranks
     start: int
@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
     @property
     def columns(self) -> int:
-        """How many of the shard's columns are of the vocabulary."""
+        """The number of the shard's columns that are not padding."""
         return max(min(self.stop, self.size) - self.start, 0)
 
 
@@ -63,7 +63,7 @@ class VocabShard:
 
 
 def check_size(size: int) -> None:
-    """Refuse a vocabulary whose ids do not fit what travels."""
+    """Raise ValueError for a vocabulary whose ids do not fit the 32 bits that are sent."""
     if not 1 <= size < WIDEST:
         raise ValueError(f"a vocabulary that is cut over ranks has from 1 to 2^31 − 2 ids, got {size}")
 
