@@ -21,7 +21,8 @@ from pplmon.measure.tokens import TokenStats, token_stats
 from pplmon.measure.vocab_parallel import VocabShard
 from pplmon.monitor import Monitor
 from pplmon.report.numbers import Number
-from pplmon.report.report import Report, Totals
+from pplmon.report.report import Report
+from pplmon.report.totals import Totals
 from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.tally import TokenTally
 from pplmon.tally.single_numbers import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile

@@ -22,7 +22,7 @@ from torch import Tensor
 from pplmon.alerts import Alert
 from pplmon.measure.tokens import TokenStats
 from pplmon.monitor.delivery import Delivery
-from pplmon.report.report import Totals
+from pplmon.report.totals import Totals
 from pplmon.tally import TokenTally
 
 CORRUPTIONS = ("garbage", "shuffled", "shifted", "copied", "repeated")

@@ -9,7 +9,7 @@ import torch
 
 import pplmon
 from pplmon.measure.tokens import TokenStats
-from pplmon.report.report import Totals
+from pplmon.report.totals import Totals
 from pplmon.tally import TokenTally
 
 VOCAB, LENGTH = 11, 20

@@ -15,7 +15,7 @@ import pplmon
 from pplmon import TokenStats, TokenTally
 from pplmon.monitor.evaluation import Pass
 from pplmon.report import layout
-from pplmon.report.report import Totals
+from pplmon.report.totals import Totals
 from pplmon.testing import run_on_ranks
 from pplmon.trainers.repeated_rows import RepeatedRows
 

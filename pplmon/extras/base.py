@@ -12,8 +12,8 @@ from pplmon.measure.tokens import TokenStats
 from pplmon.report.calls import arguments_of, call_text, example_call
 from pplmon.report.declared import check_number, declare
 from pplmon.report.numbers import Number, Value
-from pplmon.report.report import Derives
 from pplmon.report.saved import without_addresses
+from pplmon.report.totals import Derives
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -13,7 +13,8 @@ from pplmon.monitor.delivery import Delivery
 from pplmon.monitor.ranks import Link
 from pplmon.report import layout
 from pplmon.report.formulas import share_of_jump
-from pplmon.report.report import Report, Totals
+from pplmon.report.report import Report
+from pplmon.report.totals import Totals
 from pplmon.report.worst import WorstSequence, WorstToken
 
 

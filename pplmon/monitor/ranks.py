@@ -6,7 +6,7 @@ import time
 import warnings
 from typing import NamedTuple
 
-from pplmon.report.report import Totals
+from pplmon.report.totals import Totals
 from pplmon.tally import ReadOut, TokenTally, UnlikeLayouts
 
 POLL_S = 0.01

@@ -22,7 +22,8 @@ from pplmon.monitor.running_totals import Windows
 from pplmon.monitor.schedule import Cadence
 from pplmon.report import saved
 from pplmon.report.declared import as_rows
-from pplmon.report.report import Report, Totals
+from pplmon.report.report import Report
+from pplmon.report.totals import Totals
 from pplmon.report.worst import Decode
 from pplmon.sinks.base import Sink
 from pplmon.tally import TokenTally

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pplmon.report.report import Totals
+from pplmon.report.totals import Totals
 
 
 class Windows:

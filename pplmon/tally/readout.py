@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pplmon.report import layout
 from pplmon.report.histogram import Histogram
-from pplmon.report.report import Derives, Totals
+from pplmon.report.totals import Derives, Totals
 from pplmon.report.worst import Row
 from pplmon.tally.merge import merge_rows
 from pplmon.tally.ranks import Group

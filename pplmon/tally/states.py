@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from pplmon.extras import Measures
 from pplmon.measure.private_names import copy_each
 from pplmon.report import layout, saved
-from pplmon.report.report import Totals
+from pplmon.report.totals import Totals
 from pplmon.tally import checkpoint
 from pplmon.tally.merge import merge_counts, merge_maxima, merge_rows, merge_sums
 from pplmon.tally.ranks import Group

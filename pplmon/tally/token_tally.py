@@ -18,7 +18,8 @@ from pplmon.measure.tokens import TokenStats, VocabShard, check_kernel, is_dtens
 from pplmon.measure.waiting import waiting_allowed
 from pplmon.report import layout
 from pplmon.report.checks import at_least
-from pplmon.report.report import Report, Totals
+from pplmon.report.report import Report
+from pplmon.report.totals import Totals
 from pplmon.tally import checks
 from pplmon.tally.count.choose import add
 from pplmon.tally.records import Given, Settings
