@@ -76,11 +76,11 @@ CHARTS = (
     ),
 )
 
-# Not lines: how many tokens have which loss, one column a window, from a report's histogram.
+# How many tokens have which loss, one column a window, from a report's histogram; its lines lie upon it.
 DISTRIBUTION = Chart(
     key="distribution",
     title="Loss of all tokens over time",
-    names=(),
+    names=("token_loss_p99", "token_loss_p50"),
     unit="nats",
-    meaning="The darker, the more tokens have that loss; a spike is a few tokens far above the others.",
+    meaning="The stronger the colour, the more tokens have that loss; a spike is a few tokens far above the others.",
 )
