@@ -86,21 +86,22 @@ def _over(run: Run, alert: Alert) -> bool:
         return True
     later = [value for step, value in table.points(alert.metric)[-LATEST:] if alert.step is None or step > alert.step]
     if not later:
-        return alert.stage != "train"  # a pass is judged once
+        return False
     now = median(later)
-    return now <= alert.threshold if not alert.value < alert.threshold else now >= alert.threshold
+    return now >= alert.threshold if _side(alert) == "below" else now <= alert.threshold
 
 
 def _lasting(alerts: Sequence[Alert]) -> str:
     first = alerts[0]
-    names = list(dict.fromkeys(shown(alert.metric) for alert in alerts))
-    more = f" and {plural(len(names) - 1, 'other number')}" if len(names) > 1 else ""
-    side = (
-        "below"
-        if first.value is not None and first.threshold is not None and first.value < first.threshold
-        else "above"
-    )
-    return f"{first.stage}/{names[0]}{more} went {side} what is usual at step {first.step:,} and has not come back"
+    if first.metric == "nonfinite_tokens":
+        return f"losses are NaN or infinite since step {first.step:,}"
+    names = list(dict.fromkeys(f"{alert.stage}/{shown(alert.metric)}" for alert in alerts))
+    more = f" (and {plural(len(names) - 1, 'other number')} beyond theirs)" if len(names) > 1 else ""
+    return f"{names[0]} went {_side(first)} its limit at step {first.step:,}{more} and has not come back"
+
+
+def _side(alert: Alert) -> str:
+    return "below" if (alert.value or 0.0) < (alert.threshold or 0.0) else "above"
 
 
 def _told(found: Sequence[Incident]) -> str:
@@ -121,4 +122,6 @@ def _kind(incident: Incident) -> str:
 
 
 def _height(alert: Alert) -> float:
-    return abs(alert.value / alert.threshold) if alert.value is not None and alert.threshold else 0.0
+    """How many times its threshold the value is, or the threshold the value, where that is below it."""
+    ratio = abs(alert.value / alert.threshold) if alert.value is not None and alert.threshold else 0.0
+    return 1 / ratio if _side(alert) == "below" and ratio else ratio

@@ -99,7 +99,7 @@ class Chart {
   scale() {
     const { spec } = this;
     if (spec.logarithmic) return { distr: 3 };
-    if (spec.distribution !== null) return { range: [0, losses(spec.distribution).edges.at(-1)] };
+    if (spec.distribution !== null) return { range: [0, losses(spec.distribution).edges.at(-1) * 1.06] };
     return { range: { min: { pad: 0, hard: 0 }, max: { pad: 0.06 } } };
   }
 
@@ -110,7 +110,7 @@ class Chart {
       stroke: () => lineColor(line.color),
       width: i === 0 || few ? 2.25 : 1.25,
       dash: lineDash(line),
-      points: few ? { show: true, size: 6, fill: () => lineColor(line.color) } : {},
+      points: { ...(few ? { show: true } : {}), size: few ? 6 : 4, fill: () => lineColor(line.color) },
     };
   }
 

@@ -11,13 +11,15 @@ function remember() {
   }
 }
 
-function recall() {
-  let kept = null;
+function remembered() {
   try {
-    kept = JSON.parse(sessionStorage.getItem(KEPT + location.pathname));
+    return JSON.parse(sessionStorage.getItem(KEPT + location.pathname));
   } catch {
-    // As above.
+    return null;
   }
+}
+
+function recall(kept) {
   if (kept === null || !page.follow) return;
   useAxis(kept.kind);
   if (kept.range) show(...kept.range);

@@ -1,5 +1,6 @@
 // Begin: figures as their specifications say, heatmaps as they are opened.
 
+const kept = remembered(); // before charts are shown, and remembered anew
 readTheme();
 for (const figure of document.querySelectorAll("figure[data-chart]")) {
   const spec = page.charts[figure.dataset.chart];
@@ -29,5 +30,5 @@ for (const map of document.querySelectorAll(".map")) {
   else within.addEventListener("toggle", () => heatmap(map), { once: true });
 }
 
-recall();
+recall(kept);
 follow();
