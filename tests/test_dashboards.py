@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from pplmon.report.numbers import CATALOGUE
+from pplmon.sinks import dashboards
 from pplmon.sinks.dashboards import CHARTS, DISTRIBUTION, LABELS
 
 
@@ -28,3 +32,9 @@ def test_numbers_of_unlike_units_never_share_a_chart() -> None:
     for chart in CHARTS:
         units = {CATALOGUE[name].unit.replace(" per token", "") for name in chart.names}
         assert units == {chart.unit}
+
+
+def test_the_list_needs_nothing() -> None:
+    """Neither torch nor a backend: whoever draws can read it."""
+    source = Path(dashboards.__file__).read_text(encoding="utf-8")
+    assert set(re.findall(r"^(?:from|import) (\S+)", source, re.MULTILINE)) == {"__future__", "dataclasses"}

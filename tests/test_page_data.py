@@ -157,6 +157,14 @@ def test_a_resumed_run_is_not_over(tmp_path: Path) -> None:
     assert run.worst is None
 
 
+def test_a_journal_without_rows_is_a_run_without_numbers(tmp_path: Path) -> None:
+    """A run that has just begun is followed from there."""
+    (tmp_path / "pplmon.jsonl").touch()
+    page = pplmon.page(tmp_path)
+    assert [run.steps for run in page.runs] == [0]
+    assert "No numbers yet." in page.html
+
+
 def test_two_monitors_in_one_file_are_two_runs(tmp_path: Path) -> None:
     """Their prefixes tell them apart."""
     write_run(tmp_path, steps=20, spike=None, prefix="student/")

@@ -20,7 +20,7 @@ from pplmon.page.render import render
 from pplmon.page.runs import Run, find, read_runs
 from pplmon.page.verdict import verdict
 from pplmon.page.words import number, plural, shown
-from pplmon.report.declared import find
+from pplmon.report.declared import find as number_named
 from pplmon.report.numbers import CATALOGUE
 from pplmon.report.worst import WorstToken
 
@@ -116,7 +116,7 @@ def _numbers(run: Run, stages: Sequence[str]) -> list[dict[str, Any]]:
         {
             "name": shown(name),
             "last": [number(numbers.get(name)) for numbers in last],
-            "unit": known.unit if (known := find(name)) else "",
+            "unit": known.unit if (known := number_named(name)) else "",
             "meaning": known.meaning if known else "",
         }
         for name in names

@@ -51,6 +51,7 @@ def drawings(runs: Sequence[Run]) -> list[Drawing]:
     charts = [*CHARTS, *(Chart(f"own{i}", shown(name), (name,), ("train", "val")) for i, name in enumerate(own))]
     found = [drawn for chart in charts for drawn in (_one(chart, runs) if len(runs) == 1 else _several(chart, runs))]
     whole = [_distribution(runs, number) for number, run in enumerate(runs) if run.distribution is not None]
+    whole = [figure for figure in whole if figure.lines]
     first = sum(figure.key.split("-")[0] == CHARTS[0].key for figure in found)
     return [*found[:first], *whole, *found[first:]]
 

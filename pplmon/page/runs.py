@@ -77,7 +77,7 @@ def read_runs(journals: Sequence[Path]) -> list[Run]:
     runs = []
     for path, name in zip(journals, names(journals)):
         rows = read_journal(path)
-        prefixes = dict.fromkeys(row.get("prefix", "") for row in rows)
+        prefixes = dict.fromkeys(row.get("prefix", "") for row in rows) or {"": None}
         for prefix in prefixes:
             own = [row for row in rows if row.get("prefix", "") == prefix]
             runs.append(_run(own, path, name if len(prefixes) == 1 else f"{name} {prefix or '(no prefix)'}"))

@@ -43,7 +43,8 @@ class Chart {
   }
 
   range(min, max) {
-    this.u.batch(() => this.u.setScale("x", { min, max }));
+    this.u.setScale("x", { min, max });
+    this.readout.fill();
   }
 
   // The x of the data nearest to x.

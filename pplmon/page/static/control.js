@@ -6,7 +6,6 @@ function listen(chart) {
   const xOf = (event) => u.posToVal(event.clientX - over.getBoundingClientRect().left, "x");
   over.addEventListener("wheel", (event) => wheel(event, chart, xOf(event)), { passive: false });
   over.addEventListener("dblclick", unzoom);
-  over.addEventListener("mouseleave", () => document.activeElement === plot || point(null));
   over.addEventListener("mousemove", () => (over.style.cursor = eventNear(u, u.cursor.left, chart.events) ? "pointer" : ""));
   over.addEventListener("mousedown", () => plot.focus({ preventScroll: true }));
   over.addEventListener("click", (event) => {

@@ -7,7 +7,8 @@ class Readout {
     this.live = chart.figure.querySelector(".live");
     this.table = chart.figure.querySelector(".rows");
     this.values = chart.lines.map((line, i) => this.entry(line, i));
-    chart.figure.querySelector("details").addEventListener("toggle", (event) => event.target.open && this.fill());
+    this.details = chart.figure.querySelector("details");
+    this.details.addEventListener("toggle", () => this.fill());
   }
 
   entry(line, i) {
@@ -48,6 +49,7 @@ class Readout {
 
   // The points of the shown range as a table: all of them, or some, with the extremes of every line among them.
   fill() {
+    if (!this.details.open) return;
     const [low, high] = shownRange();
     const xs = this.chart.data[0].filter((x) => x >= low && x <= high);
     const kept = some(xs, this.chart, 200);
@@ -74,11 +76,14 @@ function row(cells, kind) {
 
 function some(xs, chart, most) {
   if (xs.length <= most) return [...xs];
-  const kept = new Set(chart.events.map((event) => event.x).filter((x) => xs.includes(x)));
+  const there = new Set(xs);
+  const kept = new Set(chart.events.map((event) => event.x).filter((x) => there.has(x)));
   for (let i = 0; i < most; i++) kept.add(xs[Math.floor((i * (xs.length - 1)) / (most - 1))]);
   for (const line of chart.lines) {
-    const ordered = [...xs].sort((a, b) => line.at(a) - line.at(b));
-    kept.add(ordered[0]).add(ordered[ordered.length - 1]);
+    const values = xs.map((x) => line.at(x) ?? NaN);
+    const lowest = values.reduce((best, value, i) => (value < values[best] ? i : best), 0);
+    const highest = values.reduce((best, value, i) => (value > values[best] ? i : best), 0);
+    kept.add(xs[lowest]).add(xs[highest]);
   }
   return [...kept].sort((a, b) => a - b);
 }

@@ -24,6 +24,5 @@ function heatColor(t) {
 
 function onThemeChange(redraw) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  addEventListener("beforeprint", redraw);
-  addEventListener("afterprint", redraw);
+  matchMedia("print").addEventListener("change", redraw);
 }

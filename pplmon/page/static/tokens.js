@@ -19,9 +19,9 @@ function heatmap(map) {
     told.textContent = tell(cell);
     if (focus) cell.focus();
   };
-  map.addEventListener("mouseover", (event) => event.target.role === "option" && choose(event.target, false));
-  map.addEventListener("click", (event) => event.target.role === "option" && choose(event.target, true));
-  map.addEventListener("focusin", (event) => event.target.role === "option" && choose(event.target, false));
+  map.addEventListener("mouseover", (event) => cells.includes(event.target) && choose(event.target, false));
+  map.addEventListener("click", (event) => cells.includes(event.target) && choose(event.target, true));
+  map.addEventListener("focusin", (event) => cells.includes(event.target) && choose(event.target, false));
   map.addEventListener("keydown", (event) => {
     const now = cells.indexOf(event.target);
     const next = { ArrowRight: now + 1, ArrowDown: now + 1, ArrowLeft: now - 1, ArrowUp: now - 1, Home: 0, End: cells.length - 1 }[event.key];
