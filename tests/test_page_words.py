@@ -109,9 +109,9 @@ def test_the_headline_has_the_journal_s_numbers(tmp_path: Path) -> None:
     tiles = {tile.title: tile for tile in headline(run)}
     best = min(train, key=lambda step: train[step]["perplexity"])
     assert tiles["perplexity, train"].value == number(train[99]["perplexity"])
-    assert tiles["perplexity, train"].note == f"best {number(train[best]['perplexity'])} at step {best}"
+    assert tiles["perplexity, train"].note == f"best {number(train[best]['perplexity'])}, step {best}"
     assert tiles["worst sequence"].value == f"{number(train[70]['max_sequence_loss'])} nats"
-    assert tiles["worst sequence"].note.startswith("at step 70; now ")
+    assert tiles["worst sequence"].note.startswith("step 70; now ")
     assert (tiles["non-finite tokens"].value, tiles["non-finite tokens"].bad) == ("0", False)
     assert (tiles["alerts"].value, tiles["alerts"].note) == ("1", "at step 70")
 

@@ -17,7 +17,7 @@ BINS = 60
 TILES = (
     ("train", "perplexity", "perplexity, train", False),
     ("val", "perplexity", "perplexity, val", False),
-    ("train", "token_accuracy", "token accuracy, train", False),
+    ("train", "token_accuracy", "accuracy, train", False),
     ("train", "max_sequence_loss", "worst sequence", True),
     ("train", "max_token_loss", "worst token", True),
 )
@@ -66,13 +66,13 @@ def _last(title: str, name: str, points: Sequence[tuple[int, float]]) -> Tile:
     better = max if CATALOGUE[name].best == "max" else min
     step, best = better(points, key=lambda point: point[1])
     return Tile(
-        title, number(points[-1][1]), f"best {number(best)} at step {step:,}", sparkline(points, name == "perplexity")
+        title, number(points[-1][1]), f"best {number(best)}, step {step:,}", sparkline(points, name == "perplexity")
     )
 
 
 def _peak(title: str, name: str, points: Sequence[tuple[int, float]]) -> Tile:
     step, highest = max(points, key=lambda point: point[1])
-    now = f"at step {step:,}; now {number(points[-1][1])}"
+    now = f"step {step:,}; now {number(points[-1][1])}"
     return Tile(title, f"{number(highest)} {CATALOGUE[name].unit.replace(' per token', '')}", now, sparkline(points))
 
 

@@ -108,7 +108,7 @@ class Chart {
     const few = line.stage !== "train";
     return {
       label: line.label,
-      stroke: () => lineColor(line.color),
+      stroke: () => lineColor(line.color) + (i === 0 || few ? "" : "b0"), // the first one is to be seen first
       width: i === 0 || few ? 2.25 : 1.25,
       dash: lineDash(line),
       points: { ...(few ? { show: true } : {}), size: few ? 6 : 4, fill: () => lineColor(line.color) },
