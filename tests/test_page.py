@@ -108,7 +108,7 @@ def test_it_can_be_searched(seen: Seen) -> None:
 
 
 def test_every_figure_is_named_and_has_a_table(seen: Seen) -> None:
-    """What a screen reader meets: a figure with a name, a place for the cursor's values, a table behind it."""
+    """A screen reader meets a figure with a name, a place for the cursor's values, a table behind it."""
     figures = [given for tag, given in seen.elements if tag == "figure"]
     ids = {given["id"] for _, given in seen.elements if "id" in given}
     assert len(figures) == 5

@@ -314,6 +314,29 @@ def test_a_page_that_follows_keeps_its_zoom(browser: Any, tmp_path: Path) -> Non
         assert shown_range(tab, "loss") == zoomed
 
 
+def test_a_line_can_be_hidden(browser: Any, report: Path) -> None:
+    """A click on its name in the legend takes it away, and its ink with it."""
+    with Opened(browser, report) as tab:
+        canvas = tab.locator("#chart-accuracy canvas")
+        before = canvas.evaluate("canvas => canvas.toDataURL()")
+        button = tab.locator("#chart-accuracy .legend button").first
+        button.click()
+        assert button.get_attribute("aria-pressed") == "false"
+        assert canvas.evaluate("canvas => canvas.toDataURL()") != before
+
+
+def test_a_notebook_draws_it_in_its_frame(browser: Any, report: Path, tmp_path: Path) -> None:
+    """The frame has no storage and no origin of its own, and the charts are there all the same."""
+    notebook = tmp_path / "notebook.html"
+    notebook.write_text(f"<!doctype html><body>{pplmon.page(report.parent)._repr_html_()}</body>", encoding="utf-8")
+    with Opened(browser, notebook) as tab:
+        frame = tab.frame_locator("iframe")
+        assert frame.locator("figure canvas").count() == 5
+        frame.locator("#unzoom").wait_for()
+        frame.locator("#chart-loss .plot").press("+")
+        assert frame.locator("#unzoom").is_enabled()
+
+
 def test_several_runs_lie_over_each_other(browser: Any, tmp_path: Path) -> None:
     """One number a chart, one line a run, and a table of what differs."""
     write_run(tmp_path / "calm", spike=None)

@@ -1,4 +1,4 @@
-"""What the page is made of: columns, the few rows that a picture needs, arrays, histograms, and each token's own text."""
+"""The parts of the page: columns, the few rows that a picture needs, arrays, histograms, and each token's own text."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_is_not_over(tmp_path: Path) -> None:
-    """What was its end is the middle now."""
+    """Its end of before is the middle now."""
     write_run(tmp_path)
     write_run(tmp_path, close=False)
     (run,) = read_runs(find([tmp_path]))

@@ -1,4 +1,4 @@
-"""What the page says: the verdict, the headline, the alerts with their evidence, and what tells runs apart."""
+"""The words of the page: the verdict, the headline, the alerts with their evidence, and what tells runs apart."""
 
 from __future__ import annotations
 

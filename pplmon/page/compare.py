@@ -1,4 +1,4 @@
-"""What tells runs apart: their numbers side by side, and the settings that differ."""
+"""Several runs side by side: their numbers, and the settings that differ."""
 
 from __future__ import annotations
 

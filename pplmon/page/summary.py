@@ -1,4 +1,4 @@
-"""What a page says, as plain values for ``--json``."""
+"""The content of a page as plain values, for ``--json``."""
 
 from __future__ import annotations
 
