@@ -106,10 +106,11 @@ class Chart {
 
   look(line, i) {
     const few = line.stage !== "train";
+    const strong = few || i === 0 || page.runs.length > 1; // of one run's numbers the first is to be seen first; runs are equal
     return {
       label: line.label,
-      stroke: () => lineColor(line.color) + (i === 0 || few ? "" : "b0"), // the first one is to be seen first
-      width: i === 0 || few ? 2.25 : 1.25,
+      stroke: () => lineColor(line.color) + (strong ? "" : "b0"),
+      width: strong ? 2 : 1.25,
       dash: lineDash(line),
       points: { ...(few ? { show: true } : {}), size: few ? 6 : 4, fill: () => lineColor(line.color) },
     };
