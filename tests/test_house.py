@@ -36,7 +36,7 @@ ROOMS = {
     "arguments": set(),
     "tokens": {"arguments", "graphs", "kernels"},
     "overwritten": {"tokens"},
-    "extras": STATE | {"tokens"},
+    "extras": STATE | {"kernels", "tokens"},
     "tally": STATE | {"extras", "graphs", "tokens"},
     "metrics": {"cells", "histogram", "tally", "tokens"},
     "alerts": STATE,

@@ -77,7 +77,7 @@ def partials(logits: Tensor, targets: Tensor, entropy: bool = False) -> Partials
     # The same buffers for all chunks: new memory for each costs more than the arithmetic.
     size = _whole_vectors(max(2, min(height, count)) * vocab)
     scratch = [torch.empty(size, dtype=wide, device=logits.device) for _ in range(buffers)]
-    pieces = [_of_chunk(chunk, scratch) for chunk in _chunks(logits, height)]
+    pieces = [_of_chunk(chunk, scratch) for chunk in chunks(logits, height)]
     top, index, rest, *weighted = pieces[0] if len(pieces) == 1 else map(torch.cat, zip(*pieces))
     gap = top - logits.gather(-1, targets.view(*logits.shape[:-1], 1)).reshape(-1)
     return Partials(top, index, gap, rest, weighted[0] if weighted else None)
@@ -151,7 +151,7 @@ def _whole_vectors(count: int) -> int:
     return -(-count // step) * step
 
 
-def _chunks(logits: Tensor, rows: int) -> Iterator[Tensor]:
+def chunks(logits: Tensor, rows: int) -> Iterator[Tensor]:
     """Yield the rows of ``logits``, some at a time, and never a copy: [n, V], or [b, t, V] of rows at uneven distances."""
     if logits.dim() == 2:
         for start in range(0, max(logits.shape[0], 1), rows):  # one chunk of none, where there is no row
@@ -159,9 +159,9 @@ def _chunks(logits: Tensor, rows: int) -> Iterator[Tensor]:
         return
     _, length, vocab = logits.shape
     if logits.stride(0) == length * logits.stride(1) or not logits.numel():
-        yield from _chunks(logits.reshape(-1, vocab), rows)
+        yield from chunks(logits.reshape(-1, vocab), rows)
     elif length >= rows:
         for sequence in logits:
-            yield from _chunks(sequence, rows)
+            yield from chunks(sequence, rows)
     else:
         yield from torch.split(logits, rows // length)
