@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from operator import add
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,12 +30,12 @@ from pplmon.numbers import CATALOGUE, BuiltInNumbers, Value, derive, numbers_as_
 
 
 class Derives(Protocol):
-    """What a report needs of an extra measurement: how many integers it summed, and the numbers that they give."""
+    """What a report needs of an extra measurement: how many integers it has, and the numbers that they give."""
 
     size: int
 
-    def numbers(self, sums: Sequence[int], /) -> Mapping[str, Value]:
-        """Return the extra's numbers from its summed integers."""
+    def numbers(self, integers: Sequence[int], /) -> Mapping[str, Value]:
+        """Return the extra's numbers from its integers: sums, and behind them maxima where it has some."""
         ...
 
 
@@ -132,6 +133,7 @@ class Totals:
     sequence_rows: tuple[Row, ...] = ()
     keep: int = 0  # rows of each kind
     extra_sums: tuple[int, ...] = ()
+    extra_maxima: tuple[int, ...] = ()
     extras: tuple[Derives, ...] = field(default=(), compare=False)
     saturated: bool = False  # a sum reached its ceiling and may stand for more: the numbers are not to be trusted
 
@@ -140,11 +142,7 @@ class Totals:
             if not one.keep and not any(one.sums) and not one.token_rows:
                 return two
         keep = max(self.keep, other.keep)
-        if len(self.extra_sums) != len(other.extra_sums):
-            raise ValueError(
-                f"totals of unlike extras do not add: {len(self.extra_sums)} integers and {len(other.extra_sums)}; "
-                "give both tallies the same extras"
-            )
+        _check_alike(self, other)
         return Totals(
             sums=tuple(map(add, self.sums, other.sums)),
             maxima=tuple(map(max, self.maxima, other.maxima)),
@@ -153,6 +151,7 @@ class Totals:
             sequence_rows=merge_rows(self.sequence_rows + other.sequence_rows, keep),
             keep=keep,
             extra_sums=tuple(map(add, self.extra_sums, other.extra_sums)),
+            extra_maxima=tuple(map(max, self.extra_maxima, other.extra_maxima)),
             extras=self.extras or other.extras,
             saturated=self.saturated or other.saturated,
         )
@@ -174,7 +173,7 @@ class Totals:
             "version": saved.VERSION,
             "sums": dict(zip(cells.SUMS, self.sums)),
             "maxima": dict(zip(cells.MAXIMA, self.maxima)),
-            "extras": saved.by_extra(self.extra_sums, saved.sizes_of(self.extras)),
+            "extras": saved.by_extra(self.extra_sums, self.extra_maxima, saved.sizes_of(self.extras)),
             "histogram": [*self.histogram.buckets()],
             "token_rows": [*map(list, self.token_rows)],
             "sequence_rows": [*map(list, self.sequence_rows)],
@@ -195,6 +194,7 @@ class Totals:
         if reader is None:
             with saved.reading() as own:
                 return cls.from_state_dict(state, extras, own)
+        extra_sums, extra_maxima = reader.extras(state["extras"], saved.sizes_of(extras))
         return cls(
             sums=reader.ints(state["sums"], cells.SUMS, 0),
             maxima=reader.ints(state["maxima"], cells.MAXIMA, -1),
@@ -202,7 +202,8 @@ class Totals:
             token_rows=tuple(map(tuple, state["token_rows"])),
             sequence_rows=tuple(map(tuple, state["sequence_rows"])),
             keep=state["keep"],
-            extra_sums=reader.extras(state["extras"], saved.sizes_of(extras)),
+            extra_sums=extra_sums,
+            extra_maxima=extra_maxima,
             extras=extras,
             saturated=state["saturated"],
         )
@@ -230,10 +231,10 @@ class Totals:
                 self.histogram,
             )
         )
-        start = 0
+        sums, maxima = iter(self.extra_sums), iter(self.extra_maxima)
         for extra in self.extras:
-            given.update(_numbers_of(extra, self.extra_sums[start : start + extra.size]))
-            start += extra.size
+            size = saved.size_of(extra)
+            given.update(_numbers_of(extra, (*islice(sums, size.sums), *islice(maxima, size.maxima))))
         return given
 
     def report(
@@ -250,10 +251,19 @@ class Totals:
         )
 
 
-def _numbers_of(extra: Derives, sums: Sequence[int]) -> Mapping[str, Value]:
+def _check_alike(one: Totals, two: Totals) -> None:
+    """Raise where two totals hold integers of unlike extras."""
+    if one.extras is not two.extras and saved.sizes_of(one.extras) != saved.sizes_of(two.extras):
+        names = [", ".join(saved.sizes_of(totals.extras)) or "none" for totals in (one, two)]
+        raise ValueError(
+            f"totals of unlike extras do not add: {names[0]} and {names[1]}; give both tallies the same extras"
+        )
+
+
+def _numbers_of(extra: Derives, integers: Sequence[int]) -> Mapping[str, Value]:
     """An extra's numbers; none where it fails, for a number that cannot be had must not end a run."""
     try:
-        return extra.numbers(sums)
+        return extra.numbers(integers)
     except Exception as error:
         warnings.warn(
             f"pplmon: {type(extra).__name__}.numbers failed: {type(error).__name__}: {error}; its numbers are left out",

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 VERSION = 2  # of every state that is saved
 
@@ -26,15 +26,27 @@ def is_readable(version: Any) -> bool:
     return bool(version == VERSION)
 
 
-def sizes_of(extras: Iterable[Any]) -> dict[str, int]:
-    """Return how many integers each extra sums, by the name that it has in every process: its repr without addresses."""
-    return {re.sub(r" at 0x[0-9a-fA-F]+", "", repr(extra)): extra.size for extra in extras}
+class Size(NamedTuple):
+    """How many integers an extra sums, and of how many more it keeps the maximum."""
+
+    sums: int
+    maxima: int = 0
 
 
-def by_extra(values: Iterable[int], sizes: Mapping[str, int]) -> dict[str, list[int]]:
-    """Return the integers of each extra, of which those of all stand one after the other."""
-    rest = iter(values)
-    return {name: [*islice(rest, size)] for name, size in sizes.items()}
+def sizes_of(extras: Iterable[Any]) -> dict[str, Size]:
+    """Return how many integers each extra has, by the name that it has in every process: its repr without addresses."""
+    return {re.sub(r" at 0x[0-9a-fA-F]+", "", repr(extra)): size_of(extra) for extra in extras}
+
+
+def size_of(extra: Any) -> Size:
+    """Return how many integers an extra has; one that says nothing of maxima has none."""
+    return Size(extra.size, getattr(extra, "maxima", 0))
+
+
+def by_extra(sums: Iterable[int], maxima: Iterable[int], sizes: Mapping[str, Size]) -> dict[str, list[int]]:
+    """Return the integers of each extra, its sums and then its maxima; in either list those of all stand in a row."""
+    sums, maxima = iter(sums), iter(maxima)
+    return {name: [*islice(sums, size.sums), *islice(maxima, size.maxima)] for name, size in sizes.items()}
 
 
 class Reader:
@@ -48,11 +60,15 @@ class Reader:
         self.left_out |= dict.fromkeys(name for name in saved if name not in names)
         return tuple(saved.get(name, missing) for name in names)
 
-    def extras(self, saved: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Return the integers of these extras, one after the other; an extra that was not saved so begins anew."""
-        fitting = {name: part for name, part in saved.items() if len(part) == sizes.get(name)}
+    def extras(
+        self, saved: Mapping[str, Sequence[int]], sizes: Mapping[str, Size]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the sums of these extras, and their maxima; an extra that was not saved so begins anew."""
+        fitting = {name: part for name, part in saved.items() if name in sizes and len(part) == sum(sizes[name])}
         self.left_out |= dict.fromkeys(name for name in saved if name not in fitting)
-        return tuple(value for name, size in sizes.items() for value in fitting.get(name, (0,) * size))
+        parts = [(fitting.get(name, (0,) * size.sums + (-1,) * size.maxima), size) for name, size in sizes.items()]
+        sums = tuple(value for part, size in parts for value in part[: size.sums])
+        return sums, tuple(value for part, size in parts for value in part[size.sums :])
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def test_the_steps_of_the_loggers_go_on(tmp_path: Path, monkeypatch: pytest.Monk
     """W&B's and TensorBoard's x axes continue where the run was stopped."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from pplmon.replay.wandb_file import read_run
+    from tests.wandb_run import read_run
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

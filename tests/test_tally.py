@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pplmon import Report, TokenStats, TokenTally, Totals, cells, token_stats
+from pplmon import Entropy, Report, TokenStats, TokenTally, Totals, cells, token_stats
 from pplmon.tally.readout import Group, ReadOut
 from tests.reference import assert_numbers, numbers_of, tokens_of
 
@@ -212,7 +212,7 @@ def test_totals_add() -> None:
     assert (a + b).token_rows == want.token_rows and (a + b).sequence_rows == want.sequence_rows
     assert a + Totals() == a == Totals() + a and sum([a, b], Totals()) == a + b
     with pytest.raises(ValueError, match="unlike extras"):
-        a + replace(b, extra_sums=(1,))
+        a + replace(b, extra_sums=(1, 0, 0, 0), extras=(Entropy(),))
 
 
 def test_report_is_attributes_and_a_mapping() -> None:

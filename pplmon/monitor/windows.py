@@ -76,5 +76,5 @@ class Windows:
         self._recent = Totals()
         self._window = window if first else replace(window, token_rows=(), sequence_rows=())
         self._epoch = totals_of(state["epoch"])
-        self.worst = replace(totals_of(state["worst"]), extra_sums=(), extras=())
+        self.worst = replace(totals_of(state["worst"]), extra_sums=(), extra_maxima=(), extras=())
         self.tokens_seen = state["tokens_seen"]

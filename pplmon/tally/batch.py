@@ -162,4 +162,5 @@ def _empty(kind: Kind) -> State:
         token_rows=cells_of(-1, kind.keep, cells.TOKEN_COLUMNS + 2 * kind.context + 1),
         sequence_rows=cells_of(-1, kind.keep, cells.SEQUENCE_COLUMNS),
         extra_sums=cells_of(0, 0),
+        extra_maxima=cells_of(-1, 0),
     )

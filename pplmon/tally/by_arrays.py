@@ -14,7 +14,7 @@ from pplmon.tokens import TokenStats
 def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Tensor:
     """Count one batch, and return which tokens were valid, [N] bool."""
     xp = arrays_on(stats.nll.device)
-    sums, maxima, histogram, token_rows, sequence_rows, _ = map(xp.of, state)
+    sums, maxima, histogram, token_rows, sequence_rows = map(xp.of, state[:5])  # not what extras count
     token_bytes = None if settings.token_bytes is None else xp.of(settings.token_bytes)
     sequences = _sequences(xp, stats, given.documents) if settings.whole_sequences else None
     batch = count.prepare(xp, _columns(xp, stats), sequences)

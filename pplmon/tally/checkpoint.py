@@ -17,15 +17,18 @@ from pplmon.extras import Measures
 from pplmon.tally.given import State
 
 KEY = "names"
+EXTRA = ("extra_sums", "extra_maxima")
 
 
 def names_of(extras: Sequence[Measures]) -> Tensor:
     """Return the version and all names, as the bytes of a JSON object [bytes] uint8."""
+    sizes = saved.sizes_of(extras)
     names = {
         "version": saved.VERSION,
         "sums": cells.SUMS,
         "maxima": cells.MAXIMA,
-        "extras": saved.sizes_of(extras),
+        "extras": {name: size.sums for name, size in sizes.items()},
+        "extra_maxima": {name: size.maxima for name, size in sizes.items()},
     }
     return torch.tensor(list(json.dumps(names).encode()), dtype=torch.uint8)
 
@@ -52,5 +55,8 @@ def translate(
                 values = state_dict[prefix + name].tolist()
                 put(name, reader.ints(dict(zip(names[name], values, strict=True)), wanted, missing))
         if "extra_sums" in given:
-            parts = saved.by_extra(state_dict[prefix + "extra_sums"].tolist(), names["extras"])
-            put("extra_sums", reader.extras(parts, saved.sizes_of(extras)))
+            maxima = names.get("extra_maxima", {})
+            sizes = {name: saved.Size(size, maxima.get(name, 0)) for name, size in names["extras"].items()}
+            sums, largest = (state_dict[prefix + name].tolist() if name in given else [] for name in EXTRA)
+            for name, values in zip(EXTRA, reader.extras(saved.by_extra(sums, largest, sizes), saved.sizes_of(extras))):
+                put(name, values)

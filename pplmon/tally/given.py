@@ -16,6 +16,7 @@ class State(NamedTuple):
     token_rows: Tensor
     sequence_rows: Tensor
     extra_sums: Tensor
+    extra_maxima: Tensor
 
 
 class Given(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 from pplmon.checks import at_least
 from pplmon.declared import fits
 from pplmon.extras import Measures, declare_all, declared_by
-from pplmon.saved import sizes_of
+from pplmon.saved import Size, size_of, sizes_of
 from pplmon.tally.given import Given
 from pplmon.tally.group import Group
 from pplmon.tokens import TokenStats
@@ -39,9 +39,11 @@ def check_extras(extras: Any) -> tuple[Any, ...]:
 
 def _check_extra(extra: Measures) -> None:
     """Check how many integers an extra has, and that it gives the numbers that it declares."""
-    at_least(f"{extra!r}: size", extra.size, 0)
+    size = size_of(extra)
+    at_least(f"{extra!r}: size", size.sums, 0)
+    at_least(f"{extra!r}: maxima", size.maxima, 0)
     declared = [number.name for number in declared_by(extra)]
-    odd = [name for name in _given(extra) if not any(fits(name, known) for known in declared)]
+    odd = [name for name in _given(extra, size) if not any(fits(name, known) for known in declared)]
     if declared and odd:
         raise ValueError(
             f"{extra!r}.numbers gives {', '.join(map(repr, odd))}, and declares {', '.join(map(repr, declared))}: a number "
@@ -49,20 +51,22 @@ def _check_extra(extra: Measures) -> None:
         )
 
 
-def _given(extra: Measures) -> list[str]:
+def _given(extra: Measures, size: Size) -> list[str]:
     """Return the names of the numbers that an extra gives where nothing was counted."""
     try:
-        return list(extra.numbers((0,) * extra.size))
+        return list(extra.numbers((0,) * size.sums + (-1,) * size.maxima))
     except Exception:  # whoever asks for a report is told
         return []
 
 
-def check_integers(extra: Measures, found: Any) -> Tensor:
-    """Return what an extra counted in a batch, [size] integers."""
-    if not isinstance(found, Tensor) or found.is_floating_point() or tuple(found.shape) != (extra.size,):
+def split(extra: Measures, found: Any) -> tuple[Tensor, Tensor]:
+    """Return what an extra counted in a batch, its sums and its maxima."""
+    size = size_of(extra)
+    if not isinstance(found, Tensor) or found.is_floating_point() or tuple(found.shape) != (sum(size),):
         what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"{extra!r}.update must return integers of shape ({extra.size},), its size; got {what}")
-    return found
+        parts = f"size ({size.sums}) and maxima ({size.maxima})" if size.maxima else "size"
+        raise ValueError(f"{extra!r}.update must return integers of shape ({sum(size)},), its {parts}; got {what}")
+    return found[: size.sums], found[size.sums :]
 
 
 def for_extras(given: Given, stats: TokenStats) -> dict[str, Tensor]:

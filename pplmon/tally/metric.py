@@ -137,8 +137,11 @@ class TokenTally(States):
         valid = add(state, stats, given, settings)
         if self.extras:
             data = {**batch_data, **inputs.for_extras(given, stats)}
-            parts = [inputs.check_integers(x, x.update(stats, valid, raw, **data)) for x in self.extras]
-            state.extra_sums.add_(torch.cat(parts)).clamp_max_(cells.CEILING)
+            parts = [inputs.split(extra, extra.update(stats, valid, raw, **data)) for extra in self.extras]
+            state.extra_sums.add_(torch.cat([sums for sums, _ in parts])).clamp_max_(cells.CEILING)
+            if state.extra_maxima.numel():
+                found = torch.cat([maxima for _, maxima in parts])
+                torch.maximum(state.extra_maxima, found, out=state.extra_maxima)
 
     def compute(self) -> Any:
         """Return the numbers of §2 of the contract, as 0-dim tensors by name, over all ranks (every rank calls it).

@@ -26,7 +26,8 @@ from pplmon.tally.same_layout import Layout, check
 
 # The order in a read-out: what is summed, then the maxima and the layout's mark, then rows, so that each reduction is over
 # one piece.
-_FLAT = ("sums", "extra_sums", "histogram", "maxima")
+_SUMMED = ("sums", "extra_sums", "histogram")
+_FLAT = (*_SUMMED, "maxima", "extra_maxima")
 
 
 class ReadOut:
@@ -73,13 +74,14 @@ class ReadOut:
         before = shapes["sums"].numel() + shapes["extra_sums"].numel()
         after = before + shapes["histogram"].numel()
         summed, take = on_host[:before].tolist(), _Taker(on_host[after:].tolist())
-        maxima = take(shapes["maxima"].numel())
+        maxima, extra_maxima = (take(shapes[name].numel()) for name in ("maxima", "extra_maxima"))
         check(take(self._mark))
         return Totals(
             sums=tuple(summed[: shapes["sums"].numel()]),
             extra_sums=tuple(summed[shapes["sums"].numel() :]),
             histogram=_trimmed(on_host[before:after]),
             maxima=maxima,
+            extra_maxima=extra_maxima,
             token_rows=take.rows(shapes["token_rows"]),
             sequence_rows=take.rows(shapes["sequence_rows"]),
             keep=shapes["token_rows"][0],
@@ -103,9 +105,8 @@ class ReadOut:
         self._all = self._own
         if group.size > 1:
             self._all = self._own.clone()
-            sizes = [self._shapes[name].numel() for name in _FLAT]
-            summed = sum(sizes[:-1])
-            sums, maxima = self._all[:summed], self._all[summed : summed + sizes[-1] + self._mark]
+            summed, flat = (sum(self._shapes[name].numel() for name in names) for names in (_SUMMED, _FLAT))
+            sums, maxima = self._all[:summed], self._all[summed : flat + self._mark]
             # SUM cannot saturate: so that W ranks at the ceiling cannot wrap, each gives at most its part.
             sums.clamp_max_(self._ceiling)
             self._work = [
@@ -166,6 +167,7 @@ def state_of(totals: Totals, like: State) -> State:
         token_rows=rows(totals.token_rows, like.token_rows),
         sequence_rows=rows(totals.sequence_rows, like.sequence_rows),
         extra_sums=tensor(totals.extra_sums, like.extra_sums),
+        extra_maxima=tensor(totals.extra_maxima, like.extra_maxima),
     )
 
 

@@ -41,6 +41,7 @@ class Layout:
             "maxima": len(state.maxima),
             "buckets": len(state.histogram),
             "integers of extras": len(state.extra_sums),
+            "maxima of extras": len(state.extra_maxima),
             "worst rows": state.token_rows.shape[0],
             "columns of a row": state.token_rows.shape[1],
         }

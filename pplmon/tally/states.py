@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from pplmon import cells
+from pplmon import cells, saved
 from pplmon.extras import Measures
 from pplmon.report import Totals
 from pplmon.tally import checkpoint
@@ -39,6 +39,7 @@ class States(Metric):
     token_rows: Tensor
     sequence_rows: Tensor
     extra_sums: Tensor
+    extra_maxima: Tensor
 
     def __init__(self, keep: int, context: int, extras: tuple[Measures, ...], **kwargs: Any) -> None:
         """Make the states, with K = ``keep``."""
@@ -54,7 +55,9 @@ class States(Metric):
         self._add("histogram", (cells.BUCKETS,), 0, merge_counts)
         self._add("token_rows", (keep, self._columns), -1, merge_rows)
         self._add("sequence_rows", (keep, cells.SEQUENCE_COLUMNS), -1, merge_rows)
-        self._add("extra_sums", (sum(extra.size for extra in extras),), 0, merge_counts)
+        sizes = [saved.size_of(extra) for extra in extras]
+        self._add("extra_sums", (sum(size.sums for size in sizes),), 0, merge_counts)
+        self._add("extra_maxima", (sum(size.maxima for size in sizes),), -1, merge_maxima)
         self._layout = Layout.of(self._state(), extras)
 
     def read_out(self) -> ReadOut:
