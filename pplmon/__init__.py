@@ -19,6 +19,7 @@ from pplmon.alerts import Alert, MetricRule, Rule, default_alerts
 from pplmon.capture import observe
 from pplmon.evidence import WorstSequence, WorstToken
 from pplmon.extras import Extra
+from pplmon.extras.vocabulary import bytes_per_token
 from pplmon.kernels.vocab_parallel import VocabShard
 from pplmon.metrics import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile
 from pplmon.monitor import Monitor
@@ -32,7 +33,14 @@ if TYPE_CHECKING:
     from pplmon.alerts import Below as Below
     from pplmon.alerts import NonFinite as NonFinite
     from pplmon.alerts import Spike as Spike
+    from pplmon.extras import Calibration as Calibration
     from pplmon.extras import Entropy as Entropy
+    from pplmon.extras import Groups as Groups
+    from pplmon.extras import Novelty as Novelty
+    from pplmon.extras import Positions as Positions
+    from pplmon.extras import Rollouts as Rollouts
+    from pplmon.extras import TokenClasses as TokenClasses
+    from pplmon.extras import Uncertainty as Uncertainty
     from pplmon.lightning import PerplexityMonitor
 
 globals().update({**alerts.ALL, **extras.ALL})  # every rule and every extra that has a file
@@ -67,6 +75,7 @@ __all__ = [
     "Webhook",
     "WorstSequence",
     "WorstToken",
+    "bytes_per_token",
     "default_alerts",
     "observe",
     "sinks",

@@ -41,7 +41,9 @@ class Calibration(Extra):
     """
 
     declares = (
-        Number("calibration_error", "", "Σ over 20 bins of share · |accuracy − mean top probability|", high=1.0, best="min"),
+        Number(
+            "calibration_error", "", "Σ over 20 bins of share · |accuracy − mean top probability|", high=1.0, best="min"
+        ),
         Number("overconfidence", "", "mean_top_probability − accuracy", low=-1.0, high=1.0),
         Number("mean_top_probability", "", "mean probability of the argmax", high=1.0),
     )

@@ -26,8 +26,8 @@ def mean_of(buckets: Sequence[Bucket]) -> float:
 def standard_error(*passes: Sequence[Bucket]) -> float | None:
     """Return the standard error of the mean of one pass, or of the second's less the first's; ``None`` of one bucket alone.
 
-    Of a bucket counts by how much it moves the mean (of two passes, the difference of the means): G/(G−1) · Σ (its part)² over
-    the G buckets with any token, the variance of a ratio of sums over random groups.
+    Each bucket counts by how much it moves the mean (of two passes: the difference of the means). G/(G−1) · Σ (that)² over the
+    G buckets with any token is the variance of a ratio of sums over random groups.
     """
     weights = [_influence(buckets) for buckets in passes]
     parts = [weight[-1] - math.fsum(weight[:-1]) for weight, *tokens in zip(zip(*weights), *passes) if _any(tokens)]
@@ -55,8 +55,9 @@ def students_t(freedom: int) -> float:
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return sum(term / freedom**power for power, term in enumerate(terms))
+    return math.fsum(term / float(freedom) ** power for power, term in enumerate(terms))
 
 
 def _influence(buckets: Sequence[Bucket]) -> list[float]:

@@ -31,7 +31,9 @@ class Novelty(Extra):
     """
 
     declares = (
-        Number("novel_cross_entropy", "nats per token", "mean nll of tokens that are new in their sequence", best="min"),
+        Number(
+            "novel_cross_entropy", "nats per token", "mean nll of tokens that are new in their sequence", best="min"
+        ),
         Number("seen_cross_entropy", "nats per token", "mean nll of tokens that have occurred before", best="min"),
         Number("novel_share", "", "tokens that are new in their sequence / tokens", high=1.0),
         Number("seen_share", "", "tokens that have occurred before / tokens", high=1.0),

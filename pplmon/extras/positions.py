@@ -15,7 +15,10 @@ from pplmon.numbers import Number
 from pplmon.tokens import TokenStats
 
 DOUBLINGS = 21
-STARTS = (0, *(2**power for power in range(DOUBLINGS)))  # the first position of each part; the last has all from there on
+STARTS = (
+    0,
+    *(2**power for power in range(DOUBLINGS)),
+)  # the first position of each part; the last has all from there on
 
 
 class Positions(Extra):

@@ -38,7 +38,9 @@ class Rollouts(Extra):
         ),
         Number("mean_hit_run", "tokens", "mean over starts of the hits in a row from there", best="max"),
     )
-    size = 3 + 2 * DOUBLINGS  # tokens, those without a sequence or ``correct``, Σ hits in a row; starts; starts that match
+    size = (
+        3 + 2 * DOUBLINGS
+    )  # tokens, those without a sequence or ``correct``, Σ hits in a row; starts; starts that match
     needs_sequences = True
 
     def update(self, stats: TokenStats, valid: Tensor, logits: Tensor | None, **batch_data: Tensor) -> Tensor:

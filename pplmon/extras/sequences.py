@@ -46,9 +46,7 @@ def by_column(stats: TokenStats, values: Tensor) -> Tensor:
     return table.roll(1, -1) if stats.shift else table
 
 
-def given(
-    name: str, stats: TokenStats, batch_data: Mapping[str, Tensor], or_by_row: bool = False
-) -> Tensor | None:
+def given(name: str, stats: TokenStats, batch_data: Mapping[str, Tensor], or_by_row: bool = False) -> Tensor | None:
     """Return integers that a batch gives of each of the caller's targets, [R, T] int64 on the device of the stats.
 
     With ``or_by_row`` they may also be [B], one for each row of a batch [B, T].

@@ -89,7 +89,9 @@ class TokenClasses(Extra):
         wanted = torch.where(valid, _looked_up(table, stats.targets), -1)
         known = wanted >= 0
         predicted = none if stats.predicted is None else (known & (_looked_up(table, stats.predicted) == wanted)).sum()
-        within = upper_and_lower(torch.zeros_like(stats.nll) if logits is None else self._within(stats, known, logits, table))
+        within = upper_and_lower(
+            torch.zeros_like(stats.nll) if logits is None else self._within(stats, known, logits, table)
+        )
         header = [
             tokens - known.sum(),
             tokens if logits is None else none,
@@ -99,9 +101,7 @@ class TokenClasses(Extra):
             *(part.sum() for part in within),
         ]
         part = wanted.to(torch.int64)
-        return torch.cat(
-            [torch.stack(header), sums_of_parts(stats, part, count), maxima_of_parts(stats, part, count)]
-        )
+        return torch.cat([torch.stack(header), sums_of_parts(stats, part, count), maxima_of_parts(stats, part, count)])
 
     def numbers(self, integers: Sequence[int]) -> Mapping[str, Value]:
         """Return the two perplexities, the accuracy, and four numbers of each class."""
@@ -142,7 +142,7 @@ class TokenClasses(Extra):
             rows = chunk.numel() // vocab
             own = targets[start : start + rows].view(*chunk.shape[:-1], 1)
             if rows == 1:  # torch sums a lone row over several threads, which gives other bits
-                chunk, own = chunk.reshape(1, vocab).expand(2, vocab), own.view(1, 1).expand(2, 1)  # noqa: PLW2901
+                chunk, own = chunk.reshape(1, vocab).expand(2, vocab), own.view(1, 1).expand(2, 1)
             # ln Σ exp(x_j − x_target) over the class: exact also where it is next to 0, or hundreds of nats.
             x = torch.sub(chunk, chunk.gather(-1, own).to(wide), out=scratch[: chunk.numel()].view(chunk.shape))
             x.masked_fill_(table != table[own], -torch.inf)

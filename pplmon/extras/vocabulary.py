@@ -127,5 +127,7 @@ def _alphabet() -> dict[str, bytes]:
     """Return the characters that GPT-2 and its kin write bytes as: each its own where it is printable, the others from 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [value for value in range(256) if value not in printable]
-    written = {chr(value): value for value in printable} | {chr(256 + place): value for place, value in enumerate(hidden)}
+    written = {chr(value): value for value in printable} | {
+        chr(256 + place): value for place, value in enumerate(hidden)
+    }
     return {character: bytes([value]) for character, value in written.items()}
