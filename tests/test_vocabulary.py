@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-import pplmon
 from pplmon import TokenClasses, TokenTally, bytes_per_token
 from pplmon.demo.text import language_reference
 from pplmon.extras.kinds import CODE, TEXT, kind_of_code, kind_of_text
 from pplmon.extras.vocabulary import bytes_of_ids
+from pplmon.kernels import eager
 
 TEXT_BYTES = bytes(language_reference()[1].tolist())
 SAMPLE = TEXT_BYTES.decode("utf-8", "ignore")[:20_000] + " – naïve, 日本語, 🦉 and\ttabs\n"
@@ -323,7 +323,7 @@ def test_chunks_and_threads_do_not_show(dtype: torch.dtype, monkeypatch: pytest.
     try:
         for count, limit in ((1, 2**18), (2, 2**18), (2, vocab), (1, 2 * vocab)):
             torch.set_num_threads(count)
-            monkeypatch.setattr(pplmon.extras.token_classes, "CHUNK_LOGITS", limit)
+            monkeypatch.setattr(eager, "CHUNK_LOGITS", limit)
             tally = TokenTally(extras=[classes])
             tally.update(logits, targets)
             found.add(tally.totals().extra_sums)

@@ -15,15 +15,14 @@ from pplmon.extras.nats import mean, upper_and_lower
 from pplmon.extras.parts import SUMS, check_names, maxima_of_parts, parts_of, sums_of_parts
 from pplmon.extras.vocabulary import bytes_of_ids
 from pplmon.formulas import exp
-from pplmon.kernels.eager import chunks
+from pplmon.kernels import eager
 from pplmon.numbers import Number, Value
 from pplmon.tokens import TokenStats
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Logits that are looked at together: few enough to stay in a CPU's cache, and enough to be worth a launch.
-CHUNK_LOGITS, ACCELERATOR_LOGITS = 2**18, 2**22
+BUFFERS = 2  # the logits in float32, and which of them are of the class
 HEADER = 7
 
 
@@ -131,25 +130,33 @@ class TokenClasses(Extra):
 
     def _within(self, stats: TokenStats, known: Tensor, logits: Tensor, table: Tensor) -> Tensor:
         """Return −ln p(target | its class) of each token [N], 0 where it is not known: one more pass over the logits."""
-        vocab = logits.shape[-1]
+        count, vocab = len(known), logits.shape[-1]
+        height = eager.rows_together(count, vocab, logits.device, BUFFERS)
+        size = eager.whole_vectors(max(2, min(height, count)) * vocab)
         wide = logits.dtype if logits.dtype == torch.float64 else torch.float32
-        limit = CHUNK_LOGITS if logits.device.type == "cpu" else ACCELERATOR_LOGITS
-        height = min(max(1, limit // vocab), len(known))
-        scratch = torch.empty(max(2, height) * vocab, dtype=wide, device=logits.device)
-        targets = torch.where(known, stats.targets, 0)
-        pieces, start = [], 0
-        for chunk in chunks(logits, height):
+        scratch = torch.empty(size, dtype=wide, device=logits.device)  # the same for all chunks
+        targets, start, pieces = torch.where(known, stats.targets, 0), 0, []
+        for chunk in eager.chunks(logits, height):
             rows = chunk.numel() // vocab
-            own = targets[start : start + rows].view(*chunk.shape[:-1], 1)
-            if rows == 1:  # torch sums a lone row over several threads, which gives other bits
-                chunk, own = chunk.reshape(1, vocab).expand(2, vocab), own.view(1, 1).expand(2, 1)
-            # ln Σ exp(x_j − x_target) over the class: exact also where it is next to 0, or hundreds of nats.
-            x = torch.sub(chunk, chunk.gather(-1, own).to(wide), out=scratch[: chunk.numel()].view(chunk.shape))
-            x.masked_fill_(table != table[own], -torch.inf)
-            pieces.append(x.view(-1, vocab).logsumexp(-1)[:rows])
+            pieces.append(_of_chunk(chunk, targets[start : start + rows, None], table, scratch))
             start += rows
         within = torch.where(known, torch.cat(pieces).float(), 0.0)
         return within.clamp_min(0.0).minimum(torch.where(known, stats.nll, 0.0))
+
+
+def _of_chunk(chunk: Tensor, targets: Tensor, table: Tensor, scratch: Tensor) -> Tensor:
+    """Return ln Σ exp(x_j − x_target) over the class of each target [n, 1], [n]: exact next to 0 and at hundreds of nats."""
+    count, vocab = chunk.numel(), chunk.shape[-1]
+    if count == vocab:  # torch sums a lone row over several threads, which gives other bits
+        return _of_chunk(chunk.reshape(1, vocab).expand(2, vocab), targets.expand(2, 1), table, scratch)[:1]
+    flat = scratch[: eager.whole_vectors(count)]
+    x = flat[:count].view(count // vocab, vocab)
+    x.view(chunk.shape).copy_(chunk)
+    x.sub_(x.gather(1, targets)).masked_fill_(table != table[targets], eager.LOWEST)
+    top = x.amax(-1, keepdim=True)
+    x.sub_(top)
+    flat.mul_(eager.LOG2_E)  # on a CPU exp2 takes a tenth of the time of exp, which is slow where it gives 0
+    return torch.exp2(flat, out=flat)[:count].view(x.shape).sum(-1).log().add_(top.squeeze(1))
 
 
 def _looked_up(table: Tensor, ids: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class Uncertainty(Extra):
             return torch.cat([tokens, none.expand(self.size - 1)])
         named = any(name in batch_data for name in ("sample_ids", "document_ids", "input_ids"))
         key = by_row(stats, _keys(stats, places, batch_data)).flatten()
-        bucket = torch.where(valid, key & (BUCKETS - 1), -1)
+        bucket = torch.where(valid, bucket_of(key), -1)
         sums = add_up(bucket, BUCKETS, [valid, *upper_and_lower(torch.where(valid, stats.nll, 0.0))])
         return torch.cat([none, none if named else tokens, sums])
 
@@ -89,17 +89,22 @@ class Uncertainty(Extra):
         return dict(zip(CHANGE, (mean_of(passes[1]) - mean_of(passes[0]), standard_error(*passes))))
 
 
+def bucket_of(key: Tensor) -> Tensor:
+    """Return the bucket that a document is put into by its key."""
+    return _mixed(key) & (BUCKETS - 1)
+
+
 def _buckets(integers: Sequence[int]) -> list[Bucket]:
     rows = (integers[start : start + COLUMNS] for start in range(HEADER, len(integers), COLUMNS))
     return [Bucket(tokens, total(upper, lower)) for tokens, upper, lower in rows]
 
 
 def _keys(stats: TokenStats, places: Places, batch_data: Mapping[str, Tensor]) -> Tensor:
-    """Return a hash of the document that each of the caller's columns is of, [R, T]; its low bits are as good as any."""
+    """Return a key of the document that each of the caller's columns is of, [R, T]."""
     samples, documents = (given(name, stats, batch_data, or_by_row=True) for name in ("sample_ids", "document_ids"))
     if samples is None:
-        return _mixed(_content(stats, places, batch_data))
-    return _mixed(samples if documents is None else _mixed(samples) + documents)
+        return _content(stats, places, batch_data)
+    return samples if documents is None else _mixed(samples) + documents
 
 
 def _content(stats: TokenStats, places: Places, batch_data: Mapping[str, Tensor]) -> Tensor:
