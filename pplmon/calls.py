@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-PLAIN = (bool, int, float, str, type(None))
-
 
 def parameters_of(kind: type) -> dict[str, inspect.Parameter]:
     """Return the parameters of a constructor, by name."""
@@ -17,11 +15,13 @@ def parameters_of(kind: type) -> dict[str, inspect.Parameter]:
 
 
 def arguments_of(kind: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``kind(*args, **kwargs)`` by name; none where the constructor will refuse them."""
+    """Return the arguments of ``kind(*args, **kwargs)`` by name, defaults included; none where it will refuse them."""
     try:
-        return dict(inspect.Signature([*parameters_of(kind).values()]).bind(*args, **kwargs).arguments)
+        bound = inspect.Signature([*parameters_of(kind).values()]).bind(*args, **kwargs)
     except TypeError:
         return {}
+    bound.apply_defaults()
+    return dict(bound.arguments)
 
 
 def call_text(kind: type, arguments: Mapping[str, Any], shown: Callable[[Any], str]) -> str:
@@ -36,7 +36,7 @@ def call_text(kind: type, arguments: Mapping[str, Any], shown: Callable[[Any], s
             parts += [f"{key}={shown(part)}" for key, part in value.items()]
         elif usual is parameter.empty:
             parts.append(shown(value))
-        elif not (isinstance(value, PLAIN) and value == usual):
+        elif not (is_literal(value) and value == usual):
             parts.append(f"{name}={shown(value)}")
     return f"{kind.__name__}({', '.join(parts)})"
 
@@ -53,8 +53,9 @@ def example_call(kind: type) -> str:
 
 
 def is_literal(value: Any) -> bool:
-    """True for a value that can stand in a call as text: a number, a text, True, False, None, and lists of such."""
-    return isinstance(value, PLAIN) or (isinstance(value, (list, tuple)) and all(map(is_literal, value)))
+    """True for a number, a text, True, False, None, and lists of such: what reads back from a call as text."""
+    plain = (bool, int, float, str, type(None))
+    return isinstance(value, plain) or (isinstance(value, (list, tuple)) and all(map(is_literal, value)))
 
 
 def literal(value: Any) -> str:

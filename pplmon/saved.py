@@ -35,7 +35,12 @@ class Size(NamedTuple):
 
 def sizes_of(extras: Iterable[Any]) -> dict[str, Size]:
     """Return how many integers each extra has, by the name that it has in every process: its repr without addresses."""
-    return {re.sub(r" at 0x[0-9a-fA-F]+", "", repr(extra)): size_of(extra) for extra in extras}
+    return {without_addresses(repr(extra)): size_of(extra) for extra in extras}
+
+
+def without_addresses(text: str) -> str:
+    """Return the repr of something without where it lies in memory, which no two processes have alike."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def size_of(extra: Any) -> Size:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 import pplmon
 from pplmon.sinks.journal import read_journal
 from tests.models import LENGTH, VOCAB, loader, make_module, reference, rows
+from tests.test_extras import Kinds
 
 pl = pytest.importorskip("pytorch_lightning")
 
@@ -173,20 +174,18 @@ def test_checkpoint_and_early_stopping_see_our_keys_in_any_order(tmp_path: Any) 
         assert sorted(score.item() for score in best.values()) == sorted(reports.values())
 
 
-def test_a_callback_that_monitors_a_train_key_gets_the_window_of_its_own_step(tmp_path: Any) -> None:
-    """The late read-out must not give a checkpoint the window before."""
-    saver = pl.callbacks.ModelCheckpoint(
-        tmp_path / "c", monitor="train/perplexity", every_n_train_steps=4, save_top_k=-1
-    )
-    trainer = trainer_for(
-        tmp_path, pplmon.PerplexityMonitor(every_n_steps=4), saver, max_epochs=1, enable_checkpointing=True
-    )
+@pytest.mark.parametrize("name", ["perplexity", "mean_entropy", "kind/1/max_token_loss"])
+def test_a_callback_that_monitors_a_train_key_gets_the_window_of_its_own_step(tmp_path: Any, name: str) -> None:
+    """The late read-out must not give a checkpoint the window before; of a number of an extra, too."""
+    saver = pl.callbacks.ModelCheckpoint(tmp_path / "c", monitor=f"train/{name}", every_n_train_steps=4, save_top_k=-1)
+    monitor = pplmon.PerplexityMonitor(every_n_steps=4, tally=pplmon.TokenTally(extras=[pplmon.Entropy(), Kinds()]))
+    trainer = trainer_for(tmp_path, monitor, saver, max_epochs=1, enable_checkpointing=True)
     trainer.fit(make_module(pl.LightningModule), loader())
     scores = [
         score.item()
         for _, score in sorted(saver.best_k_models.items(), key=lambda kv: int(kv[0].split("step=")[1][:-5]))
     ]
-    assert scores == [w["numbers"]["perplexity"] for w in windows(tmp_path)]
+    assert scores == [w["numbers"][name] for w in windows(tmp_path)]
 
 
 def test_perplexity_is_on_the_progress_bar(tmp_path: Any) -> None:

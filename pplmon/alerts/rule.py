@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pplmon.calls import arguments_of, call_text, is_literal, literal, parameters_of
+from pplmon.calls import arguments_of, call_text, literal
 from pplmon.declared import check_name
 from pplmon.discover import subclasses_of
 from pplmon.evidence import WorstSequence, WorstToken
@@ -162,15 +162,8 @@ class MetricRule:
 
 
 def options(rule: MetricRule) -> dict[str, Any]:
-    """Return the arguments that a rule was made with, by name; one that it keeps under that name as it is now."""
-    found = {}
-    for name in parameters_of(type(rule)):
-        now = getattr(rule, name, None)
-        if hasattr(rule, name) and is_literal(now):
-            found[name] = now
-        elif name in rule._made_with:
-            found[name] = rule._made_with[name]
-    return found
+    """Return the arguments that a rule was made with, by name, defaults included."""
+    return dict(rule._made_with)
 
 
 def rule_classes() -> dict[str, type[MetricRule]]:

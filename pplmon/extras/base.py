@@ -12,6 +12,7 @@ from pplmon.calls import arguments_of, call_text, example_call
 from pplmon.declared import check_number, declare
 from pplmon.numbers import Number, Value
 from pplmon.report import Derives
+from pplmon.saved import without_addresses
 from pplmon.tokens import TokenStats
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class Extra:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Keep the call as text; what an instance holds may change as it measures."""
         extra = super().__new__(cls)
-        extra._made_by = call_text(cls, arguments_of(cls, args, kwargs), _brief)
+        made_by = call_text(cls, arguments_of(cls, args, kwargs), _brief)
+        object.__setattr__(extra, "_made_by", made_by)  # also of a frozen dataclass
         return extra
 
     def update(self, stats: TokenStats, valid: Tensor, logits: Tensor | None, **batch_data: Tensor) -> Tensor:
@@ -127,5 +129,8 @@ def _full_name(kind: type) -> str:
 
 
 def _brief(value: Any) -> str:
-    text = repr(value.tolist() if isinstance(value, Tensor) else value)
+    """Return a setting as text that is short, and the same in every process."""
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value, key=repr)
+    text = without_addresses(repr(value.tolist() if hasattr(value, "tolist") else value))
     return text if len(text) <= SHOWN else f"<{type(value).__name__} {hashlib.sha256(text.encode()).hexdigest()[:8]}>"

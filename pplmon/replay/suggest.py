@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pplmon.alerts import Above, Below, MetricRule, options
-from pplmon.calls import parameters_of
 from pplmon.replay.score import PER, WITHIN, Watch
 from pplmon.replay.series import ReplayError, Row, Series
 
@@ -97,7 +96,7 @@ def _limit(
 
     if not any(runs):
         return None, "there is no row of its stage"
-    high = float(options(rule).get(option, parameters_of(type(rule))[option].default))
+    high = float(options(rule)[option])
     while too_many(high):
         high *= 2
         if high > HIGHEST_LIMIT:

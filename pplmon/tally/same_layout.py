@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pplmon import cells, saved
 from pplmon.extras import Measures
+from pplmon.tally.arrays import OnTorch
 from pplmon.tally.given import State
 from pplmon.tally.group import Group
 
@@ -40,8 +41,7 @@ class Layout:
             "sums": len(state.sums),
             "maxima": len(state.maxima),
             "buckets": len(state.histogram),
-            "integers of extras": len(state.extra_sums),
-            "maxima of extras": len(state.extra_maxima),
+            "integers of extras": len(state.extra_sums) + len(state.extra_maxima),
             "worst rows": state.token_rows.shape[0],
             "columns of a row": state.token_rows.shape[1],
         }
@@ -82,7 +82,8 @@ def check(mark: Sequence[int]) -> None:
 
 @lru_cache
 def _mark(hash_: int, device: torch.device) -> Tensor:
-    return torch.tensor([hash_, -hash_], device=device)
+    mark: Tensor = OnTorch(device).vector([hash_, -hash_])  # made there: a copy to the device would be waited for
+    return mark
 
 
 def _unlike(ranges: Mapping[str, tuple[int, int]]) -> UnlikeLayouts:
