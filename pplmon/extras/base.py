@@ -94,7 +94,7 @@ class Extra:
         raise NotImplementedError
 
     def compare(self, integers: Sequence[int], before: Sequence[int]) -> Mapping[str, Value]:
-        """Return numbers that compare a validation or test pass with the one before it of the same stage; none, if not said."""
+        """Return numbers that compare a validation or test pass with the one before it of the same stage; none by default."""
         return {}
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""``Calibration``: whether the model is as often right as it is sure."""
+"""``Calibration``: compare how sure the model is with how often it is right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``Groups``: the numbers of each domain, source, role or language by itself."""
+"""``Groups``: measure each domain, source, role or language by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``Novelty``: what a free choice costs, and what a commitment costs."""
+"""``Novelty``: measure ids that are new in their sequence, a free choice, apart from those that have occurred."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def _read(stats: TokenStats, places: Places, batch_data: Mapping[str, Tensor]) -
 
 
 def _occurred(places: Places, read: Tensor, wanted: Tensor) -> Tensor:
-    """Tell of each id that is wanted whether it was read in its sequence, at its own row or before; [R, T] bool.
+    """Return whether each wanted id was read in its sequence, at its own row or before, [R, T] bool.
 
-    What is read and what is wanted are put in the order of time, and sorted by sequence and id: an id has occurred where the
-    last one that was read before it lies in the same run of equal ones. T log T steps, and nothing waits.
+    Ids that are read and ids that are wanted are put in the order of time, then sorted by sequence and id. A wanted id has
+    occurred where the last id that was read before it lies in its own run of equal ones. T log T steps, and nothing waits.
     """
     events = torch.stack([read, wanted], -1).clamp(-1, 2**ID_BITS - 2) + 1
     key = ((places.first << (ID_BITS + 1))[..., None] + events).flatten(1)  # [R, 2T]: read, wanted, read, …

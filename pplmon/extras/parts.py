@@ -1,4 +1,4 @@
-"""Tokens in parts (groups, classes, places): what each part sums up to, its largest loss, and the numbers of it."""
+"""Add tokens up by parts (groups, classes, positions), and read the numbers of each part."""
 
 from __future__ import annotations
 

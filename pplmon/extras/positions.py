@@ -1,4 +1,4 @@
-"""``Positions``: whether a long context helps."""
+"""``Positions``: measure tokens by their place in the sequence, to see whether a long context helps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``Rollouts``: how many tokens in a row would be right, if the model went on by itself."""
+"""``Rollouts``: count how many tokens in a row greedy generation would get right, without generating."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Rollouts(Extra):
 
 
 def _run_lengths(kept: Tensor, begins: Tensor) -> Tensor:
-    """Return for each place [R, T] how many kept ones in a row end there; a run does not reach over a beginning."""
+    """Return the length of the run of kept places that ends at each place, [R, T]; no run reaches back over a beginning."""
     index = torch.arange(kept.shape[1], device=kept.device)
     broken = torch.where(kept, torch.where(begins, index - 1, -1), index)
     return index - broken.cummax(-1).values

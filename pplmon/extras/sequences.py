@@ -1,4 +1,4 @@
-"""Where each token stands: in which sequence, and where in it. And what else a batch says of its tokens, checked.
+"""Find the sequence that each token stands in, and check what else a batch says of its tokens.
 
 Shapes: R rows, T columns, N = R·T tokens. A row of the stats may be about the target of the next column (``stats.shift``).
 """

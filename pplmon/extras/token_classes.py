@@ -1,4 +1,4 @@
-"""``TokenClasses``: what the structure of a text costs, and what its content costs."""
+"""``TokenClasses``: split each loss into the cost of the kind of token, and the cost of the token within its kind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEADER = 7
 
 
 class TokenClasses(Extra):
-    """An extra that parts each loss in two: to guess the kind of the next token, and to guess which one of that kind.
+    """An extra that splits each loss in two: the cost of the kind of the next token, and the cost of the token given its kind.
 
     With the vocabulary cut into classes, p(target) = p(its class) · p(target | its class), so
     nll = nll_class + nll_within, and perplexity = ``structure_perplexity`` · ``content_perplexity``:

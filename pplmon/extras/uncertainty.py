@@ -1,4 +1,4 @@
-"""``Uncertainty``: how sure a perplexity is, and whether it moved."""
+"""``Uncertainty``: give the perplexity an interval, and say how far it moved since the pass before."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _keys(stats: TokenStats, places: Places, batch_data: Mapping[str, Tensor]) -
 
 
 def _content(stats: TokenStats, places: Places, batch_data: Mapping[str, Tensor]) -> Tensor:
-    """Return of each column [R, T] a sum over the ids of its document, each mixed with its place there."""
+    """Return a hash of the ids of each column's document, [R, T]: a sum over them, each mixed with its place there."""
     ids = given("input_ids", stats, batch_data)
     ids = by_column(stats, stats.targets) if ids is None else ids
     rows, length = ids.shape
