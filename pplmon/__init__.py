@@ -18,6 +18,7 @@ from pplmon import alerts, extras, sinks
 from pplmon.alerts import Alert, MetricRule, Rule, default_alerts
 from pplmon.alerts.actions import Checkpoint, Notify, SaveBatch, Stop, Webhook
 from pplmon.extras import Extra
+from pplmon.extras.vocabulary import bytes_per_token
 from pplmon.measure.tokens import TokenStats, token_stats
 from pplmon.measure.vocab_parallel import VocabShard
 from pplmon.monitor import Monitor
@@ -34,7 +35,14 @@ if TYPE_CHECKING:
     from pplmon.alerts import Below as Below
     from pplmon.alerts import NonFinite as NonFinite
     from pplmon.alerts import Spike as Spike
+    from pplmon.extras import Calibration as Calibration
     from pplmon.extras import Entropy as Entropy
+    from pplmon.extras import Groups as Groups
+    from pplmon.extras import Novelty as Novelty
+    from pplmon.extras import Positions as Positions
+    from pplmon.extras import Rollouts as Rollouts
+    from pplmon.extras import TokenClasses as TokenClasses
+    from pplmon.extras import Uncertainty as Uncertainty
     from pplmon.page import page
     from pplmon.trainers.lightning import PerplexityMonitor
 
@@ -70,6 +78,7 @@ __all__ = [
     "Webhook",
     "WorstSequence",
     "WorstToken",
+    "bytes_per_token",
     "default_alerts",
     "observe",
     "page",

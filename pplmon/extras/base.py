@@ -54,12 +54,14 @@ class Extra:
         declares: the numbers, each a ``Number``. On the class where the names are the same for every instance; on an instance
             (an attribute or a property) where they depend on its settings, and then with a "/" in each name.
         needs_entropy: the tally measures ``stats.entropy`` where it is given logits.
+        needs_sequences: it looks at a token's neighbours, so a tally with ``context_parallel`` refuses it.
     """
 
     size: int = 0
     maxima: int = 0
     declares: Sequence[Number] = ()
     needs_entropy: bool = False
+    needs_sequences: bool = False
     _made_by: str  # the call that made it
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -90,6 +92,10 @@ class Extra:
     def numbers(self, integers: Sequence[int]) -> Mapping[str, Value]:
         """Return the numbers of ``size`` sums and ``maxima`` maxima over everything: ``None`` where one cannot be had."""
         raise NotImplementedError
+
+    def compare(self, integers: Sequence[int], before: Sequence[int]) -> Mapping[str, Value]:
+        """Return numbers that compare a validation or test pass with the one before it of the same stage; none by default."""
+        return {}
 
     def __repr__(self) -> str:
         """Return the call that made it."""

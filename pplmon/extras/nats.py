@@ -22,6 +22,11 @@ def upper_and_lower(nats: Tensor) -> tuple[Tensor, Tensor]:
     return units >> LOW_BITS, units & (2**LOW_BITS - 1)
 
 
+def total(upper: int, lower: int) -> float:
+    """Return the sum of amounts, in nats, from what their integers sum up to."""
+    return mean(upper, lower, 1)
+
+
 def mean(upper: int, lower: int, count: int) -> float:
     """Return the mean of ``count`` amounts, in nats, from what their integers sum up to; NaN of none."""
     return ((upper << LOW_BITS) + lower) / (count << layout.FRACTION_BITS) if count else math.nan

@@ -151,6 +151,8 @@ class Engine:
             )
             for index, report in enumerate(opened.loader_reports):
                 self.publisher.publish(report, f"{self.prefix}{opened.stage}/", f"/dataloader_idx_{index}")
+                self._windows.end_pass(report.stage, parts[index])
+        self._windows.end_pass(opened.stage, totals)
         return opened.report
 
     @property
@@ -242,7 +244,8 @@ class Engine:
 
     def _report(self, step: int, stage: str, totals: Totals, evidence: bool = True) -> Report:
         """Return the report; evidence has its text on the writing rank, which is the only one to show it."""
-        report = totals.report(step, stage, self._windows.tokens_seen if stage == "train" else None, evidence)
+        seen, before = self._windows.tokens_seen if stage == "train" else None, self._windows.passes.get(stage)
+        report = totals.report(step, stage, seen, evidence, before)
         if self.decode is None or not evidence or not self.writes:
             return report
         return self._delivery.guard(self.decode, "decode", report.decoded, self.decode) or report

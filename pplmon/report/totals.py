@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from operator import add
 from typing import Any, Protocol
 
@@ -77,7 +76,7 @@ class Totals:
             "version": saved.VERSION,
             "sums": dict(zip(layout.SUMS, self.sums)),
             "maxima": dict(zip(layout.MAXIMA, self.maxima)),
-            "extras": saved.by_extra(self.extra_sums, self.extra_maxima, saved.sizes_of(self.extras)),
+            "extras": self.integers(),
             "histogram": [*self.histogram.buckets()],
             "token_rows": [*map(list, self.token_rows)],
             "sequence_rows": [*map(list, self.sequence_rows)],
@@ -126,8 +125,8 @@ class Totals:
         """True where nothing was scored: there is nothing to judge or to show."""
         return not (self["tokens"] or self["nonfinite_tokens"] or self["invalid_targets"])
 
-    def numbers(self) -> dict[str, Value]:
-        """Return every number that the totals give."""
+    def numbers(self, before: Totals | None = None) -> dict[str, Value]:
+        """Return every number that the totals give; with those of the pass before also what extras compare."""
         given: dict[str, Value] = dict(
             derive(
                 dict(zip(layout.SUMS, self.sums)),
@@ -135,20 +134,32 @@ class Totals:
                 self.histogram,
             )
         )
-        sums, maxima = iter(self.extra_sums), iter(self.extra_maxima)
-        for extra in self.extras:
-            size = saved.size_of(extra)
-            given.update(_numbers_of(extra, (*islice(sums, size.sums), *islice(maxima, size.maxima))))
+        earlier = {} if before is None else before.integers()
+        for extra, (name, integers) in zip(self.extras, self.integers().items()):
+            given.update(_numbers_of(extra, integers, earlier.get(name)))
         return given
 
+    def integers(self) -> dict[str, list[int]]:
+        """Return the integers of each extra, its sums and then its maxima, by the extra's name."""
+        return saved.by_extra(self.extra_sums, self.extra_maxima, saved.sizes_of(self.extras))
+
     def report(
-        self, step: int = 0, stage: str = "train", tokens_seen: int | None = None, evidence: bool = True
+        self,
+        step: int = 0,
+        stage: str = "train",
+        tokens_seen: int | None = None,
+        evidence: bool = True,
+        before: Totals | None = None,
     ) -> Report:
-        """Return the report of these totals. ``tokens_seen`` is the run's count, which no window knows."""
+        """Return the report of these totals.
+
+        ``tokens_seen`` is the run's count, which no window knows; ``before`` the totals of the pass before, for extras that
+        compare two.
+        """
         return Report(
             step=step,
             stage=stage,
-            numbers={**self.numbers(), "tokens_seen": tokens_seen},
+            numbers={**self.numbers(before), "tokens_seen": tokens_seen},
             worst=tuple(map(worst_token, self.token_rows)) if evidence else (),
             worst_sequences=tuple(map(worst_sequence, self.sequence_rows)) if evidence else (),
             saturated=self.saturated,
@@ -165,10 +176,11 @@ def _check_alike(one: Totals, two: Totals) -> None:
         )
 
 
-def _numbers_of(extra: Derives, integers: Sequence[int]) -> Mapping[str, Value]:
+def _numbers_of(extra: Derives, integers: Sequence[int], before: Sequence[int] | None) -> Mapping[str, Value]:
     """An extra's numbers; none where it fails, for a number that cannot be had must not end a run."""
     try:
-        return extra.numbers(integers)
+        compare = getattr(extra, "compare", None)
+        return {**extra.numbers(integers), **({} if before is None or compare is None else compare(integers, before))}
     except Exception as error:
         warnings.warn(
             f"pplmon: {type(extra).__name__}.numbers failed: {type(error).__name__}: {error}; its numbers are left out",

@@ -17,7 +17,7 @@ from pplmon.tally.ranks import Group
 from pplmon.tally.records import Given
 
 
-def check_extras(extras: Any) -> tuple[Any, ...]:
+def check_extras(extras: Any, context_parallel: bool) -> tuple[Any, ...]:
     """Return extras as a tuple of objects that measure, each once."""
     if not isinstance(extras, Sequence) or isinstance(extras, str):
         raise TypeError(f"extras takes a list, got {extras!r}; write extras=[pplmon.Entropy()]")
@@ -27,6 +27,11 @@ def check_extras(extras: Any) -> tuple[Any, ...]:
                 f"an extra is an object with size, update and numbers, got {extra!r}; write [pplmon.Entropy()]"
             )
         _check_extra(extra)
+        if context_parallel and getattr(extra, "needs_sequences", False):
+            raise ValueError(
+                f"{extra!r} needs whole sequences, and with context_parallel=True a rank has a part of each: leave it out, or "
+                "measure it where the sequences are whole"
+            )
     names = sizes_of(extras)
     if len(names) < len(extras):
         raise ValueError(

@@ -72,7 +72,9 @@ class TokenTally(States):
                 "targets where the sequences are still whole"
             )
         check_kernel(kernel)
-        super().__init__(top_k, context, checks.check_extras(extras), process_group=process_group, **kwargs)
+        super().__init__(
+            top_k, context, checks.check_extras(extras, context_parallel), process_group=process_group, **kwargs
+        )
         self.ignore_index, self.shift, self.kernel = ignore_index, shift, kernel
         self.context_parallel = context_parallel
         self.top_k, self.context, self.min_sequence_tokens = top_k, context, min_sequence_tokens
