@@ -47,8 +47,8 @@ class Numbers(Mapping[str, Value]):
 class Report(BuiltInNumbers):
     """The numbers of one window (train) or pass (val, test), and its worst tokens.
 
-    Every number is an attribute; for a type checker those of extras are ``report.numbers["mean_entropy"]``. A number that
-    could not be computed is ``None``; in a window without valid tokens ratios, maxima and quantiles are NaN.
+    Every number is an attribute; for a type checker those of extras are ``report.numbers["mean_entropy"]``. A number
+    that could not be computed is ``None``; in a window without valid tokens ratios, maxima and quantiles are NaN.
 
     Attributes:
         step: the optimizer step, 0-based; a window's last.
