@@ -1,4 +1,4 @@
-"""A journal as a series: the judged rows of every process that wrote it, the rules it had, and the alerts it raised."""
+"""Read a journal as a series: the judged rows of every process that wrote it, with its rules and its alerts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH = 1000  # lines
 
 
 class JournalReader(Reader):
-    """Reads pplmon's own journal, whose numbers have their names and steps already."""
+    """Reads pplmon's own journal, whose rows have steps and names of numbers already."""
 
     kind = "journal"
     pattern = FILE_NAME
@@ -74,7 +74,7 @@ def read_journal_file(path: Path) -> Series:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Hold back the collector of garbage: it would look again and again through rows that are all kept (40 % of the time)."""
+    """Pause the garbage collector, which would take 40 % of the time to look through rows that are all kept."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -105,7 +105,7 @@ def _objects(file: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def _parse(line: str) -> Any:
-    """Return one line's object; nothing for one that a kill tore."""
+    """Return one line's object; none for a line that a kill left incomplete."""
     try:
         return json.loads(line)
     except ValueError:
