@@ -1,8 +1,8 @@
 """Judge reports: rules are callables ``Report -> Alert | None`` that decide what deserves a person's attention.
 
-Your own rule is a function of three lines, or a subclass of ``MetricRule``. The built-in ones have a little state, judge
-``stage="train"`` unless told otherwise, and read only a report's numbers, which are the same on every rank: so every rank
-decides alike. A new file in this folder is found automatically.
+Your own rule is a function of three lines, or a subclass of ``MetricRule``. Built-in rules have a little state, judge
+``stage="train"`` unless given another, and read a report's numbers only, which are the same on every rank: so all ranks
+decide alike. A new file in this folder is found automatically.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,7 @@
 """The arithmetic that formulas share, computed from the integers of one window.
 
-Everything is plain Python on integer totals (see ``report.layout``), so nothing overflows and nothing is rounded before the
-last operation. ``None`` means that a number cannot be computed; NaN that there was no valid token.
+Everything is plain Python on integer totals (see ``report.layout``), so nothing overflows, and only the last operation
+rounds. ``None`` means that a number cannot be computed; NaN that there was no valid token.
 """
 
 from __future__ import annotations
