@@ -10,6 +10,7 @@ or, without a framework::
     monitor.close()
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pplmon.alerts import NonFinite as NonFinite
     from pplmon.alerts import Spike as Spike
     from pplmon.extras import Entropy as Entropy
+    from pplmon.page import page
     from pplmon.trainers.lightning import PerplexityMonitor
 
 globals().update({**alerts.ALL, **extras.ALL})  # every rule and every extra that has a file
@@ -70,6 +72,7 @@ __all__ = [
     "WorstToken",
     "default_alerts",
     "observe",
+    "page",
     "sinks",
     "token_stats",
 ]
@@ -78,9 +81,11 @@ __all__ += list(extras.ALL)
 
 
 def __getattr__(name: str) -> Any:
-    """Find ``PerplexityMonitor`` on first use: ``import pplmon`` does not load Lightning."""
+    """Find ``PerplexityMonitor`` and ``page`` on first use: ``import pplmon`` loads neither Lightning nor templates."""
     if name == "PerplexityMonitor":
         from pplmon.trainers.lightning import PerplexityMonitor
 
         return PerplexityMonitor
+    if name == "page":
+        return import_module("pplmon.page")
     raise AttributeError(f"module 'pplmon' has no attribute {name!r}")

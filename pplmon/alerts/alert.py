@@ -63,6 +63,14 @@ class Alert:
 Rule = Callable[[Report], Alert | None]
 
 
+def at_fault(alert: Alert) -> WorstToken | WorstSequence | None:
+    """Return what an alert is about: the worst token for a number of tokens, else the worst sequence."""
+    token = next(iter(alert.worst), None)
+    sequence = next(iter(alert.worst_sequences), None)
+    of_tokens = alert.metric is None or "token" in alert.metric or alert.metric == "invalid_targets"
+    return (token or sequence) if of_tokens else (sequence or token)
+
+
 class MetricRule:
     """A base for a rule that watches one number of one stage; ``judge`` says when a value is an alert.
 

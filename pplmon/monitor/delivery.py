@@ -7,6 +7,8 @@ also have these methods, which are called on all ranks:
 - ``see(step, micro_batch, batch)``: a micro-batch of training is about to be counted;
 - ``settle()``: an optimizer step is closed, and work that an alert asked for can be done;
 - ``drain()``: the run is over.
+
+``folder`` is where its files go, if it writes any: the journal names it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pplmon.alerts import Alert
@@ -48,6 +51,11 @@ class Delivery:
         self.watchers = [handler for handler in self.handlers if callable(getattr(handler, "see", None))]
         self._failures: Counter[int] = Counter()
         self._named_slow: set[int] = set()
+
+    def folders(self) -> list[str]:
+        """Return the directories that handlers write files about alerts to."""
+        given = [getattr(handler, "folder", None) for handler in self.handlers]
+        return sorted({str(Path(folder).absolute()) for folder in given if isinstance(folder, (str, Path))})
 
     def start(self, run: Mapping[str, Any]) -> None:
         """Begin a run in every sink."""

@@ -211,6 +211,7 @@ class Engine:
             "alerts": [repr(rule) for rule in self._judge.rules],
             "watched": watched(self._judge.rules),
             **({"declared": declared} if declared else {}),
+            "alert_folders": self._delivery.folders(),
         }
 
     def _log_window(self, step: int) -> Report:

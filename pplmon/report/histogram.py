@@ -13,6 +13,8 @@ from operator import add, mul
 
 from pplmon.report import layout
 
+_TO_EIGHTHS = layout.MANTISSA_BITS - 3
+
 
 @dataclass(frozen=True)
 class Histogram:
@@ -34,6 +36,17 @@ class Histogram:
         """Return the counts of all buckets."""
         return self._spread(0, layout.BUCKETS)
 
+    def eighths(self) -> tuple[int, list[int]]:
+        """Return the counts in buckets of an eighth of an octave, which is enough to draw: the first one's number, and all.
+
+        Bucket n holds the losses from ``eighth_edge(n)`` to ``eighth_edge(n + 1)`` nats.
+        """
+        numbers = [(self.first + index + layout.BUCKET_OFFSET) >> _TO_EIGHTHS for index in range(len(self.counts))]
+        counts = [0] * (numbers[-1] - numbers[0] + 1 if numbers else 0)
+        for number, count in zip(numbers, self.counts):
+            counts[number - numbers[0]] += count
+        return (numbers[0] if numbers else 0), counts
+
     def __add__(self, other: Histogram) -> Histogram:
         if not self.counts or not other.counts:
             return self if self.counts else other
@@ -43,6 +56,11 @@ class Histogram:
 
     def _spread(self, low: int, end: int) -> tuple[int, ...]:
         return (0,) * (self.first - low) + self.counts + (0,) * (end - self.first - len(self.counts))
+
+
+def eighth_edge(number: int) -> float:
+    """Return the least loss, in nats, of the bucket ``number`` of ``Histogram.eighths``."""
+    return layout.float_from_bits(number << (layout.BUCKET_SHIFT + _TO_EIGHTHS))
 
 
 class Losses:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pplmon.report.declared import find
+from pplmon.report.histogram import Histogram
 from pplmon.report.numbers import CATALOGUE, BuiltInNumbers, Value, numbers_as_attributes
 from pplmon.report.worst import (
     Decode,
@@ -57,6 +58,7 @@ class Report(BuiltInNumbers):
         worst: the tokens with the largest losses over all ranks, the worst first.
         worst_sequences: the sequences with the largest mean losses, likewise.
         saturated: a sum reached its ceiling of 2^62 − 1, so the numbers are no longer right.
+        histogram: valid tokens by their loss; empty where the report was not made from totals.
     """
 
     step: int
@@ -65,6 +67,7 @@ class Report(BuiltInNumbers):
     worst: tuple[WorstToken, ...] = ()
     worst_sequences: tuple[WorstSequence, ...] = ()
     saturated: bool = False
+    histogram: Histogram = field(default=Histogram(), repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "numbers", Numbers(self.numbers))

@@ -152,6 +152,7 @@ class Totals:
             worst=tuple(map(worst_token, self.token_rows)) if evidence else (),
             worst_sequences=tuple(map(worst_sequence, self.sequence_rows)) if evidence else (),
             saturated=self.saturated,
+            histogram=self.histogram,
         )
 
 

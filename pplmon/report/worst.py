@@ -10,6 +10,7 @@ from typing import Any
 from pplmon.report import layout
 
 Decode = Callable[[list[int]], str]
+PIECE = 200  # characters of one token's own text: context_text has the whole
 Row = tuple[int, ...]
 
 
@@ -50,12 +51,14 @@ class WorstToken:
     context_text: str | None = None
     target_text: str | None = None
     predicted_text: str | None = None
+    context_pieces: tuple[str | None, ...] | None = None  # each context token's own text; None where its id is None
 
     def decoded(self, decode: Decode) -> WorstToken:
         """Return this token with its texts. ``decode`` is given known, non-negative ids only."""
         return replace(
             self,
             context_text=decode([i for i in self.context_ids if i is not None]),
+            context_pieces=tuple(None if i is None else decode([i])[:PIECE] for i in self.context_ids),
             target_text=decode([self.target]),
             predicted_text=None if self.predicted is None else decode([self.predicted]),
         )

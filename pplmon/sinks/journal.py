@@ -20,6 +20,7 @@ from pplmon.report.numbers import CORE
 from pplmon.report.report import Report
 from pplmon.report.strict_json import plain, revive
 from pplmon.sinks.base import Sink
+from pplmon.sinks.json_lines import no_collection, objects
 
 FILE_NAME = "pplmon.jsonl"
 _BESIDE = ("worst_1pct_loss", "max_token_excess", "relative_cross_entropy", "tokens", "invalid_targets")
@@ -113,10 +114,9 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     kept: dict[tuple[Any, ...], dict[str, Any]] = {}
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file):
-            row = _parse(line)
-            if row is not None:
+    with open(path, encoding="utf-8", errors="replace") as file, no_collection():
+        for number, row in enumerate(objects(file)):
+            if "kind" in row:
                 learn(row.get("declared"))  # what extras of the run measured, in a process that may not know them
                 key = _identity(row, number)
                 kept.pop(key, None)  # so that the new one comes at its own place
@@ -136,12 +136,14 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def _report_fields(report: Report) -> dict[str, Any]:
+    first, counts = report.histogram.eighths()
     return {
         "step": report.step,
         "stage": report.stage,
         "numbers": report.as_dict(),
         "worst": [_known(asdict(token)) for token in report.worst],
         "worst_sequences": [_known(asdict(sequence)) for sequence in report.worst_sequences],
+        **({"histogram": {"first": first, "counts": counts}} if counts else {}),
         **({"saturated": True} if report.saturated else {}),
     }
 
@@ -158,14 +160,6 @@ def _open_to_append(path: Path) -> BinaryIO:
         if file.read(1) != b"\n":  # a kill tore the last line: end it, or ours would be lost with it
             file.write(b"\n")
     return file
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and "kind" in row else None
 
 
 def _identity(row: Mapping[str, Any], number: int) -> tuple[Any, ...]:

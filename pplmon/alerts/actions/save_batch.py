@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pplmon.alerts import Alert
+from pplmon.alerts import Alert, at_fault
 from pplmon.alerts.actions.files import folder, stem
 from pplmon.report.checks import at_least
 from pplmon.report.worst import WorstSequence, WorstToken
@@ -65,14 +65,14 @@ class SaveBatch:
         self._max_held_bytes = at_least("SaveBatch: max_held_bytes", max_held_bytes)
         self._at_most = at_least("SaveBatch: at_most", at_most)
         self._monitor: Any = None
-        self._folder: Path | None = None
+        self.folder: Path | None = None  # where its files go, once a run has begun
         self._seen: deque[Seen] = deque()
         self._saved: set[tuple[int, int]] = set()
 
     def bind(self, monitor: Any) -> None:
         """Begin a run; the monitor calls it."""
         self._monitor = monitor
-        self._folder = folder(self._directory, monitor, "SaveBatch")
+        self.folder = folder(self._directory, monitor, "SaveBatch")
         self._seen.clear()
         self._saved.clear()
 
@@ -118,7 +118,7 @@ class SaveBatch:
             held -= self._seen.popleft().bytes
 
     def _write(self, alert: Alert, culprit: WorstToken | WorstSequence, seen: Seen) -> None:
-        assert self._folder is not None
+        assert self.folder is not None
         tensors, left_out = _capped(seen.tensors, culprit.sequence, self._max_bytes)
         changed = sorted(name for name in tensors if times_written(seen.tensors[name]) != seen.versions[name])
         if changed:
@@ -135,22 +135,14 @@ class SaveBatch:
             "left_out": left_out,
             "changed_in_place": changed,
         }
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{stem(alert)}-rank={culprit.rank}.pt"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{stem(alert)}-rank={culprit.rank}.pt"
         whole = path.with_suffix(".tmp")  # a kill in between leaves no half of a file under the name
         torch.save(content, whole)
         whole.replace(path)
 
     def __repr__(self) -> str:
         return "SaveBatch()" if self._directory is None else f"SaveBatch({str(self._directory)!r})"
-
-
-def at_fault(alert: Alert) -> WorstToken | WorstSequence | None:
-    """Return the subject of an alert: the worst token for a number about tokens, else the worst sequence."""
-    token = next(iter(alert.worst), None)
-    sequence = next(iter(alert.worst_sequences), None)
-    of_tokens = alert.metric is None or "token" in alert.metric or alert.metric == "invalid_targets"
-    return (token or sequence) if of_tokens else (sequence or token)
 
 
 def _address(culprit: WorstToken | WorstSequence) -> dict[str, Any]:
