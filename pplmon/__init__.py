@@ -50,7 +50,7 @@ globals().update({**alerts.ALL, **extras.ALL})  # every rule and every extra tha
 
 try:
     __version__ = version("pplmon")
-except PackageNotFoundError:  # a checkout that is not installed
+except PackageNotFoundError:  # running from a checkout that is not installed
     __version__ = "0"
 
 __all__ = [

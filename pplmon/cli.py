@@ -1,4 +1,4 @@
-"""The ``pplmon`` command."""
+"""The command ``pplmon``."""
 
 from __future__ import annotations
 

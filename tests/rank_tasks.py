@@ -1,4 +1,4 @@
-"""What the ranks of the distributed tests do: functions at the top of a module, so that other processes can have them."""
+"""Functions that the ranks of distributed tests run, at the top of a module so that other processes can import them."""
 
 from __future__ import annotations
 

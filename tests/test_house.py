@@ -1,4 +1,4 @@
-"""Which room imports which, and that ``import pplmon`` is light."""
+"""Each room imports only rooms above it, and ``import pplmon`` loads little."""
 
 from __future__ import annotations
 

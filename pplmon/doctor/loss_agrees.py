@@ -16,7 +16,7 @@ _TOKENS, _WHOLE, _FRACTION = map(layout.place, ("tokens", "nll_whole", "nll_frac
 
 
 class LossGuard:
-    """Compares the first logged window with the loss that the step returned. Adds up on the device, and reads once."""
+    """Compares the first logged window with the loss that the step returned. Sums on the device, and reads once."""
 
     def __init__(self) -> None:
         self.done = False
@@ -24,13 +24,13 @@ class LossGuard:
         self._sums: Tensor | None = None  # [3] float64: Σ loss · tokens, Σ nll, tokens
 
     def before(self, tally: TokenTally) -> None:
-        """Remember what the tally held before this micro-batch."""
+        """Remember the tally's sums before this micro-batch."""
         if not self.done:
             self._before = tally.sums.clone()
 
     @torch.no_grad()
     def after(self, tally: TokenTally, loss: Tensor | None) -> None:
-        """Take in a micro-batch and the loss that its step returned (not divided by the accumulation)."""
+        """Add a micro-batch and the loss that its step returned (not divided by the accumulation)."""
         if self.done or self._before is None or not isinstance(loss, Tensor) or loss.numel() != 1:
             return
         change = (tally.sums - self._before.to(tally.sums.device)).double()

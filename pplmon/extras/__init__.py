@@ -1,4 +1,4 @@
-"""MEASURE MORE: optional measurements of a tally, one file each. A new file in this folder is found by itself."""
+"""Optional measurements of a tally, one file each. A new file in this folder is found automatically."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pplmon.extras.uncertainty import Uncertainty as Uncertainty
 
     def __getattr__(name: str) -> Any:
-        """Let a type checker take an extra that has no line above for what it may be."""
+        """Tell a type checker that an extra without a line above is ``Any``."""
 
 
 __all__ = ["ALL", "Extra", "Measures", "declare_all", "declared_by"]

@@ -1,4 +1,4 @@
-"""Add up what was read out and is not yet shown: the open window, the epoch, and the run's count of tokens."""
+"""Add up read-outs that are not shown yet: the open window, the epoch, and the run's count of tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Windows:
 
     @property
     def window(self) -> Totals:
-        """The open window."""
+        """Return the open window."""
         self._fold()
         return self._window
 
@@ -78,7 +78,7 @@ class Windows:
     def load_state_dict(
         self, state: Mapping[str, Any], totals_of: Callable[[Mapping[str, Any]], Totals], first: bool
     ) -> None:
-        """Take back a state. Its rows are given to the first rank only, or each would stand there W times.
+        """Restore a state. Its rows go to the first rank only, or each would be there W times.
 
         ``totals_of`` reads saved totals for the settings of this run.
         """

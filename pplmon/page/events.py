@@ -1,4 +1,4 @@
-"""The alerts of a run as a list of events, each with its evidence: what, who, which text, and which files."""
+"""The alerts of a run as a list of events, each with its evidence: address, text, and files."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ Row = Mapping[str, Any]  # of a journal
 
 @dataclass(frozen=True)
 class Run:
-    """What one journal says of one run."""
+    """One run, as read from its journal."""
 
     name: str  # tells it from the other runs of the page
     path: Path  # the journal

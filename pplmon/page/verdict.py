@@ -32,12 +32,12 @@ class Incident:
 
     @property
     def step(self) -> int:
-        """Where it began."""
+        """Return the step at which it began."""
         return self.alerts[0].step or 0
 
     @property
     def height(self) -> float:
-        """How far beyond its threshold an alert of it was, at most."""
+        """Return the largest factor by which an alert of it was beyond its threshold."""
         return max((_height(alert) for alert in self.alerts), default=0.0)
 
     @property
@@ -122,6 +122,6 @@ def _kind(incident: Incident) -> str:
 
 
 def _height(alert: Alert) -> float:
-    """How many times its threshold the value is, or the threshold the value, where that is below it."""
+    """Return value / threshold, or threshold / value for an alert on a value that is too low."""
     ratio = abs(alert.value / alert.threshold) if alert.value is not None and alert.threshold else 0.0
     return 1 / ratio if _side(alert) == "below" and ratio else ratio

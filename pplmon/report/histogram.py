@@ -1,4 +1,4 @@
-"""How many tokens have which loss: a histogram that adds, and the quantiles and tails that it gives."""
+"""A histogram of token losses that can be added to others, and its quantiles and tails."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _TO_EIGHTHS = layout.MANTISSA_BITS - 3
 
 @dataclass(frozen=True)
 class Histogram:
-    """Tokens in the buckets of ``report.layout``, without those that are empty below the least and above the largest loss.
+    """Token counts in the buckets of ``report.layout``, without the empty buckets at both ends.
 
-    Most are, and every judged step adds and reads one.
+    Most buckets are empty, and every judged step adds and reads a histogram.
     """
 
     first: int = 0  # the bucket that counts[0] is of; 0 where there are none
@@ -28,12 +28,12 @@ class Histogram:
 
     @classmethod
     def of(cls, buckets: Sequence[int]) -> Histogram:
-        """Return the histogram of all buckets' counts."""
+        """Return a histogram from the counts of all buckets."""
         filled = [index for index, count in enumerate(buckets) if count]
         return cls(filled[0], tuple(buckets[filled[0] : filled[-1] + 1])) if filled else cls()
 
     def buckets(self) -> tuple[int, ...]:
-        """Return all buckets' counts."""
+        """Return the counts of all buckets."""
         return self._spread(0, layout.BUCKETS)
 
     def eighths(self) -> tuple[int, list[int]]:
@@ -64,7 +64,7 @@ def eighth_edge(number: int) -> float:
 
 
 class Losses:
-    """A histogram summed up once, to be asked for quantiles and tails.
+    """The quantiles and tails of a histogram, whose running sums are computed once.
 
     Each loss reads as the midpoint of its bucket, never beyond the exact ``largest`` (nats).
     """
@@ -75,7 +75,7 @@ class Losses:
         self._up_to = list(accumulate(self._counts))  # tokens in this bucket and below
 
     def quantile(self, q: float) -> float:
-        """The ⌈q·n⌉-th smallest loss: numpy's ``inverted_cdf``."""
+        """Return the ⌈q·n⌉-th smallest loss: numpy's ``inverted_cdf``."""
         n = self._up_to[-1]
         if not n:
             return math.nan
@@ -84,7 +84,7 @@ class Losses:
         return self._value(bisect_left(self._up_to, rank))
 
     def tail(self, count: int) -> float:
-        """Σ of the ``count`` largest losses."""
+        """Return Σ of the ``count`` largest losses."""
         rest = self._up_to[-1] - count
         first = bisect_right(self._up_to, rest) if count else len(self._up_to)
         if first == len(self._up_to):
@@ -98,7 +98,7 @@ class Losses:
         return partial + full + self._counts[last] * self._value(last)
 
     def head(self, count: int) -> float:
-        """Σ of the ``count`` smallest losses."""
+        """Return Σ of the ``count`` smallest losses."""
         return self.tail(self._up_to[-1]) - self.tail(self._up_to[-1] - count)
 
     def _value(self, bucket: int) -> float:

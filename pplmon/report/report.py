@@ -18,7 +18,7 @@ from pplmon.report.worst import (
 
 
 class Numbers(Mapping[str, Value]):
-    """The numbers of a report. A known name that was not given reads ``None``, and is not ``in`` it."""
+    """The numbers of a report by name. A known name that was not given reads ``None``, and ``in`` is False for it."""
 
     def __init__(self, given: Mapping[str, Value]) -> None:
         self._given = dict(given)
@@ -48,8 +48,8 @@ class Numbers(Mapping[str, Value]):
 class Report(BuiltInNumbers):
     """The numbers of one window (train) or pass (val, test), and its worst tokens.
 
-    Every number of pplmon's own is an attribute. A number that could not be had is ``None``, one of a window without valid
-    tokens NaN. What extras measure is there, too; a type checker knows it as ``report.numbers["mean_entropy"]``.
+    Every number is an attribute; for a type checker those of extras are ``report.numbers["mean_entropy"]``. A number
+    that could not be computed is ``None``; in a window without valid tokens ratios, maxima and quantiles are NaN.
 
     Attributes:
         step: the optimizer step, 0-based; a window's last.
@@ -86,11 +86,11 @@ class Report(BuiltInNumbers):
             raise AttributeError(f"a Report has no {name!r}; its numbers are {', '.join(names)}")
 
     def as_dict(self) -> dict[str, float | int]:
-        """Return every number that could be had, by name."""
+        """Return every number that is not ``None``, by name."""
         return {name: value for name, value in self.numbers.items() if value is not None}
 
     def finite(self) -> dict[str, float | int]:
-        """Return what may be sent to a logger: NaN and ±inf poison its summaries for good."""
+        """Return the finite numbers, for loggers: one NaN or ±inf would spoil a logger's summaries for good."""
         return {name: value for name, value in self.as_dict().items() if math.isfinite(value)}
 
     def decoded(self, decode: Decode) -> Report:

@@ -1,4 +1,4 @@
-"""``Totals``: host integers that add, and the reports that they give."""
+"""``Totals``: host integers that can be added, and the reports made from them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pplmon.report.worst import Row, merge_rows, with_context, worst_sequence, w
 
 
 class Derives(Protocol):
-    """What a report needs of an extra measurement: how many integers it has, and the numbers that they give."""
+    """The part of an extra that a report needs: the count of its integers, and the numbers made from them."""
 
     size: int
 
     def numbers(self, integers: Sequence[int], /) -> Mapping[str, Value]:
-        """Return the extra's numbers from its integers: sums, and behind them maxima where it has some."""
+        """Return the extra's numbers from its integers: its sums, followed by its maxima if it has some."""
         ...
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Integers that add: ``a + b`` are the totals of both, in any order and grouping. ``Totals()`` is the empty one."""
+    """Integers that can be added: ``a + b`` are those of both, in any order and grouping. ``Totals()`` is empty."""
 
     sums: tuple[int, ...] = (0,) * len(layout.SUMS)
     maxima: tuple[int, ...] = (-1,) * len(layout.MAXIMA)
@@ -38,7 +38,7 @@ class Totals:
     extra_sums: tuple[int, ...] = ()
     extra_maxima: tuple[int, ...] = ()
     extras: tuple[Derives, ...] = field(default=(), compare=False)
-    saturated: bool = False  # a sum reached its ceiling and may stand for more: the numbers are not to be trusted
+    saturated: bool = False  # a sum reached its ceiling and may be too low: the numbers are not to be trusted
 
     def __add__(self, other: Totals) -> Totals:
         for one, two in ((self, other), (other, self)):
@@ -64,7 +64,7 @@ class Totals:
         return (self.sums if cell in layout.SUMS else self.maxima)[layout.place(cell)]
 
     def silent(self) -> Totals:
-        """Return these totals without what ranks told each other: a wish to stop must not outlive its run."""
+        """Return these totals without the ranks' messages to each other: a request to stop must not outlive its run."""
         if not any(self[name] for name in layout.SIGNALS):
             return self
         sums = tuple(0 if name in layout.SIGNALS else value for name, value in zip(layout.SUMS, self.sums))
@@ -88,9 +88,9 @@ class Totals:
     def from_state_dict(
         cls, state: Mapping[str, Any], extras: tuple[Derives, ...] = (), reader: saved.Reader | None = None
     ) -> Totals:
-        """Return the totals that ``state_dict`` gave, with the sums of these extras; none of another version.
+        """Return the totals in a ``state_dict``, with the sums of these extras; empty ones if it cannot be read.
 
-        ``reader`` is that of the checkpoint which they are a part of.
+        ``reader`` reads the checkpoint that they are a part of.
         """
         if not saved.is_readable(state.get("version")):
             return cls()
@@ -112,7 +112,7 @@ class Totals:
         )
 
     def fitted(self, keep: int, context: int) -> Totals:
-        """Return these totals for a tally of other settings: its rows are cut or filled up."""
+        """Return these totals for a tally of other settings: fewer rows, and their context cut or filled up."""
         return replace(
             self,
             token_rows=tuple(with_context(row, context) for row in self.token_rows[:keep]),
@@ -122,7 +122,7 @@ class Totals:
 
     @property
     def empty(self) -> bool:
-        """True where nothing was scored: there is nothing to judge or to show."""
+        """Return True if nothing was scored, so that there is nothing to judge or to show."""
         return not (self["tokens"] or self["nonfinite_tokens"] or self["invalid_targets"])
 
     def numbers(self, before: Totals | None = None) -> dict[str, Value]:
@@ -153,7 +153,7 @@ class Totals:
     ) -> Report:
         """Return the report of these totals.
 
-        ``tokens_seen`` is the run's count, which no window knows; ``before`` the totals of the pass before, for extras that
+        ``tokens_seen`` is the count of the whole run; ``before`` the totals of the pass before, for extras that
         compare two.
         """
         return Report(
@@ -168,7 +168,7 @@ class Totals:
 
 
 def _check_alike(one: Totals, two: Totals) -> None:
-    """Raise where two totals hold integers of unlike extras."""
+    """Raise if two totals hold integers of different extras."""
     if one.extras is not two.extras and saved.sizes_of(one.extras) != saved.sizes_of(two.extras):
         names = [", ".join(saved.sizes_of(totals.extras)) or "none" for totals in (one, two)]
         raise ValueError(

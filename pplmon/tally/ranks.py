@@ -17,22 +17,22 @@ class Group(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Number of ranks; 1 without torch.distributed, −1 seen from outside the group."""
+        """Return the number of ranks; 1 without torch.distributed, −1 outside the group."""
         return dist.get_world_size(self.handle) if running() else 1
 
     @property
     def rank(self) -> int:
-        """This process's rank within the group; −1 outside it."""
+        """Return this process's rank within the group, −1 outside it."""
         return dist.get_rank(self.handle) if running() else 0
 
     @property
     def global_rank(self) -> int:
-        """This process's rank in the run, which addresses are given in."""
+        """Return this process's rank in the run, which addresses contain."""
         return dist.get_rank() if running() else 0
 
     @property
     def ranks(self) -> list[int]:
-        """The global ranks of the group."""
+        """Return the global ranks of the group."""
         return dist.get_process_group_ranks(self.handle or dist.group.WORLD) if running() else [0]
 
     def private(self) -> Group:

@@ -1,4 +1,4 @@
-"""Find the rows that a sampler gives a second time to fill the last batch of a pass."""
+"""Find the samples that a sampler repeats to fill the last batch of a pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pplmon.monitor.evaluation import Pass
 
 
 class RepeatedRows:
-    """The rows that the loaders of one pass repeat: a ``DistributedSampler`` fills up the last round of ranks."""
+    """The samples that the loaders of one pass repeat: a ``DistributedSampler`` fills up the last round of ranks."""
 
     def __init__(self, loaders: Sequence[Any] = ()) -> None:
         self._loaders = loaders
@@ -20,20 +20,20 @@ class RepeatedRows:
         self._left_out: list[Tensor | None] = [None] * len(loaders)
 
     def in_batch(self, opened: Pass, loader: int) -> int | None:
-        """Return the dataset's row that this rank only repeats, if the batch that was begun is the loader's last."""
+        """Return the sample that this rank repeats, if the current batch is the loader's last."""
         row = self._rows[loader]
         return row if row is not None and self._at_end(opened, loader) else None
 
     def note(self, loader: int, left_out: Tensor | None) -> None:
-        """Note whether the repeated row was left out (a bool on the device, which nobody waits for)."""
+        """Record if the repeated sample was left out (a bool on the device, read later without a wait)."""
         if left_out is not None:
             self._left_out[loader] = left_out
 
     def record(self, opened: Pass) -> None:
-        """Put on record how many sequences were counted twice."""
+        """Add the number of sequences that were counted twice to the tally."""
         for index, (loader, tally) in enumerate(zip(self._loaders, opened.tallies)):
             if _sampler(loader) is not None:
-                # It is the rank's last sample: a pass that was cut short did not come to it.
+                # It is the rank's last sample, which a pass that was cut short did not reach.
                 reached = self._rows[index] is not None and self._at_end(opened, index)
                 left_out = self._left_out[index]
                 tally.add_duplicates(int(reached) if left_out is None else (~left_out).to(torch.int64) * int(reached))
@@ -43,7 +43,7 @@ class RepeatedRows:
 
 
 def repeated_row(loader: Any) -> int | None:
-    """Return the dataset's row that this rank's ``DistributedSampler`` gives a second time, ``None`` without one.
+    """Return the sample that this rank's ``DistributedSampler`` repeats, ``None`` if there is none.
 
     The sampler deals n rows to W ranks in turn, the k-th of rank r being the (k·W + r)-th, and takes the first rows again
     for the places from n on. So a rank repeats at most one row, its last.
@@ -56,7 +56,7 @@ def repeated_row(loader: Any) -> int | None:
 
 
 def _sampler(loader: Any) -> Any:
-    """Return the loader's ``DistributedSampler``, told by what it knows."""
+    """Return the loader's ``DistributedSampler``, recognised by its attributes."""
     sampler = getattr(loader, "sampler", None)
     known = all(isinstance(getattr(sampler, name, None), int) for name in ("num_replicas", "num_samples", "rank"))
     return sampler if known and hasattr(getattr(sampler, "dataset", None), "__len__") else None

@@ -1,7 +1,7 @@
-"""Watch one run of any trainer: ``Session`` turns what happens in its loop into counting, judging and logging.
+"""Watch one run of any trainer: ``Session`` turns the events of its loop into counting, judging and logging.
 
-A wire calls ``begin_batch`` and ``end_batch`` around every batch, ``step_to`` after an optimizer step, ``begin_pass`` and
-``end_pass`` around validation, and ``close``, or ``abandon`` after an exception.
+The code that connects a trainer calls ``begin_batch`` and ``end_batch`` around every batch, ``step_to`` after an
+optimizer step, ``begin_pass`` and ``end_pass`` around validation, and ``close``, or ``abandon`` after an exception.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ EPOCH_NUMBERS = ("cross_entropy", "perplexity", "token_accuracy", "max_token_los
 
 
 class Session:
-    """Watches one run of a trainer, which tells it of every batch, step and pass.
+    """Watches one run of a trainer, by calls for every batch, step and pass.
 
     Args:
-        settings: what the user asked for.
+        settings: the user's settings.
         model: the module that is trained; its logits are looked for in it.
-        sinks: where to show things.
+        sinks: the places to show numbers and alerts.
         every_n_steps: optimizer steps in a logged window where the user named none; 0 and ``None`` log none.
-        device: where to count, before there are logits.
-        group: the ranks that hold different data where the user named none; ``None`` is all of them.
+        device: the device of the tally before there are logits.
+        group: the group of ranks with different data, unless the user named one; ``None`` is all ranks.
         decode: ids -> str where the user named none.
         places: the trainer's own places for numbers.
     """
@@ -73,37 +73,37 @@ class Session:
         self.listen_to(model)
 
     def listen_to(self, model: nn.Module) -> None:
-        """Look for logits in a model from here on. It has to happen before the model's first compiled call."""
+        """Hook a model to find logits in it. It has to happen before the model's first compiled call."""
         self._capture = Capture(self.settings.logits, self.settings.targets, self.settings.shift)
         self._capture.attach(model)
 
     def stop_listening(self) -> None:
-        """Leave the model alone, and forget a pass that was not ended."""
+        """Remove the hooks, and forget a pass that was not ended."""
         self._capture.detach()
         self._pass = None
 
     @property
     def listening(self) -> bool:
-        """True while logits are looked for in a model."""
+        """Return True while a model is hooked."""
         return self._capture.attached
 
     @property
     def should_stop(self) -> bool:
-        """True once the run is to stop: at the same step on all ranks."""
+        """Return True once the run is to stop: at the same step on all ranks."""
         return self.monitor.should_stop
 
     # Batches and steps.
 
     def wait_for(self, keys: Iterable[str]) -> None:
-        """Read each logged window at its own step if one of these log keys is a window's: someone decides by it there."""
+        """Read each logged window at its own step if one of these keys, which a callback watches, is a window's."""
         head = f"{self.monitor.prefix}train/"
         ours = [key.removeprefix(head) for key in keys if key.startswith(head)]
         self.monitor.wait_for_window = any(find(name) is not None for name in ours)
 
     def begin_batch(self, batch: Any, step: int | None = None, loader: int = 0) -> None:
-        """Listen to a micro-batch of the optimizer step ``step`` (0-based; ``None``: the next), or to a batch of a pass.
+        """Begin a micro-batch of the optimizer step ``step`` (0-based; ``None``: the next), or a batch of a pass.
 
-        In a pass ``step`` is the one that the batch's addresses bear, and ``loader`` the number of the batch's loader.
+        In a pass ``step`` is the one in the batch's addresses, and ``loader`` the number of the batch's loader.
         """
         monitor = self.monitor
         if self._pass is not None:
@@ -116,7 +116,7 @@ class Session:
         self._guard.before(monitor.tally)
 
     def end_batch(self, outputs: Any = None, divided_by: int = 1) -> None:
-        """Count the batch. ``outputs`` are what its step returned: the loss or a dict, the loss divided by ``divided_by``."""
+        """Count the batch. ``outputs`` is the step's result: the loss or a dict, the loss divided by ``divided_by``."""
         self._capture.end_batch(outputs)
         if self._pass is not None:
             self._repeated.note(self._loader, self._capture.left_out)
@@ -143,13 +143,13 @@ class Session:
 
     @property
     def in_pass(self) -> bool:
-        """True between ``begin_pass`` and ``end_pass``."""
+        """Return True between ``begin_pass`` and ``end_pass``."""
         return self._pass is not None
 
     def begin_pass(self, stage: str, loaders: Sequence[Any] = (None,)) -> None:
-        """Begin a whole pass over val or test data; batches up to ``end_pass`` are counted apart, for each loader.
+        """Begin a whole pass over val or test data; batches up to ``end_pass`` are counted separately, for each loader.
 
-        A loader that is given may show which rows its sampler repeats; ``None`` stands for one that is not known.
+        The samples that a sampler repeats are found in a given loader; ``None`` stands for an unknown loader.
         """
         self.monitor.collect()  # an alert must not wait for the pass to end
         self._pass = self.monitor.begin_pass(stage, len(loaders))
@@ -172,26 +172,26 @@ class Session:
     # The end.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same."""
+        """Return the state that a resumed run needs, as plain values. Every rank calls it, and gets the same."""
         return self.monitor.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was saved, on any number of ranks. Every rank loads the same."""
+        """Restore a saved state, on any number of ranks. Every rank loads the same one."""
         self.monitor.load_state_dict(state)
 
     def close(self) -> Report | None:
-        """Log the last, shorter window, let go of files, and return the last report. Every rank calls it."""
+        """Log the last, shorter window, close files, and return the last report. Every rank calls it."""
         last = self.monitor.close()
         self._guard.check(warn=self.monitor.writes)
         return last
 
     def abandon(self) -> None:
-        """End after an exception: leave the model alone and write what is held back. Nothing is sent to other ranks."""
+        """End after an exception: remove hooks and write what is buffered. Nothing is sent to other ranks."""
         self._capture.detach()
         self.monitor.abandon()
 
     def release(self) -> None:
-        """Leave the model alone and let go of files; another pass may follow."""
+        """Remove hooks and close files; another pass may follow."""
         self._capture.detach()
         self.monitor.release()
 

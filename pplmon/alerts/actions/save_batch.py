@@ -40,13 +40,13 @@ class SaveBatch:
     sample_id), the alert's text, and ``batch``, the tensors by name. The rank that had the batch writes it.
 
     Until then references to the integer tensors of the last ``judge_every_n_steps + 1`` steps are held, and nothing is
-    copied; a loop that writes its next batch into the same tensors is told so.
+    copied; a loop that writes its next batch into the same tensors gets a warning.
 
     Args:
         directory: where to; ``None`` is ``alerts/`` in the trainer's log directory.
-        everything: floating-point tensors, strings and numbers of the batch, too, not ids alone.
-        max_bytes: the most that a file has of tensors: of a larger micro-batch only the row at fault.
-        max_held_bytes: the most that is held; of more the oldest are let go.
+        everything: also save the floating-point tensors, strings and numbers of the batch, not ids alone.
+        max_bytes: the most bytes of tensors in a file; of a larger micro-batch only the row at fault is saved.
+        max_held_bytes: the most bytes that are held; beyond that the oldest are released.
         at_most: files of one rank in a run.
     """
 
@@ -77,7 +77,7 @@ class SaveBatch:
         self._saved.clear()
 
     def see(self, step: int, micro_batch: int, batch: Any) -> None:
-        """Hold a micro-batch of training until no alert can name it any more."""
+        """Hold a micro-batch of training for as long as an alert can still be about it."""
         tensors: dict[str, Tensor] = {}
         plain: dict[str, Any] = {}
         for name, value in _leaves(batch, "", DEPTH):
@@ -173,7 +173,7 @@ def _items(batch: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _capped(tensors: Mapping[str, Tensor], row: int, most: int) -> tuple[dict[str, Tensor], list[str]]:
-    """Return copies on the host of at most so many bytes, and what was left out.
+    """Return copies on the host of at most so many bytes, and the names of tensors that were left out.
 
     If all is too much, only the row at fault is taken of each (marked by its first dimension being 1), and if that is
     too much, too, the largest are left out.
@@ -194,5 +194,5 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def times_written(tensor: Tensor) -> int | None:
-    """Return how often a tensor was written to in place, ``None`` where torch does not count."""
+    """Return how often a tensor was written to in place; ``None`` where torch does not count it."""
     return None if tensor.is_inference() else tensor._version

@@ -1,4 +1,4 @@
-"""A journal as a series: the judged rows of every process that wrote it, the rules it had, and the alerts it raised."""
+"""Read a journal as a series: the judged rows of every process that wrote it, with its rules and its alerts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pplmon.sinks.json_lines import no_collection, objects
 
 
 class JournalReader(Reader):
-    """Reads pplmon's own journal, whose numbers have their names and steps already."""
+    """Reads pplmon's own journal, whose rows have steps and names of numbers already."""
 
     kind = "journal"
     pattern = FILE_NAME

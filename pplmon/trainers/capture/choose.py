@@ -1,4 +1,4 @@
-"""Choose among the sources of logits: all are tried on a stage's first batch, and the stage keeps to one."""
+"""Choose among the sources of logits: all are tried on a stage's first batch, and the stage then uses one."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def sources_for(logits: Logits | None, targets: Targets | None, shift: bool | No
 
 
 class Choice:
-    """Keeps each stage to one source: the first, in the order of preference, that gave something on its first batch."""
+    """Chooses a source for each stage: the first, in order of preference, that gave logits on its first batch."""
 
     def __init__(self, sources: tuple[Source, ...]) -> None:
         self._sources = sources
         self.by_stage: dict[str, Source] = {}
-        self._trials: dict[Source, TokenTally] = {}  # what each source gave on the first batch
+        self._trials: dict[Source, TokenTally] = {}  # the counts from each source on the first batch
 
     def tally_for(self, source: Source, stage: str, tally: TokenTally) -> TokenTally | None:
-        """Return the tally that a source counts in: the stage's own once it was chosen, ``None`` once another was.
+        """Return the tally for a source: the stage's own if it was chosen, ``None`` if another was.
 
         Before the choice each source has a tally of its own.
         """
@@ -40,15 +40,15 @@ class Choice:
         return self._trials[source]
 
     def drop(self, source: Source) -> None:
-        """Forget what a source gave on the first batch: it failed there, and has found nothing."""
+        """Discard the counts of a source that failed on the first batch."""
         self._trials.pop(source, None)
 
     def forget(self) -> None:
-        """Forget what all sources gave on the first batch."""
+        """Discard the counts of all sources on the first batch."""
         self._trials = {}
 
     def settle(self, stage: str, tally: TokenTally) -> bool:
-        """Choose by the first batch, and count it in the stage's tally. Returns False where no source gave anything."""
+        """Choose by the first batch, and count it in the stage's tally. Returns False if no source gave anything."""
         trials, self._trials = self._trials, {}
         chosen = next((source for source in self._sources if source in trials), None)
         if chosen is None:

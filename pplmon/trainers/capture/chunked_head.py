@@ -17,15 +17,15 @@ class Pieces:
 
     @property
     def begun(self) -> bool:
-        """True once there is a piece."""
+        """Return True once there is a piece."""
         return bool(self._measured)
 
     def refuse(self) -> None:
-        """Take no pieces in this batch: its logits came whole, so pieces are another call (generation)."""
+        """Refuse pieces in this batch: its logits came whole, so pieces belong to another call (generation)."""
         self._measured, self._refused = [], True
 
     def columns_of(self, logits: Tensor, targets: Tensor) -> slice | None:
-        """Return the columns of ``targets`` [B, T] that logits, as the next piece, are for; ``None`` where they are none."""
+        """Return the columns of ``targets`` [B, T] that logits cover if they are the next piece; else ``None``."""
         if self._refused or logits.dim() != 3 or targets.dim() != 2 or logits.shape[0] != targets.shape[0]:
             return None
         if logits.shape[1] < 2:  # one position at a time is generation

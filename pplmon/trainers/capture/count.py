@@ -1,4 +1,4 @@
-"""Count logits and targets that were found, with what else their batch says of them."""
+"""Count logits and targets that were found, with the masks and ids in their batch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pplmon.trainers.capture.sources.source import Source
 
 
 class Counter:
-    """Counts the batch under way in the tally of its source."""
+    """Counts the current batch in the tally of its source."""
 
     def __init__(self, choice: Choice) -> None:
         self.stage: str | None = None  # None between batches
         self.batch: Any = None
-        self.left_out: Tensor | None = None  # on the device: the repeated sequence was masked in this batch
+        self.left_out: Tensor | None = None  # on the device: the repeated row was masked in this batch
         self._choice = choice
         self._tally: TokenTally | None = None
         self._address: dict[str, int] = {}
@@ -40,13 +40,13 @@ class Counter:
     def begin(
         self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: int | None
     ) -> None:
-        """Count from here on in ``tally``, but for a last sequence whose sample id is ``leave_out``."""
+        """Begin a batch, counted in ``tally``, except for a last row whose sample id is ``leave_out``."""
         self.stage, self._tally, self.batch, self._leave_out = stage, tally, batch, leave_out
         self._address = {"step": step, "micro_batch": min(micro_batch, 2**layout.MICRO_BITS - 1)}
         self.left_out = None
 
     def end(self) -> None:
-        """Let go of the batch."""
+        """Forget the batch."""
         self.stage, self._tally, self.batch = None, None, None
 
     def count(
@@ -57,7 +57,7 @@ class Counter:
         shift: bool | None,
         data: dict[str, Any],
     ) -> None:
-        """Count what a source gave, unless the stage keeps to another."""
+        """Count the logits and targets of a source, unless the stage uses another."""
         assert self.stage is not None and self._tally is not None
         tally = self._choice.tally_for(source, self.stage, self._tally)
         if tally is None:
@@ -78,11 +78,11 @@ class Counter:
             self._overwritten.look(logits, targets, tally.ignore_index, shift)
 
     def data(self, targets: Tensor) -> dict[str, Any]:
-        """Return the address, and what else the batch says of these targets, for ``TokenTally.update``."""
+        """Return the arguments for ``TokenTally.update``: the address, and the batch's data about these targets."""
         found: dict[str, Any] = dict(self._address)
         for name, value, complaint in data_of(self.batch, targets):
             if name == "position_ids" and not self.tally.context_parallel:
-                continue  # in a packed batch they begin anew with each document; the column tells more
+                continue  # in a packed batch they begin anew with each document; the column is more useful
             if complaint is None:
                 found[name] = value
             else:
@@ -90,7 +90,7 @@ class Counter:
         return found
 
     def without_repeated(self, data: dict[str, Any], targets: Tensor) -> dict[str, Any]:
-        """Mask the sequence that a sampler gave a second time, where ``sample_ids`` say that it is the dataset's row."""
+        """Mask the row that a sampler repeated, where ``sample_ids`` show that it is the repeated sample."""
         samples = data.get("sample_ids")
         if samples is None or self._leave_out is None or targets.dim() != 2:
             return data
@@ -102,7 +102,7 @@ class Counter:
         return {**data, "mask": kept if mask is None else mask.to(targets.device) & kept}
 
     def warn(self, about: str, text: str) -> None:
-        """Warn once about each thing."""
+        """Warn once for each key."""
         if about not in self._warned:
             self._warned.add(about)
             warnings.warn(f"pplmon: {text}", stacklevel=3)

@@ -34,7 +34,7 @@ from pplmon.trainers.capture.sources.source import Found, Source
 
 
 class Capture:
-    """Asks the sources of logits, batch by batch, and has what they give counted in the stage's tally."""
+    """Asks the sources of logits for each batch, and has their logits counted in the stage's tally."""
 
     def __init__(self, logits: Logits | None, targets: Targets | None, shift: bool | None) -> None:
         self._logits, self._shift = logits, shift
@@ -44,15 +44,15 @@ class Capture:
         self._counter = Counter(self._choice)
         self._module: nn.Module | None = None
         self._hooked = False
-        self._ends: list[Callable[[], None]] = []  # of what listens to the module
+        self._ends: list[Callable[[], None]] = []  # handles of the hooks on the module
         self._pieces = Pieces()
-        self._whole: Callable[[], None] | None = None  # counts the pieces, if no whole call comes
+        self._whole: Callable[[], None] | None = None  # counts the pieces, if the logits do not come whole
         self._excuse: Exception | None = None  # why a source that was tried on the first batch failed
 
     # A module.
 
     def attach(self, module: nn.Module) -> None:
-        """Listen to a module. It has to happen before the module's first compiled call."""
+        """Hook a module. It has to happen before the module's first compiled call."""
         self.detach()
         self._module = module
         self._ends.append(listen(module, self))
@@ -63,7 +63,7 @@ class Capture:
                 self._hooked = True
 
     def detach(self) -> None:
-        """Leave the module alone, and forget the batch under way."""
+        """Remove the hooks, and forget the current batch."""
         for end in self._ends:
             end()
         self._ends, self._hooked, self._module = [], False, None
@@ -72,7 +72,7 @@ class Capture:
 
     @property
     def attached(self) -> bool:
-        """True between ``attach`` and ``detach``."""
+        """Return True between ``attach`` and ``detach``."""
         return self._module is not None
 
     # A batch.
@@ -80,12 +80,12 @@ class Capture:
     def begin_batch(
         self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: int | None = None
     ) -> None:
-        """Count what is found from here on in ``tally``, but for a last sequence whose sample id is ``leave_out``."""
+        """Begin a batch, counted in ``tally``, except for a last row whose sample id is ``leave_out``."""
         self._counter.begin(stage, tally, batch, step, micro_batch, leave_out)
         self._pieces, self._whole = Pieces(), None
 
     def end_batch(self, outputs: Any) -> None:
-        """Look at what the step returned, and after a stage's first batch choose its source. Then stop listening."""
+        """Read what the step returned, and after a stage's first batch choose its source. End the batch."""
         stage = self._counter.stage
         if stage is not None and self._choice.by_stage.get(stage) is not self._said:
             self._look_at(outputs, stage)
@@ -93,13 +93,13 @@ class Capture:
 
     @property
     def left_out(self) -> Tensor | None:
-        """Return if the sequence to leave out was in the last batch: a bool on the device, ``None`` where nobody can tell."""
+        """Return a bool on the device, True if the row to leave out was in the last batch; ``None`` if unknown."""
         return self._counter.left_out
 
     def observe(
         self, logits: Tensor | TokenStats, targets: Tensor | None = None, shift: bool | None = None, **data: Any
     ) -> None:
-        """Count what ``pplmon.observe`` shows. Does nothing between batches."""
+        """Count the arguments of ``pplmon.observe``. Does nothing between batches."""
         counter = self._counter
         if counter.stage is None:
             return
@@ -127,7 +127,7 @@ class Capture:
             self._found_nothing(stage)
 
     def _found_nothing(self, stage: str) -> None:
-        """Raise in training, which would go unwatched; elsewhere warn."""
+        """Raise in training, which would not be watched; elsewhere warn."""
         excuse, self._excuse = self._excuse, None
         if stage == "train" and excuse is not None:
             raise excuse
@@ -136,7 +136,7 @@ class Capture:
             raise ValueError(text)
         self._counter.warn(f"none in {stage}", text if excuse is None else f"{text}\n{excuse}")
 
-    # What a source gives.
+    # Logits from a source.
 
     def _called(
         self, source: Source, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -145,7 +145,7 @@ class Capture:
             self._try(self._take_call, source, module, args, kwargs, output)
 
     def _try(self, take: Callable[..., None], *args: Any) -> None:
-        """Take from a source. One that fails on the first batch may be meant by nobody; later it is one odd batch."""
+        """Count from a source. A failure on the first batch rules the source out; later it is one odd batch."""
         try:
             take(*args)
         except (TypeError, ValueError) as error:
@@ -182,7 +182,7 @@ class Capture:
         self._counter.count(source, *found, self._counter.data(found.targets))
 
     def _take_piece(self, source: Source, found: Found) -> bool:
-        """Keep what a head gives that is applied to chunks of positions, to count it when all are there."""
+        """Keep the logits of one chunk of positions, to count them when all chunks are there."""
         (logits, targets, shift), counter = found, self._counter
         columns = self._pieces.columns_of(logits, targets)
         if columns is None:

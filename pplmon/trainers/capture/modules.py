@@ -1,4 +1,4 @@
-"""Read the logits in what a module returned, and fit them to their targets."""
+"""Read the logits from a module's output, and fit them to their targets."""
 
 from __future__ import annotations
 

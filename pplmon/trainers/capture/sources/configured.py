@@ -1,4 +1,4 @@
-"""Take logits from where the user said: a submodule's path, a key of the step's output, or a callable."""
+"""Take logits from the place that the user named: a submodule's path, a key of the step's output, or a callable."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Configured(Source):
         return None if logits is None or targets is None else Found(logits, targets, self._shift)
 
     def of_step(self, outputs: Any, batch: Any) -> Found | None:
-        """Return what the key or the callable picks of the step's output."""
+        """Return the logits that the key or the callable picks from the step's output."""
         if self.hooked:
             return None
         given = outputs if isinstance(outputs, Mapping) else {}

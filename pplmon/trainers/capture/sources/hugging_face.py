@@ -11,7 +11,7 @@ from pplmon.trainers.capture.batch import Targets, targets_of
 from pplmon.trainers.capture.modules import logits_in, unwrapped
 from pplmon.trainers.capture.sources.source import Found, Source
 
-# Heads named like causal ones that score labels as given: the decoder of an encoder–decoder family by itself, mostly.
+# Heads named like causal ones that do not shift labels: mostly the decoder of an encoder–decoder family by itself.
 _UNSHIFTED_FAMILIES = frozenset(
     "bart bigbird_pegasus blenderbot blenderbot-small cpmant marian mbart musicgen musicgen_melody mvp pegasus plbart "
     "speech_to_text_2 trocr whisper xlnet".split()
@@ -26,7 +26,7 @@ class HuggingFace(Source):
         self._targets, self._shift = targets, shift
 
     def module_in(self, module: nn.Module) -> nn.Module | None:
-        """Return the outermost ``PreTrainedModel``, told by its name so that transformers need not be imported."""
+        """Return the outermost ``PreTrainedModel``, found by class name so that transformers need not be imported."""
         for child in module.modules():
             # A torch.compile wrapper is hooked itself, outside the graph.
             if any(base.__name__ == "PreTrainedModel" for base in type(unwrapped(child)).__mro__):
@@ -36,7 +36,7 @@ class HuggingFace(Source):
     def of_call(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, batch: Any
     ) -> Found | None:
-        """Return the model's logits with its labels, or with the batch's targets where these were named."""
+        """Return the model's logits with its labels, or with the batch's targets if the user named these."""
         labels = labels_given(module, args, kwargs)
         if labels is None and self._targets is None:
             return None  # called for something else, or for its logits alone
@@ -57,7 +57,7 @@ def shifts_labels(module: nn.Module) -> bool:
 
 
 def labels_given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return the ``labels`` that a call was given, by name or by place."""
+    """Return the ``labels`` of a call, by keyword or by position."""
     if "labels" in kwargs or not args:
         return kwargs.get("labels")
     try:

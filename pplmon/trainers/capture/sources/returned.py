@@ -18,7 +18,7 @@ class Returned(Source):
         self._targets, self._shift = targets, shift
 
     def of_step(self, outputs: Any, batch: Any) -> Found | None:
-        """Return both halves, or nothing: a returned Hugging Face output has logits alone, and its model knows the shift."""
+        """Return logits with their targets, ``None`` where one is missing: a Hugging Face output has logits only."""
         if not isinstance(outputs, Mapping) or not isinstance(outputs.get("logits"), Tensor):
             return None
         if self._targets is None and first_tensor(outputs) is None:
