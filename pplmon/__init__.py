@@ -17,6 +17,7 @@ from pplmon import sinks
 from pplmon.actions import Checkpoint, Notify, SaveBatch, Stop, Webhook
 from pplmon.alerts import Above, Alert, Below, NonFinite, Rule, Spike, default_alerts
 from pplmon.capture import observe
+from pplmon.doctor import Finding, diagnose
 from pplmon.evidence import WorstSequence, WorstToken
 from pplmon.kernels.vocab_parallel import VocabShard
 from pplmon.metrics import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile
@@ -41,6 +42,7 @@ __all__ = [
     "CrossEntropy",
     "Entropy",
     "Extra",
+    "Finding",
     "MaxTokenLoss",
     "Monitor",
     "NonFinite",
@@ -62,6 +64,7 @@ __all__ = [
     "WorstSequence",
     "WorstToken",
     "default_alerts",
+    "diagnose",
     "observe",
     "sinks",
     "token_stats",

@@ -1,0 +1,125 @@
+"""The tokens that a loss may have scored: candidates, each a shift and a set of targets, as masks on the device.
+
+Shapes: B sequences, T positions, V vocabulary. Masks [B, T] are over the columns of the targets until they are moved.
+Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pplmon.doctor.padding import Padding, by_mask, by_runs, edge
+
+SHIFTS = (-1, 0, 1, 2)  # logits at t on targets at t + shift; and targets[t] == input_ids[t + shift]
+SURE, UNSURE, LEAST = 0.98, 0.9, 8  # ids settle a shift where it fits this well, all others worse, on so many targets
+TOLD = "told"
+SCORED = (TOLD, "no padding", "padding too", "prompt too", "all", "mask late", "mask early")
+
+
+class TokenSet(NamedTuple):
+    """A candidate: how far the targets stand from their logits, and which of them are scored."""
+
+    shift: int
+    scored: str = TOLD  # one of ``SCORED``
+
+
+class Matches(NamedTuple):
+    """The comparison of the scored targets with the input ids, for each of ``SHIFTS``."""
+
+    equal: Tensor  # [S] int64: targets[t] == input_ids[t + shift]
+    compared: Tensor  # [S] int64
+    settled: Tensor  # [] bool: one shift fits, and no other does
+    related: Tensor  # [] bool: one shift fits, or several
+    behind: Tensor  # [B, T] int64: the input id behind each target under the best shift; −1 beyond the row
+    best: Tensor  # [1] int64: its place in ``SHIFTS``
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The targets of a batch, completed by what is known of those that are ignored."""
+
+    targets: Tensor  # [B, T] int64, as given
+    full: Tensor  # [B, T] int64: the ignored ones filled from the input ids, or by id 0
+    ignored: Tensor  # [B, T] bool: equal to ignore_index
+    told: Tensor  # [B, T] bool: not ignored, and inside the vocabulary
+    has: Tensor  # [B, T] bool: full has an id that may be scored
+    ends: Padding
+    matches: Matches | None
+
+    @property
+    def padding(self) -> Tensor:
+        """Return [B, T] bool: the target is padding, as far as is known."""
+        return self.ends.columns
+
+    def masks(self) -> Tensor:
+        """Return the candidates [C, B, T] bool, in the order of ``SCORED``."""
+        told, has = self.told, self.has
+        blank = has & ~told
+        return torch.stack(
+            [
+                told,
+                told & ~self.padding,
+                told | (blank & self.padding),
+                told | (blank & ~self.padding),
+                has,
+                moved(told, -1, fill=False) & has,
+                moved(told, 1, fill=False) & has,
+            ]
+        )
+
+
+def moved(x: Tensor, shift: int, *, fill: int | bool) -> Tensor:
+    """Return ``x[..., t + shift]`` at column t, and ``fill`` beyond the row."""
+    if shift == 0:
+        return x
+    column = torch.arange(x.shape[-1], device=x.device) + shift
+    return torch.where((column >= 0) & (column < x.shape[-1]), x.roll(-shift, -1), fill)
+
+
+def tokens_of(
+    targets: Tensor, vocab: int, ignore_index: int | None, input_ids: Tensor | None, attention_mask: Tensor | None
+) -> Tokens:
+    """Return what the targets [B, T] say, with the ids that the model read and its attention mask, of the same shape."""
+    known = (targets >= 0) & (targets < vocab)
+    ignored = torch.zeros_like(known) if ignore_index is None else targets == ignore_index
+    told = known & ~ignored
+    blank = ignored | (targets < 0)
+    full, has, matches = torch.where(told, targets, 0), told | blank, None
+    if input_ids is not None:
+        matches = compare(targets, told, input_ids)
+        fits = matches.settled & (matches.behind >= 0) & (matches.behind < vocab)
+        full = torch.where(told, targets, torch.where(fits, matches.behind, 0))
+        has = told | (blank & (fits | ~matches.settled))
+    if attention_mask is None and input_ids is None:
+        ends = by_runs(targets)
+    else:
+        ends = _over_targets(by_runs(input_ids) if attention_mask is None else by_mask(attention_mask), targets, matches)
+    return Tokens(targets, full, ignored, told, has, ends, matches)
+
+
+def compare(targets: Tensor, told: Tensor, input_ids: Tensor) -> Matches:
+    """Compare the scored targets with the input ids at every shift."""
+    behind = torch.stack([moved(input_ids, shift, fill=-1) for shift in SHIFTS])
+    both = told & (behind >= 0)
+    equal, compared = (both & (behind == targets)).sum((1, 2)), both.sum((1, 2))
+    shares = equal / compared.clamp_min(1)
+    best = shares.argmax().view(1)
+    others = torch.where(torch.arange(len(SHIFTS), device=shares.device) == best, 0.0, shares)
+    related = shares.amax() > SURE
+    settled = related & (others.amax() < UNSURE) & (compared.index_select(0, best)[0] >= LEAST)
+    return Matches(equal, compared, settled, related, behind.index_select(0, best)[0], best)
+
+
+def _over_targets(inputs: Padding, targets: Tensor, matches: Matches | None) -> Padding:
+    """Return padding of the inputs as padding of the targets; where these are no such inputs, that of the targets themselves."""
+    both = inputs.columns & edge(inputs.columns, 1)  # under both of the usual shifts
+    if matches is None:
+        return inputs._replace(columns=both)
+    settled = torch.stack([edge(inputs.columns, shift) for shift in SHIFTS]).index_select(0, matches.best)[0]
+    moved_along = inputs._replace(columns=torch.where(matches.settled, settled, both))
+    own = by_runs(targets)
+    return Padding(*(torch.where(matches.related, a, b) for a, b in zip(moved_along, own)))
