@@ -67,6 +67,16 @@ def config(name: str, size: Size) -> Any:
     if name == "Mixtral":
         experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}
         return T.MixtralForCausalLM(T.MixtralConfig(**common, **experts, router_aux_loss_coef=0.02))
+    if name == "GPT-NeoX":
+        return T.GPTNeoXForCausalLM(T.GPTNeoXConfig(**common))
+    if name == "OPT":
+        more = {"ffn_dim": 48, "word_embed_proj_dim": size.width, "dropout": 0.0}
+        return T.OPTForCausalLM(T.OPTConfig(**common, **more))
+    if name == "BART":
+        sizes = {"d_model": size.width, "encoder_layers": 1, "decoder_layers": 2, "decoder_ffn_dim": 48, "encoder_ffn_dim": 48}
+        heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "dropout": 0.0}
+        marks = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": PAD, "decoder_start_token_id": START}
+        return T.BartForConditionalGeneration(T.BartConfig(vocab_size=size.vocab, **sizes, **heads, **marks))
     if name == "GPT-2":
         sizes = {"n_embd": size.width, "n_layer": 2, "n_head": 4, "n_positions": 1024}
         dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}

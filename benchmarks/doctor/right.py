@@ -372,9 +372,9 @@ def four_ids() -> list[Given]:
     return plain(linear, 4, uniform_ids(4, 32))
 
 
-@alone("ids in turn, which every other shift fits")
+@alone("two ids in turn in each row, which every other shift fits")
 def alternating() -> list[Given]:
-    return plain(linear, 64, lambda made: torch.tensor([5, 9]).repeat(4, 25))
+    return plain(linear, 64, lambda made: torch.randint(64, (8, 2), generator=made).repeat(1, 25))
 
 
 @alone("rows that end in a run of one id that is text")

@@ -34,8 +34,9 @@ class Matches(NamedTuple):
     compared: Tensor  # [S] int64
     settled: Tensor  # [] bool: one shift fits, and no other does
     related: Tensor  # [] bool: one shift fits, or several
-    behind: Tensor  # [B, T] int64: the input id behind each target under the best shift; −1 beyond the row
-    best: Tensor  # [1] int64: its place in ``SHIFTS``
+    behind: Tensor  # [B, T] int64: the input id behind each target under the best shift, the nearest one beyond the row
+    nearest: Tensor  # [T] int64: its column
+    inside: Tensor  # [T] bool: there is one
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,16 +89,16 @@ def tokens_of(
     ignored = torch.zeros_like(known) if ignore_index is None else targets == ignore_index
     told = known & ~ignored
     blank = ignored | (targets < 0)
-    full, has, matches = torch.where(told, targets, 0), told | blank, None
-    if input_ids is not None:
-        matches = compare(targets, told, input_ids)
-        fits = matches.settled & (matches.behind >= 0) & (matches.behind < vocab)
-        full = torch.where(told, targets, torch.where(fits, matches.behind, 0))
-        has = told | (blank & (fits | ~matches.settled))
+    matches = None if input_ids is None else compare(targets, told, input_ids)
     if attention_mask is None and input_ids is None:
         ends = by_runs(targets)
     else:
         ends = _over_targets(by_runs(input_ids) if attention_mask is None else by_mask(attention_mask), targets, matches)
+    full, has = torch.where(told, targets, 0), told | blank
+    if matches is not None:
+        fits = matches.settled & (matches.behind >= 0) & (matches.behind < vocab) & (matches.inside | ends.columns)
+        full = torch.where(told, targets, torch.where(fits, matches.behind, 0))
+        has = told | (blank & (fits | ~matches.settled))
     return Tokens(targets, full, ignored, told, has, ends, matches)
 
 
@@ -111,7 +112,9 @@ def compare(targets: Tensor, told: Tensor, input_ids: Tensor) -> Matches:
     others = torch.where(torch.arange(len(SHIFTS), device=shares.device) == best, 0.0, shares)
     related = shares.amax() > SURE
     settled = related & (others.amax() < UNSURE) & (compared.index_select(0, best)[0] >= LEAST)
-    return Matches(equal, compared, settled, related, behind.index_select(0, best)[0], best)
+    column = torch.arange(targets.shape[1], device=targets.device) + best + SHIFTS[0]
+    nearest = column.clamp(0, targets.shape[1] - 1)
+    return Matches(equal, compared, settled, related, input_ids.index_select(1, nearest), nearest, column == nearest)
 
 
 def _over_targets(inputs: Padding, targets: Tensor, matches: Matches | None) -> Padding:
@@ -119,7 +122,6 @@ def _over_targets(inputs: Padding, targets: Tensor, matches: Matches | None) -> 
     both = inputs.columns & edge(inputs.columns, 1)  # under both of the usual shifts
     if matches is None:
         return inputs._replace(columns=both)
-    settled = torch.stack([edge(inputs.columns, shift) for shift in SHIFTS]).index_select(0, matches.best)[0]
-    moved_along = inputs._replace(columns=torch.where(matches.settled, settled, both))
+    along = torch.where(matches.settled, inputs.columns.index_select(1, matches.nearest), both)
     own = by_runs(targets)
-    return Padding(*(torch.where(matches.related, a, b) for a, b in zip(moved_along, own)))
+    return Padding(*(torch.where(matches.related, a, b) for a, b in zip(inputs._replace(columns=along), own)))

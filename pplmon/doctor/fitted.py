@@ -18,7 +18,6 @@ USUAL_Z_LOSS = (1e-4, 1e-3, 1e-5, 2e-4, 5e-4, 2e-5, 5e-5, 1e-2)
 LARGEST_MULTIPLE = 128
 VARIED = 1e-3  # batches differ so much that one multiple of all of them is no chance
 CLEAR = 2  # times the tolerance: a smaller effect cannot be told from rounding
-LOW_CLEAR = 3
 
 
 def smoothing(batches: Sequence[Observation], base: TokenSet) -> float | None:
@@ -36,8 +35,6 @@ def smoothing(batches: Sequence[Observation], base: TokenSet) -> float | None:
 
 def z_loss(batches: Sequence[Observation], base: TokenSet) -> float | None:
     """Return the factor of a z-loss, the mean of lse², that gives the loss of every batch."""
-    if is_low(batches):
-        return None  # it moves the loss by less than can be told
     squares = [batch.facts.sums[base].lse_squared / batch.facts.sums[base].tokens for batch in batches]
     return _fit(batches, base, squares, USUAL_Z_LOSS, lambda x: float(f"{x:.1e}") if x > 0 else 0.0)
 
@@ -77,7 +74,7 @@ def prompt_end(batches: Sequence[Observation], base: TokenSet) -> str | None:
         return None
     tried = [dict(_answers(batch, base)) for batch in batches]
     names = [name for name in tried[0] if all(name in other for other in tried)]
-    good = [name for name in names if all(batch.equals(other[name]) for batch, other in zip(batches, tried))]
+    good = [name for name in names if all(batch.equals(other[name], TIGHT) for batch, other in zip(batches, tried))]
     return good[0] if len(good) == 1 else None
 
 
@@ -111,8 +108,10 @@ def _fit(
     """Return x where the loss is the cross-entropy + x·effect: usual of one batch, and of several the one that fits them all."""
     if not all(math.isfinite(effect) and effect for effect in effects):
         return None
-    candidates = [] if is_low(batches) and len(batches) == 1 else list(usual)
-    if len(batches) > 1 and not is_low(batches):
+    if is_low(batches):
+        return None  # a few digits are given by many numbers
+    candidates = list(usual)
+    if len(batches) > 1:
         pairs = [(batch.rest(base), effect) for batch, effect in zip(batches, effects)]
         candidates.append(rounded(sum(d * e for d, e in pairs) / sum(e * e for _, e in pairs)))
     good = {x for x in candidates if _fits(batches, base, [x * effect for effect in effects])}
@@ -121,14 +120,10 @@ def _fit(
 
 def _fits(batches: Sequence[Observation], base: TokenSet, changes: Sequence[float]) -> bool:
     """Tell whether the loss is the cross-entropy and a change to it, well, and in some batch clearly not without it."""
-    low = is_low(batches)
-    return any(
-        abs(change) > (LOW_CLEAR if low else CLEAR) * batch.tolerance(_expected(batch, base))
-        for batch, change in zip(batches, changes)
-    ) and all(
-        batch.equals(_expected(batch, base) + batch.run.share * change, 1.0 if low else TIGHT)
-        for batch, change in zip(batches, changes)
-    )
+    plain = [_expected(batch, base) for batch in batches]
+    clear = [abs(change) > CLEAR * batch.tolerance(x) for batch, x, change in zip(batches, plain, changes)]
+    equal = [batch.equals(x + batch.run.share * change, TIGHT) for batch, x, change in zip(batches, plain, changes)]
+    return any(clear) and all(equal)
 
 
 def is_low(batches: Sequence[Observation]) -> bool:

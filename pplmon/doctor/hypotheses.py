@@ -13,9 +13,11 @@ from pplmon.doctor.loss import Loss, Run
 from pplmon.doctor.measured import Measured
 
 MEAN = "token mean"
+UNITS = ("bits", "perplexity")
 AS_IT_SHOULD_BE = (MEAN, "items", "items of all ranks")
 LOGITS_ROUNDING = 2  # half a unit in the last place, and four deviations of the mean of so many
 TIGHT = 0.15  # of the tolerance: what is not a plain mean fits by chance more easily, and has to fit better
+NEAR, CROWDED = 50, 5  # times the tolerance: of so many within it one in ten such losses is met by chance
 APART = 3  # times the tolerance
 LN2 = math.log(2)
 
@@ -89,26 +91,38 @@ def simplest(batches: Sequence[Observation], base: TokenSet, most: int) -> tuple
     """Return of the hypotheses that fit those with the fewest departures from ``base``, one for each set of tokens; and how many.
 
     More than ``most`` departures explain anything, and are left out. So are those that a loss of low precision could not tell
-    from ``base``: it may itself be no more than a little further off than it should be.
+    from ``base``: it may itself be no more than a little further off than it should be; and two departures by one batch, where
+    so many values are near the loss that one of them fits by chance.
     """
     fits = fitting(batches)
     for number in range(most + 1):
         found = [h for h in fits if departures(h, base) == number]
         if number:
-            found = [h for h in found if any(_apart(batch, h, base) for batch in batches)]
+            found = [h for h in found if any(_apart(batch, h, base, len(batches) == 1) for batch in batches)]
+        if number == 2 and len(batches) == 1 and _crowd(batches[0], base, number) > CROWDED:
+            found = []
         if found:
             return list(_one_for_each_set(found, batches, base).values()), number
     return [], most + 1
 
 
-def _apart(batch: Observation, hypothesis: Hypothesis, base: TokenSet) -> bool:
-    """Tell whether a batch's loss can tell a hypothesis from ``base``."""
+def _apart(batch: Observation, hypothesis: Hypothesis, base: TokenSet, alone: bool) -> bool:
+    """Tell whether a batch's loss can tell a hypothesis from ``base``; an unlikely one not ``alone``."""
     assert batch.loss is not None
     if not batch.loss.is_low:
         return True
+    if hypothesis.factor in UNITS and alone:
+        return False
     plain = batch.run.share * batch.facts.sums[base].mean
     value = dict(batch.predictions())[hypothesis]
     return abs(value - plain) > APART * batch.tolerance(plain)
+
+
+def _crowd(batch: Observation, base: TokenSet, number: int) -> int:
+    """Return how many hypotheses of so many departures come near the loss."""
+    near = NEAR * batch.tolerance(batch.facts.sums[base].mean)
+    values = [value for h, value in batch.predictions() if departures(h, base) == number]
+    return sum(batch.loss is not None and abs(value - batch.loss.value) <= near for value in values)
 
 
 def decide(sources: Mapping[str, Sequence[Observation]]) -> tuple[str, TokenSet] | None:

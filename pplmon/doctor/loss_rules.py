@@ -89,19 +89,20 @@ def _of_several(
 
 
 def _of_a_number(batches: Sequence[Observation], tokens: TokenSet) -> Finding | None:
-    """Return the finding of the one hypothesis whose fitted number gives the loss of every batch."""
+    """Return the finding of the one hypothesis whose fitted number gives the loss of every batch; None where several do."""
     loss, mean = _values(batches, tokens)
+    found = []
     if (times := fitted.multiple(batches, tokens)) is not None:
-        return words.scaled(times, loss, mean)
+        found.append(words.scaled(times, loss, mean))
     if (epsilon := fitted.smoothing(batches, tokens)) is not None:
-        return words.smoothed(epsilon, loss, mean)
+        found.append(words.smoothed(epsilon, loss, mean))
     if (weight := fitted.z_loss(batches, tokens)) is not None:
-        return words.z_loss(weight, loss, mean)
+        found.append(words.z_loss(weight, loss, mean))
     if (size := fitted.shorter_vocabulary(batches, tokens)) is not None:
-        return words.shorter_vocabulary(loss, mean, size, batches[0].facts.vocab)
+        found.append(words.shorter_vocabulary(loss, mean, size, batches[0].facts.vocab))
     if (place := fitted.prompt_end(batches, tokens)) is not None:
-        return words.prompt_scored(place, loss, mean)
-    return None
+        found.append(words.prompt_scored(place, loss, mean))
+    return found[0] if len(found) == 1 else None
 
 
 def _of_the_rest(
