@@ -73,7 +73,13 @@ def config(name: str, size: Size) -> Any:
         more = {"ffn_dim": 48, "word_embed_proj_dim": size.width, "dropout": 0.0}
         return T.OPTForCausalLM(T.OPTConfig(**common, **more))
     if name == "BART":
-        sizes = {"d_model": size.width, "encoder_layers": 1, "decoder_layers": 2, "decoder_ffn_dim": 48, "encoder_ffn_dim": 48}
+        sizes = {
+            "d_model": size.width,
+            "encoder_layers": 1,
+            "decoder_layers": 2,
+            "decoder_ffn_dim": 48,
+            "encoder_ffn_dim": 48,
+        }
         heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "dropout": 0.0}
         marks = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": PAD, "decoder_start_token_id": START}
         return T.BartForConditionalGeneration(T.BartConfig(vocab_size=size.vocab, **sizes, **heads, **marks))

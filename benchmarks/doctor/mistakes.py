@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.doctor.examples import PAD, Example
 from torch import Tensor
 
+from benchmarks.doctor.examples import PAD, Example
 from pplmon.doctor import Run
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from benchmarks.doctor import examples
 from benchmarks.doctor.examples import ANSWER, PAD, Example, Size
 from benchmarks.doctor.mistakes import Cross, Given, ahead, right
-from torch import Tensor, nn
-
 from pplmon.doctor import Run
 
 RIGHT: dict[str, tuple[str, Callable[[Example, Cross], Given]]] = {}  # of a model's batch, in any state and dtype
@@ -43,7 +43,9 @@ def usual(e: Example, ce: Cross) -> Given:
 @setup("the model's own loss")
 def own_loss(e: Example, ce: Cross) -> Given:
     plain = F.cross_entropy(*flat(e.logits.float(), e.labels, e.shift))
-    own = e.model_loss if abs(e.model_loss.item() - plain.item()) < 1e-5 else plain  # Mixtral's has a router's term; bf16
+    own = (
+        e.model_loss if abs(e.model_loss.item() - plain.item()) < 1e-5 else plain
+    )  # Mixtral's has a router's term; bf16
     return right(e, ce, loss=own)
 
 
@@ -85,7 +87,9 @@ def left_padding(e: Example, ce: Cross) -> Given:
     labels, ids, mask = turned(e.labels), turned(e.ids), turned(e.mask)
     labels[:, 0] = -100
     logits = turned(e.logits)
-    return right(e, ce, logits=logits, targets=labels, input_ids=ids, attention_mask=mask, loss=ce(logits, labels, e.shift))
+    return right(
+        e, ce, logits=logits, targets=labels, input_ids=ids, attention_mask=mask, loss=ce(logits, labels, e.shift)
+    )
 
 
 @setup("the end-of-sequence is the padding, and the first of a row is learnt")
@@ -229,19 +233,31 @@ def checkpointing() -> list[Given]:
     return list(batches_of(model, train=True))
 
 
+@alone("DistributedDataParallel")
+def wrapped() -> list[Given]:
+    """Return a rank's own batches: the loss that it has in hand is that of its own tokens."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = seeded("GPT-2")
+        return list(batches_of_calls(nn.parallel.DistributedDataParallel(model)))
+    finally:
+        distributed.destroy_process_group()
+
+
 @alone("torch.compile")
 def compiled() -> list[Given]:
-    return list(batches_of_compiled(seeded("Llama")))
+    """Return what a compiled forward gives; ``aot_eager`` needs no compiler of C++."""
+    return list(batches_of_calls(torch.compile(seeded("Llama").eval(), backend="aot_eager")))
 
 
-def batches_of_compiled(model: Any) -> Iterator[Given]:
-    """Yield the same through a compiled forward; ``aot_eager`` needs no compiler of C++."""
-    run = torch.compile(model.eval(), backend="aot_eager")
+def batches_of_calls(run: Callable[..., Any]) -> Iterator[Given]:
+    """Yield right set-ups whose logits and loss are one call of something that wraps a causal model."""
     for text in examples.texts(SIZE, 4000, 3):
         labels = text.masked_fill(text == PAD, -100)
-        with torch.no_grad():
-            output = run(input_ids=text, attention_mask=(text != PAD).long(), labels=labels)
-        yield Given(output.logits, labels, output.loss, True, text, (text != PAD).long())
+        output = run(input_ids=text, attention_mask=(text != PAD).long(), labels=labels)
+        yield Given(output.logits.detach(), labels, output.loss.detach(), True, text, (text != PAD).long())
 
 
 @alone("LoRA on the attention of a trained model")
@@ -291,7 +307,9 @@ def packed() -> list[Given]:
     return given
 
 
-def plain(head: Callable[[nn.Embedding], nn.Module], vocab: int, ids: Callable[[torch.Generator], Tensor]) -> list[Given]:
+def plain(
+    head: Callable[[nn.Embedding], nn.Module], vocab: int, ids: Callable[[torch.Generator], Tensor]
+) -> list[Given]:
     """Return batches of a fresh model that is an embedding and a head, on ids [B, T + 1]."""
     torch.manual_seed(12)
     embedding = nn.Embedding(vocab, 32)

@@ -34,9 +34,9 @@ class Matches(NamedTuple):
     compared: Tensor  # [S] int64
     settled: Tensor  # [] bool: one shift fits, and no other does
     related: Tensor  # [] bool: one shift fits, or several
-    behind: Tensor  # [B, T] int64: the input id behind each target under the best shift, the nearest one beyond the row
+    behind: Tensor  # [B, T] int64: the input id behind each target under the best shift, or the nearest to it
     nearest: Tensor  # [T] int64: its column
-    inside: Tensor  # [T] bool: there is one
+    inside: Tensor  # [T] bool: it is not beyond the row
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,17 +89,21 @@ def tokens_of(
     ignored = torch.zeros_like(known) if ignore_index is None else targets == ignore_index
     told = known & ~ignored
     blank = ignored | (targets < 0)
-    matches = None if input_ids is None else compare(targets, told, input_ids)
-    if attention_mask is None and input_ids is None:
-        ends = by_runs(targets)
-    else:
-        ends = _over_targets(by_runs(input_ids) if attention_mask is None else by_mask(attention_mask), targets, matches)
-    full, has = torch.where(told, targets, 0), told | blank
-    if matches is not None:
-        fits = matches.settled & (matches.behind >= 0) & (matches.behind < vocab) & (matches.inside | ends.columns)
-        full = torch.where(told, targets, torch.where(fits, matches.behind, 0))
-        has = told | (blank & (fits | ~matches.settled))
-    return Tokens(targets, full, ignored, told, has, ends, matches)
+    seen = None if attention_mask is None else by_mask(attention_mask)
+    if input_ids is None:
+        ends = by_runs(targets) if seen is None else seen._replace(columns=seen.columns & edge(seen.columns, 1))
+        return Tokens(targets, torch.where(told, targets, 0), ignored, told, told | blank, ends, None)
+    matches = compare(targets, told, input_ids)
+    inputs = by_runs(input_ids) if seen is None else seen
+    ends = _over_targets(inputs, targets, matches)
+    # A column beyond the inputs: padding, where some row has a target there and this one has none, or the padding's own id.
+    pad = torch.where(inputs.columns, input_ids, -1).amax()
+    last = matches.settled & ~matches.inside & (pad >= 0)
+    ends = ends._replace(columns=ends.columns | (last & ((targets == pad) | (blank & (told & ~matches.inside).any()))))
+    behind = torch.where(matches.inside, matches.behind, pad)
+    fits = matches.settled & (behind >= 0) & (behind < vocab) & (matches.inside | ends.columns)
+    full = torch.where(told, targets, torch.where(fits, behind, 0))
+    return Tokens(targets, full, ignored, told, told | (blank & (fits | ~matches.settled)), ends, matches)
 
 
 def compare(targets: Tensor, told: Tensor, input_ids: Tensor) -> Matches:
@@ -117,11 +121,9 @@ def compare(targets: Tensor, told: Tensor, input_ids: Tensor) -> Matches:
     return Matches(equal, compared, settled, related, input_ids.index_select(1, nearest), nearest, column == nearest)
 
 
-def _over_targets(inputs: Padding, targets: Tensor, matches: Matches | None) -> Padding:
+def _over_targets(inputs: Padding, targets: Tensor, matches: Matches) -> Padding:
     """Return padding of the inputs as padding of the targets; where these are no such inputs, that of the targets themselves."""
-    both = inputs.columns & edge(inputs.columns, 1)  # under both of the usual shifts
-    if matches is None:
-        return inputs._replace(columns=both)
-    along = torch.where(matches.settled, inputs.columns.index_select(1, matches.nearest), both)
-    own = by_runs(targets)
-    return Padding(*(torch.where(matches.related, a, b) for a, b in zip(inputs._replace(columns=along), own)))
+    unsettled = inputs.columns & edge(inputs.columns, 1)  # under both of the usual shifts
+    along = torch.where(matches.settled, inputs.columns.index_select(1, matches.nearest), unsettled)
+    pairs = zip(inputs._replace(columns=along), by_runs(targets))
+    return Padding(*(torch.where(matches.related, a, b) for a, b in pairs))

@@ -9,16 +9,20 @@ import math
 from collections.abc import Iterator, Sequence
 
 from pplmon import overwritten
-from pplmon.doctor import words
+from pplmon.doctor import batch_words
 from pplmon.doctor.alignment import LEAST, SHIFTS, SURE, UNSURE, TokenSet
 from pplmon.doctor.facts import Facts
 from pplmon.doctor.finding import Finding
+from pplmon.doctor.words import nats
 
 HALF, FEW_TARGETS, FEW_IDS = 0.5, 16, 10  # of a vocabulary of fewer ids one may well be half of the targets
 STEADY, REPEATED = 0.98, 0.3  # renumbered ids: so many tokens keep their partner, of ids seen before for this share
 FEW_EQUAL = 0.1  # labels of other ids are the input's by chance only
 PADDING_BY_MASK = 0.01  # of the scored targets: the mask may have a hole beside its padding
-PADDING_SHARE, PADDING_ELSEWHERE = 0.02, 0.02  # padding told by the ids alone: so much of it, and hardly elsewhere
+PADDING_SHARE, PADDING_ELSEWHERE = (
+    0.02,
+    0.02,
+)  # padding told by the ids alone: so much of it, and hardly elsewhere but once a row
 
 
 def total(batches: Sequence[Facts], name: str) -> int:
@@ -38,7 +42,7 @@ def not_logits(batches: Sequence[Facts]) -> Finding | None:
         return None
     for kind, count in (("gradients", looks[1]), ("probabilities", looks[2])):
         if count >= overwritten.SHARE * looks[0]:
-            return words.not_logits(kind, int(count), int(looks[0]))
+            return batch_words.not_logits(kind, int(count), int(looks[0]))
     return None
 
 
@@ -48,23 +52,23 @@ def of_targets(batches: Sequence[Facts], ignore_index: int | None) -> Iterator[F
     told, unpadded = total(batches, "told"), total(batches, "unpadded")
     if beyond := total(batches, "beyond"):
         largest = int(max(facts.count("largest") for facts in batches))
-        yield words.outside_vocabulary(beyond, positions, largest, batches[0].vocab)
+        yield batch_words.outside_vocabulary(beyond, positions, largest, batches[0].vocab)
     if negative := total(batches, "negative"):
         value = int(max(facts.count("a_negative") for facts in batches))
-        yield words.ignore_index(negative, positions, value, ignore_index)
+        yield batch_words.ignore_index(negative, positions, value, ignore_index)
     if not total(batches, "scored") and not beyond and not negative:
-        yield words.all_ignored(positions, told)
-    elif rows := total(batches, "truncated_rows"):
-        yield words.truncated_rows(rows, sum(facts.rows for facts in batches))
+        yield batch_words.all_ignored(positions, told)
+    elif (rows := total(batches, "truncated_rows")) and min(facts.columns for facts in batches) >= LEAST:
+        yield batch_words.truncated_rows(rows, sum(facts.rows for facts in batches))
     if minus_inf := total(batches, "minus_inf"):
-        yield words.padded_targets(minus_inf)
+        yield batch_words.padded_targets(minus_inf)
     if sick := int(sum(facts.sums[facts.told].sick for facts in batches)) - minus_inf:
-        yield words.nonfinite_logits(sick)
+        yield batch_words.nonfinite_logits(sick)
     common = {facts.count("common_id") for facts in batches}
     if len(common) == 1 and unpadded >= FEW_TARGETS and batches[0].vocab >= FEW_IDS:
         count = total(batches, "common")
         if count >= HALF * unpadded and not is_padding_scored(batches):
-            yield words.one_id(int(common.pop()), count, unpadded)
+            yield batch_words.one_id(int(common.pop()), count, unpadded)
 
 
 def alignment(batches: Sequence[Facts]) -> int | None:
@@ -82,7 +86,9 @@ def other_labels(batches: Sequence[Facts]) -> Finding | None:
     """Tell targets that are the inputs under other ids, or that the model knows nothing of while it knows its inputs."""
     if alignment(batches) is not None or not all("own_nll" in facts.counts for facts in batches):
         return None
-    rows = [[sum(n) for n in zip(*(f.counts["renumbered"][3 * i : 3 * i + 3] for f in batches))] for i in range(len(SHIFTS))]
+    rows = [
+        [sum(n) for n in zip(*(f.counts["renumbered"][3 * i : 3 * i + 3] for f in batches))] for i in range(len(SHIFTS))
+    ]
     steady = [kept / max(of, 1) for kept, of, _ in rows]
     best = max(range(len(SHIFTS)), key=steady.__getitem__)
     kept, of, distinct = rows[best]
@@ -90,7 +96,7 @@ def other_labels(batches: Sequence[Facts]) -> Finding | None:
     if steady[best] > STEADY and others < UNSURE and of - distinct >= max(REPEATED * of, FEW_TARGETS):
         shift = SHIFTS[best]
         text = f"targets[t] are input_ids[t{shift:+d}] under other ids, in {int(kept)} of {int(of)} tokens: another tokenizer's"
-        return words.other_labels(text, {"shift": shift, "tokens": int(kept), "of": int(of)})
+        return batch_words.other_labels(text, {"shift": shift, "tokens": int(kept), "of": int(of)})
     uniform, mean = math.log(batches[0].vocab), mean_of(batches, batches[0].told)
     tokens = total(batches, "own_tokens")
     own = sum(facts.count("own_nll") for facts in batches) / tokens if tokens else math.nan
@@ -98,10 +104,10 @@ def other_labels(batches: Sequence[Facts]) -> Finding | None:
     most = max(sum(hits) / max(sum(n), 1) for hits, n in zip(equal, of))
     if own < HALF * uniform and mean > uniform and most < FEW_EQUAL:
         text = (
-            f"the cross-entropy is {words.nats(mean)}, above a uniform guess of {words.nats(uniform)}, and "
-            f"{words.nats(own)} where the input ids themselves are the targets: another tokenizer's, or another row's"
+            f"the cross-entropy is {nats(mean)}, above a uniform guess of {nats(uniform)}, and "
+            f"{nats(own)} where the input ids themselves are the targets: another tokenizer's, or another row's"
         )
-        return words.other_labels(text, {"cross_entropy": mean, "of_inputs": own})
+        return batch_words.other_labels(text, {"cross_entropy": mean, "of_inputs": own})
     return None
 
 
@@ -112,8 +118,10 @@ def is_padding_scored(batches: Sequence[Facts]) -> bool:
         return False
     if all(facts.count("padding_by_mask") for facts in batches):
         return scored >= PADDING_BY_MASK * told
-    few = total(batches, "padding_elsewhere") <= PADDING_ELSEWHERE * told + sum(facts.rows for facts in batches) / 4
-    return few and scored >= PADDING_SHARE * told and total(batches, "padding_rows") >= 2
+    if batches[0].vocab < FEW_IDS:
+        return False
+    few = total(batches, "padding_elsewhere") <= PADDING_ELSEWHERE * told + sum(facts.rows for facts in batches)
+    return few and scored >= max(PADDING_SHARE * told, 4) and total(batches, "padding_rows") >= 2
 
 
 def forgot_shift(batches: Sequence[Facts]) -> Finding | None:
@@ -121,5 +129,5 @@ def forgot_shift(batches: Sequence[Facts]) -> Finding | None:
     told, uniform = batches[0].told, math.log(batches[0].vocab)
     mean, shifted = mean_of(batches, told), mean_of(batches, TokenSet(1))
     if told.shift == 0 and mean > uniform and shifted < HALF * uniform:
-        return words.shift_by_model(mean, shifted, uniform)
+        return batch_words.shift_by_model(mean, shifted, uniform)
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pplmon.arguments import check_logits
@@ -44,9 +43,13 @@ def diagnose(
     if is_dtensor(logits):
         raise ValueError("diagnose needs whole logits, got a DTensor; give logits.full_tensor()")
     if not targets.numel():
-        raise ValueError(f"diagnose needs at least one target, got shape {tuple(targets.shape)}; give a batch with rows")
+        raise ValueError(
+            f"diagnose needs at least one target, got shape {tuple(targets.shape)}; give a batch with rows"
+        )
     if shift and logits.dim() == 2:
-        raise ValueError(f"shift=True needs logits [B, T, V], got [N, V] {tuple(logits.shape)}; a flat batch has no next column")
+        raise ValueError(
+            f"shift=True needs logits [B, T, V], got [N, V] {tuple(logits.shape)}; a flat batch has no next column"
+        )
     _check("input_ids", input_ids, targets)
     _check("attention_mask", attention_mask, targets)
     known = None if loss is None else Loss.of(loss)
@@ -57,14 +60,11 @@ def diagnose(
 def _check(name: str, value: Tensor | None, targets: Tensor) -> None:
     if value is None:
         return
-    if not isinstance(value, Tensor) or value.is_floating_point() != (value.dtype in FLOATS and name == "attention_mask"):
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name} must be an integer tensor, got {kind}; give the batch's own {name}")
     if value.shape != targets.shape:
         raise ValueError(
             f"{name} must have the shape of targets, {tuple(targets.shape)}, got {tuple(value.shape)}; leave it out where it "
-            "is an encoder's, or cut prefix columns off"
+            "is an encoder's, and cut the columns of a prefix off"
         )
-
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -44,7 +44,9 @@ class Facts:
         size = len(Sums._fields)
         flat = iter(parts["sums"])
         sums = {TokenSet(s, scored): Sums(*(next(flat) for _ in range(size))) for s in SHIFTS for scored in SCORED}
-        return cls(rows, columns, vocab, shift, eps, sums, {name: part for name, part in parts.items() if name != "sums"})
+        return cls(
+            rows, columns, vocab, shift, eps, sums, {name: part for name, part in parts.items() if name != "sums"}
+        )
 
     def count(self, name: str) -> float:
         """Return one count; 0 where it could not be had, without input ids."""

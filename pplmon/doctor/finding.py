@@ -47,6 +47,6 @@ KINDS = {
     "further_term": "the loss holds a further, positive term",
     "low_precision_loss": "the loss was added up in a low precision",
     "another_loss": "the loss is that of another model, or of other targets",
-    "several_fit": "the loss scores other tokens, and several sets of them fit",
+    "several_fit": "the loss is not the cross-entropy, and several explanations fit",
     "repeated_rows": "ranks train on the same rows",
 }

@@ -41,18 +41,16 @@ def z_loss(batches: Sequence[Observation], base: TokenSet) -> float | None:
 
 def multiple(batches: Sequence[Observation], base: TokenSet) -> float | None:
     """Return what the cross-entropy is to be multiplied by: a whole number or the inverse of one; of several batches any."""
-    ratios = [batch.loss.value / _expected(batch, base) for batch in batches if batch.loss and _expected(batch, base)]
-    if not ratios or any(r <= 0 or not math.isfinite(r) for r in ratios) or batches[0].loss is None:
+    means = [_expected(batch, base) for batch in batches]
+    ratios = [batch.loss.value / mean for batch, mean in zip(batches, means) if batch.loss is not None and mean > 0]
+    if is_low(batches) or len(ratios) < len(batches) or min(ratios) <= 0:
         return None
     ratio = sum(ratios) / len(ratios)
-    whole = round(ratio) if ratio > 1 else round(1 / ratio)
+    whole = round(max(ratio, 1 / ratio))
     candidates = [float(whole) if ratio > 1 else 1 / whole] if 2 <= whole <= LARGEST_MULTIPLE else []
-    means = [_expected(batch, base) for batch in batches]
-    if is_low(batches):
-        candidates = [c for c in candidates if math.log2(c).is_integer()]
-    elif max(means) / min(means) - 1 > VARIED:
+    if max(means) / min(means) - 1 > VARIED:
         candidates.append(float(f"{ratio:.3g}"))
-    good = [c for c in candidates if all(batch.equals(c * _expected(batch, base)) for batch in batches)]
+    good = [c for c in candidates if all(batch.equals(c * mean, TIGHT) for batch, mean in zip(batches, means))]
     return good[0] if good else None
 
 
@@ -68,14 +66,13 @@ def shorter_vocabulary(batches: Sequence[Observation], base: TokenSet) -> int | 
     return sizes[0] if len(sizes) == 1 else None
 
 
-def prompt_end(batches: Sequence[Observation], base: TokenSet) -> str | None:
-    """Return in words the one place that every scored answer begins at, if such a place gives the loss of every batch."""
+def prompt_ends(batches: Sequence[Observation], base: TokenSet) -> list[str]:
+    """Return in words the places that every scored answer may begin at, each of which gives the loss of every batch."""
     if is_low(batches) or any(batch.measured is None for batch in batches):
-        return None
-    tried = [dict(_answers(batch, base)) for batch in batches]
-    names = [name for name in tried[0] if all(name in other for other in tried)]
-    good = [name for name in names if all(batch.equals(other[name], TIGHT) for batch, other in zip(batches, tried))]
-    return good[0] if len(good) == 1 else None
+        return []
+    first, *others = [dict(_answers(batch, base)) for batch in batches]
+    names = [name for name in first if all(name in other for other in others)]
+    return [n for n in names if all(b.equals(tried[n], TIGHT) for b, tried in zip(batches, [first, *others]))]
 
 
 def _answers(batch: Observation, base: TokenSet) -> Iterator[tuple[str, float]]:

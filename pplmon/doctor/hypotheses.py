@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pplmon.doctor.alignment import TokenSet
@@ -36,7 +36,7 @@ class Observation:
 
     facts: Facts
     loss: Loss | None = None
-    run: Run = Run()
+    run: Run = field(default_factory=Run)
     measured: Measured | None = None  # for candidates that need the losses themselves
 
     def predictions(self) -> Iterator[tuple[Hypothesis, float]]:
@@ -76,7 +76,7 @@ class Observation:
         found = {}
         for hypothesis, value in self.predictions():
             plain = hypothesis.factor == "" and hypothesis.reduction in AS_IT_SHOULD_BE
-            if self.equals(value, 1.0 if plain or self.loss is not None and self.loss.is_low else TIGHT):
+            if self.equals(value, 1.0 if plain or (self.loss is not None and self.loss.is_low) else TIGHT):
                 found[hypothesis] = value
         return found
 
@@ -189,4 +189,3 @@ def _factors(run: Run) -> Iterator[tuple[str, float]]:
         yield "times ranks", run.share * run.ranks
         yield "by ranks", run.share / run.ranks
     yield "bits", run.share / LN2
-

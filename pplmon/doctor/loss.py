@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ UNITS = 3
 
 @dataclass(frozen=True)
 class Loss:
-    """A training loss of one batch. ``str`` and text of it show five digits."""
+    """A training loss of one batch."""
 
     value: float
     dtype: torch.dtype = torch.float32
@@ -25,8 +26,10 @@ class Loss:
     @classmethod
     def of(cls, loss: Any) -> Loss:
         """Take a number or a tensor of one. Waits for the device."""
-        if isinstance(loss, bool) or not isinstance(loss, (int, float, Tensor)):
-            raise TypeError(f"loss must be a number or a tensor of one number, got {type(loss).__name__}; give output.loss")
+        if isinstance(loss, bool) or not isinstance(loss, (Real, Tensor)):
+            raise TypeError(
+                f"loss must be a number or a tensor of one number, got {type(loss).__name__}; give output.loss"
+            )
         if not isinstance(loss, Tensor):
             return cls(float(loss), torch.float64)
         if loss.numel() != 1:
@@ -34,7 +37,9 @@ class Loss:
                 f"loss must be one number, got shape {tuple(loss.shape)}; give the mean that backward() is called on"
             )
         if not loss.is_floating_point():
-            raise TypeError(f"loss must be floating point, got {loss.dtype}; give the mean that backward() is called on")
+            raise TypeError(
+                f"loss must be floating point, got {loss.dtype}; give the mean that backward() is called on"
+            )
         return cls(float(loss.detach()), loss.dtype)
 
     @property

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from pplmon.doctor import fitted, words
+from pplmon.doctor import fitted, loss_words
 from pplmon.doctor.alignment import TOLD, TokenSet
 from pplmon.doctor.batch_rules import mean_of, total
 from pplmon.doctor.finding import Finding
 from pplmon.doctor.hypotheses import AS_IT_SHOULD_BE, Hypothesis, Observation, simplest
+from pplmon.doctor.words import TARGETS
 
 UNEXPLAINED = 1e-4  # of the cross-entropy: a smaller rest is that of sums in another order or precision
 LOW_LOSS = 0.1  # of it: sums in a low precision lie below, and above by no more than this
@@ -26,7 +27,7 @@ def nonfinite(batches: Sequence[Observation]) -> Iterator[Finding]:
     for batch in batches:
         mean = batch.facts.sums[batch.facts.told].mean
         if batch.loss is not None and not math.isfinite(batch.loss.value) and math.isfinite(mean):
-            yield words.nonfinite_loss(batch.loss.value, mean)
+            yield loss_words.nonfinite_loss(batch.loss.value, mean)
             return
 
 
@@ -46,6 +47,8 @@ def explain(batches: Sequence[Observation], base: TokenSet, by_ids: bool, padded
         return _of_several(found, base, batches, by_ids, low or padded)
     bases = (base, TokenSet(base.shift, "no padding")) if padded else (base,)
     for tokens in bases:
+        if not all(batch.facts.sums[tokens].tokens for batch in batches):
+            continue
         if finding := _of_a_number(batches, tokens):
             return [finding]
     if not low:
@@ -65,14 +68,14 @@ def _of(hypothesis: Hypothesis, base: TokenSet, batches: Sequence[Observation], 
     loss, mean = _values(batches, base)
     (shift, scored), run, facts = hypothesis.tokens, batches[0].run, [batch.facts for batch in batches]
     if shift != base.shift:
-        yield (words.loss_shift if by_ids else words.pplmon_shift)(loss, mean, base.shift, shift)
+        yield (loss_words.loss_shift if by_ids else loss_words.pplmon_shift)(loss, mean, base.shift, shift)
     if scored != base.scored:
         tokens, of = (int(sum(f.sums[s].tokens for f in facts)) for s in (hypothesis.tokens, TokenSet(shift, TOLD)))
-        yield words.other_tokens(scored, total(facts, "inner") > 0, loss, mean, tokens, of, base.shift)
+        yield loss_words.other_tokens(scored, total(facts, "inner") > 0, loss, mean, tokens, of, base.shift)
     if hypothesis.reduction not in AS_IT_SHOULD_BE:
-        yield words.reduction(hypothesis.reduction, loss, mean)
+        yield loss_words.reduction(hypothesis.reduction, loss, mean)
     if hypothesis.factor:
-        yield words.factor(hypothesis.factor, loss, mean, run.accumulation, run.ranks)
+        yield loss_words.factor(hypothesis.factor, loss, mean, run.accumulation, run.ranks)
 
 
 def _of_several(
@@ -82,27 +85,29 @@ def _of_several(
     loss, mean = _values(batches, base)
     shifts = {hypothesis.tokens.shift for hypothesis in found}
     if len(shifts) == 1 and shifts != {base.shift}:
-        return [(words.loss_shift if by_ids else words.pplmon_shift)(loss, mean, base.shift, shifts.pop())]
+        return [(loss_words.loss_shift if by_ids else loss_words.pplmon_shift)(loss, mean, base.shift, shifts.pop())]
     if quiet:
         return []
-    return [words.several_fit(loss, mean, [f"{words.TARGETS[h.tokens.shift]}, {h.tokens.scored}" for h in found])]
+    return [loss_words.several_fit(loss, mean, [f"{TARGETS[h.tokens.shift]}, {h.tokens.scored}" for h in found])]
 
 
 def _of_a_number(batches: Sequence[Observation], tokens: TokenSet) -> Finding | None:
-    """Return the finding of the one hypothesis whose fitted number gives the loss of every batch; None where several do."""
+    """Return the finding of the hypothesis whose fitted number gives the loss of every batch, or that several do."""
     loss, mean = _values(batches, tokens)
     found = []
     if (times := fitted.multiple(batches, tokens)) is not None:
-        found.append(words.scaled(times, loss, mean))
+        found.append(loss_words.scaled(times, loss, mean))
     if (epsilon := fitted.smoothing(batches, tokens)) is not None:
-        found.append(words.smoothed(epsilon, loss, mean))
+        found.append(loss_words.smoothed(epsilon, loss, mean))
     if (weight := fitted.z_loss(batches, tokens)) is not None:
-        found.append(words.z_loss(weight, loss, mean))
+        found.append(loss_words.z_loss(weight, loss, mean))
     if (size := fitted.shorter_vocabulary(batches, tokens)) is not None:
-        found.append(words.shorter_vocabulary(loss, mean, size, batches[0].facts.vocab))
-    if (place := fitted.prompt_end(batches, tokens)) is not None:
-        found.append(words.prompt_scored(place, loss, mean))
-    return found[0] if len(found) == 1 else None
+        found.append(loss_words.shorter_vocabulary(loss, mean, size, batches[0].facts.vocab))
+    if places := fitted.prompt_ends(batches, tokens):
+        found.append(loss_words.prompt_scored(" or ".join(places), loss, mean))
+    if len(found) > 1:
+        return loss_words.several_fit(loss, mean, [finding.kind for finding in found])
+    return found[0] if found else None
 
 
 def _of_the_rest(
@@ -114,12 +119,12 @@ def _of_the_rest(
         return
     if min(rests) > (LOW_LOSS * mean if low else 0):
         if not low and min(rests) > max(LIKE_ANOTHER, mean):
-            yield words.another_loss(loss, mean)
+            yield loss_words.another_loss(loss, mean)
         else:
-            yield words.further_term(loss, mean, min(rests), max(rests))
+            yield loss_words.further_term(loss, mean, min(rests), max(rests))
     elif low:
         worst = max(batches, key=lambda batch: abs(batch.rest(base)))
         assert worst.loss is not None
-        yield words.low_precision(worst.loss.precision, worst.loss.value, worst.facts.sums[base].mean)
+        yield loss_words.low_precision(worst.loss.precision, worst.loss.value, worst.facts.sums[base].mean)
     else:
-        yield words.another_loss(loss, mean)
+        yield loss_words.another_loss(loss, mean)

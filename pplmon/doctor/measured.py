@@ -89,9 +89,9 @@ def measure(
     parts = {
         "sums": torch.stack([_sums(moved(masks, s, fill=False), stats[s], rows, wide) for s in SHIFTS]),
         "cuts": rows.cuts,
-        **signs.of_targets(tokens, vocab),
+        **signs.of_targets(tokens, vocab, ids, seen),
         **signs.of_logits(logits, tokens, int(shift), rows),
-        **({} if ids is None else signs.of_ids(tokens, logits, ids, seen is not None)),
+        **({} if ids is None else signs.of_ids(tokens, logits, ids)),
     }
     values = torch.cat([part.reshape(-1).to(wide) for part in parts.values()])
     sizes = {name: part.numel() for name, part in parts.items()}

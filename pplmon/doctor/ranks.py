@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pplmon.doctor import words
+from pplmon.doctor import batch_words
 from pplmon.doctor.finding import Finding
 
 SHARE = 0.9  # of a rank's rows; fewer may be the few that fill up a last batch
@@ -28,5 +28,5 @@ def repeated_rows(digests: Sequence[Sequence[int]]) -> list[Finding]:
         for other in range(rank):
             count = len(set(rows) & set(digests[other]))
             if len(set(rows)) > 1 and count >= SHARE * len(set(rows)):
-                return [words.repeated_rows(other, rank, count, len(set(rows)))]
+                return [batch_words.repeated_rows(other, rank, count, len(set(rows)))]
     return []

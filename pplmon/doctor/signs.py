@@ -14,8 +14,10 @@ from pplmon.overwritten import evidence
 from pplmon.tokens import token_stats
 
 
-def of_targets(tokens: Tokens, vocab: int) -> dict[str, Tensor]:
-    """Count targets that are none, one id that stands for many, and padding among them."""
+def of_targets(
+    tokens: Tokens, vocab: int, input_ids: Tensor | None, attention_mask: Tensor | None
+) -> dict[str, Tensor]:
+    """Count targets that are none, one id that stands for many, padding among them, and full rows without any."""
     targets, told = tokens.targets, tokens.told
     negative, beyond = (targets < 0) & ~tokens.ignored, (targets >= vocab) & ~tokens.ignored
     kept = told & ~tokens.padding
@@ -38,10 +40,11 @@ def of_targets(tokens: Tokens, vocab: int) -> dict[str, Tensor]:
         "padding_elsewhere": tokens.ends.elsewhere,
         "padding_rows": tokens.ends.rows,
         "padding_by_mask": tokens.ends.by_mask,
+        "truncated_rows": (_full(tokens, input_ids, attention_mask) & ~told.any(1)).sum(),
     }
 
 
-def of_ids(tokens: Tokens, logits: Tensor, input_ids: Tensor, has_mask: bool) -> dict[str, Tensor]:
+def of_ids(tokens: Tokens, logits: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
     """Count where targets are the inputs, or are the inputs under other numbers; and the loss of the inputs as targets."""
     assert tokens.matches is not None
     vocab = logits.shape[-1]
@@ -50,9 +53,6 @@ def of_ids(tokens: Tokens, logits: Tensor, input_ids: Tensor, has_mask: bool) ->
     mask = (following >= 0) & (following < vocab) & ~moved(tokens.padding, 1, fill=True)
     own = token_stats(logits, following, ignore_index=None, mask=mask)
     valid = own.scored & own.nll.isfinite()
-    full_row = ~tokens.ends.columns.any(1)
-    if not has_mask and input_ids.shape[1] > 1:
-        full_row = full_row & (input_ids[:, -1] != input_ids[:, -2])
     return {
         "equal": tokens.matches.equal,
         "compared": tokens.matches.compared,
@@ -60,7 +60,6 @@ def of_ids(tokens: Tokens, logits: Tensor, input_ids: Tensor, has_mask: bool) ->
         "renumbered": torch.stack(renumbered),
         "own_nll": torch.where(valid, own.nll, 0.0).sum(),
         "own_tokens": valid.sum(),
-        "truncated_rows": (full_row & ~tokens.told.any(1)).sum(),
     }
 
 
@@ -77,6 +76,15 @@ def of_logits(logits: Tensor, tokens: Tokens, shift: int, rows: Rows) -> dict[st
         "lse": torch.where(finite, rows.lse.abs(), 0.0).sum() / finite.sum().clamp_min(1),
         "size": rows.size.mean(),
     }
+
+
+def _full(tokens: Tokens, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+    """Return [B] bool: the row is known to have no padding, by its mask, or by ids that end in two different ones."""
+    if attention_mask is not None:
+        return (attention_mask != 0).all(1)
+    if input_ids is None:
+        return torch.zeros_like(tokens.told[:, 0])
+    return ~tokens.padding.any(1) & (input_ids[:, -1] != input_ids[:, -2:][:, 0])
 
 
 def _renumbered(tokens: Tokens, behind: Tensor, vocab: int) -> Tensor:
