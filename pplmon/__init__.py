@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pplmon import alerts, extras, sinks
 from pplmon.alerts import Alert, MetricRule, Rule, default_alerts
 from pplmon.alerts.actions import Checkpoint, Notify, SaveBatch, Stop, Webhook
+from pplmon.doctor import Finding, diagnose
 from pplmon.extras import Extra
 from pplmon.measure.tokens import TokenStats, token_stats
 from pplmon.measure.vocab_parallel import VocabShard
@@ -47,6 +48,7 @@ __all__ = [
     "Checkpoint",
     "CrossEntropy",
     "Extra",
+    "Finding",
     "MaxTokenLoss",
     "MetricRule",
     "Monitor",
@@ -68,6 +70,7 @@ __all__ = [
     "WorstSequence",
     "WorstToken",
     "default_alerts",
+    "diagnose",
     "observe",
     "sinks",
     "token_stats",
