@@ -11,6 +11,8 @@ from pplmon.trainers.capture.sources.source import Source
 class Said(Source):
     """Logits, or ``TokenStats``, that the module shows by itself. There is nothing to hook and nothing to look at."""
 
+    explicit = True
+
 
 def shown_targets(logits: Tensor | TokenStats, targets: Tensor | None) -> Tensor:
     """Return the targets that were shown, in the shape of the batch."""

@@ -1,0 +1,71 @@
+"""Say once, for each stage, which logits are counted and whether they agree with the loss."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from pplmon.monitor import Monitor
+from pplmon.trainers.capture.choose import Chosen
+from pplmon.trainers.capture.evidence import Verdict
+
+# What a loss may well be meant to hold, and what is no more than a rounding.
+OFTEN_MEANT = {"further_term", "label_smoothing", "z_loss", "per_sequence_mean", "low_precision_loss", "several_fit"}
+
+log = logging.getLogger("pplmon")
+
+
+class Saying:
+    """Speaks on the rank that shows things."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._told: set[str] = set()
+
+    def words(self, chosen: Chosen) -> str:
+        """Return what is counted, in words."""
+        what = chosen.name or "what pplmon.observe shows"
+        number = "" if chosen.number is None else f", its call {chosen.number + 1} of a batch"
+        shift = "" if chosen.shift is None else f", with shift={chosen.shift}"
+        return f"{what}{number}{shift}"
+
+    def tell(self, stage: str, verdict: Verdict, chosen: Chosen) -> None:
+        """Warn of a departure from the default, and of what does not agree; else note that all agrees."""
+        if not self._monitor.writes:
+            return
+        if chosen != verdict.default:
+            if verdict.equals is not None:
+                self._warn(
+                    f"{stage} counts {self.words(chosen)}: its cross-entropy of {verdict.shown:.5g} equals the loss of "
+                    f"{verdict.equals:.5g}, and that of {self.words(verdict.default)} does not"
+                )
+            else:
+                self._warn(f"{stage} counts {self.words(chosen)}: the input ids show that the targets are shifted so")
+        elif verdict.equals is not None:
+            log.info(
+                "pplmon: %s counts %s: its cross-entropy equals the loss, %.5g nats per token",
+                stage,
+                self.words(chosen),
+                verdict.equals,
+            )
+        if verdict.others and verdict.chosen == verdict.default:
+            both = (
+                "all of them count"
+                if chosen.number is None and chosen.name in verdict.others[0]
+                else "they do not count"
+            )
+            self._warn(
+                f"{stage} counts {self.words(chosen)}, and in the same batch there are {', '.join(verdict.others)}: {both}. "
+                'To choose, name a submodule, PerplexityMonitor(logits="path", targets=...), or call pplmon.observe(self, '
+                "logits, targets) in the step"
+            )
+        for finding in verdict.told:
+            if finding.kind in OFTEN_MEANT:
+                log.info("pplmon: %s, first batch: %s", stage, finding)
+            else:
+                self._warn(f"{stage}, first batch: {finding}")
+
+    def _warn(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            warnings.warn(f"pplmon: {text}", stacklevel=2)
