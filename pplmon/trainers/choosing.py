@@ -9,6 +9,7 @@ import warnings
 from dataclasses import replace
 from zlib import crc32
 
+from pplmon.doctor.loss_agrees import Gap
 from pplmon.monitor import Monitor
 from pplmon.report.report import Report
 from pplmon.trainers.capture import Capture
@@ -27,6 +28,7 @@ class Choosing:
         self._steps: list[tuple[int, list[Trial]]] = []  # closed, and not yet read out
         self._settled: set[str] = set()  # stages that all ranks are through with
         self._shift: dict[str, bool] = {}  # what the others chose, where this rank had no tokens
+        self._open: set[str] = set()  # stages that no loss decided
         self._said = Saying(monitor)
 
     def listen(self, capture: Capture) -> None:
@@ -41,6 +43,8 @@ class Choosing:
 
     def after_batch(self, stage: str) -> None:
         """Choose right away where nobody else has a say, and one batch is enough or three are there."""
+        if self._capture.looked:
+            self._look_again(stage)
         if not self._capture.undecided(stage) or (self._monitor.ranks > 1 and stage not in self._settled):
             return
         verdict = self._capture.verdict(stage)
@@ -57,9 +61,10 @@ class Choosing:
 
     def finish(self, stage: str) -> None:
         """Choose by what there is: what follows needs the numbers. Every rank calls it."""
-        if stage not in self._settled and (self._monitor.ranks > 1 or self._capture.undecided(stage) or self._steps):
-            if stage != "train" or self._steps or self._monitor.ranks == 1:
-                self._decide(stage, last=True)
+        if stage not in self._settled and (
+            self._steps or (self._capture.undecided(stage) if self._monitor.ranks == 1 else stage != "train")
+        ):
+            self._decide(stage, last=True)
 
     def give_up(self) -> None:
         """Choose alone, after an exception, so that what was measured can be shown."""
@@ -71,6 +76,29 @@ class Choosing:
                     self._capture.settle(trials, chosen, self._monitor.tally)
                 self._capture.settle(self._capture.take_trials(), chosen, self._monitor.tally)
             self._steps = []
+
+    def doubt(self, stage: str, gap: Gap) -> None:
+        """Tell of a loss that stopped to agree, and compare the next batch of the stage closely."""
+        self._said.gap(stage, gap)
+        self._capture.look(stage)
+
+    def _look_again(self, stage: str) -> None:
+        """Say why the loss does not agree, by the batch that was looked at; where no loss had told before, choose by it."""
+        batch, self._capture.looked = self._capture.looked, None
+        chosen = self._capture.chosen(stage)
+        if batch is None or chosen is None:
+            return
+        verdict = self._capture.verdict_of([batch], self._monitor.ranks)
+        if verdict is None:
+            return
+        shift = verdict.chosen.shift
+        undecided = stage in self._open and self._monitor.ranks == 1  # other ranks would go on as before
+        if shift is not None and shift != batch.heard[0].shift and undecided and verdict.equals is not None:
+            self._open.discard(stage)
+            self._capture.choose(stage, replace(chosen, shift=shift))
+            self._said.tell(stage, verdict, replace(chosen, shift=shift))
+            return
+        self._said.findings(stage, self._capture.findings([batch], self._monitor.ranks))
 
     def _needs_more(self, stage: str, verdict: Verdict) -> bool:
         return verdict.departs and self._capture.batches(stage) < BATCHES
@@ -97,7 +125,7 @@ class Choosing:
         mine = [int(more), int(voted), code, code**2, int(shift is True), int(shift is False)]
         more_, voters, codes, squares, on, off = self._monitor.sum_over_ranks(mine)
         if more_ or verdict is None:
-            if not more_ and (on == voters or off == voters) and voters:
+            if not more_ and voters and voters in (on, off):
                 self._shift[stage] = on == voters
             return more_ > 0, None
         if voters * squares != codes**2:
@@ -121,6 +149,8 @@ class Choosing:
         self._capture.settle(rest, chosen)
         self._capture.choose(stage, chosen)
         self._settled.add(stage)
+        if verdict.equals is None:
+            self._open.add(stage)
         self._said.tell(stage, verdict, chosen)
         return report
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterable
 
+from pplmon.doctor import Finding
+from pplmon.doctor.loss_agrees import Gap
 from pplmon.monitor import Monitor
 from pplmon.trainers.capture.choose import Chosen
 from pplmon.trainers.capture.evidence import Verdict
@@ -21,6 +24,8 @@ class Saying:
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
         self._told: set[str] = set()
+        self._kinds: set[tuple[str, str]] = set()
+        self._far: set[str] = set()
 
     def words(self, chosen: Chosen) -> str:
         """Return what is counted, in words."""
@@ -59,11 +64,22 @@ class Saying:
                 'To choose, name a submodule, PerplexityMonitor(logits="path", targets=...), or call pplmon.observe(self, '
                 "logits, targets) in the step"
             )
-        for finding in verdict.told:
+        self.findings(stage, verdict.told)
+
+    def findings(self, stage: str, findings: Iterable[Finding]) -> None:
+        """Warn of what does not agree in a batch that was looked at; note what may well be meant."""
+        for finding in findings if self._monitor.writes else ():
             if finding.kind in OFTEN_MEANT:
-                log.info("pplmon: %s, first batch: %s", stage, finding)
-            else:
-                self._warn(f"{stage}, first batch: {finding}")
+                log.info("pplmon: %s: %s", stage, finding)
+            elif (stage, finding.kind) not in self._kinds:
+                self._kinds.add((stage, finding.kind))
+                self._warn(f"{stage}: {finding}")
+
+    def gap(self, stage: str, gap: Gap) -> None:
+        """Warn once for each stage that the loss and the number are far apart."""
+        if gap.is_far and self._monitor.writes and stage not in self._far:
+            self._far.add(stage)
+            self._warn(f"{'over a logged window' if stage == 'train' else f'over a pass of {stage}'} {gap}")
 
     def _warn(self, text: str) -> None:
         if text not in self._told:

@@ -66,7 +66,7 @@ class Session:
             decode=settings.decode or decode,
             places=places,
         )
-        self._guard = LossGuard()
+        self._guard, self._pass_guard = LossGuard(), LossGuard()
         self._micro_batch = 0
         self._pass: Pass | None = None
         self._repeated = RepeatedRows()
@@ -121,15 +121,18 @@ class Session:
 
     def end_batch(self, outputs: Any = None, divided_by: int = 1) -> None:
         """Count the batch. ``outputs`` are what its step returned: the loss or a dict, the loss divided by ``divided_by``."""
-        loss = _loss(outputs, divided_by if self._pass is None else 1)  # nothing is accumulated in a pass
+        training = self._pass is None
+        loss = _loss(outputs, divided_by if training else 1)  # nothing is accumulated in a pass
         self._capture.end_batch(outputs, loss)
+        self._choosing.after_batch("train" if self._pass is None else self._pass.stage)
+        items = self._capture.items
+        if items is not None and loss is not None:
+            loss = loss / (divided_by if training else 1)  # they are those of all accumulated micro-batches
         if self._pass is not None:
             self._repeated.note(self._loader, self._capture.left_out)
-            self._choosing.after_batch(self._pass.stage)
+            self._pass_guard.after(self._pass.tallies[self._loader], loss, items)
             return
-        self._choosing.after_batch("train")
-        if not self._guard.done:
-            self._guard.after(self.monitor.tally, loss)
+        self._guard.after(self.monitor.tally, loss, items)
         self._micro_batch += 1
 
     def step_to(self, step: int | None = None) -> Report | None:
@@ -139,10 +142,17 @@ class Session:
         """
         self._micro_batch = 0
         step = self.monitor.current_step + self._choosing.held if step is None else step
+        self._doubt("train", self._guard)
         report = self._choosing.step_to(step)
         if report is not None:
-            self._guard.check(warn=self.monitor.writes)
+            self._guard.end_window()
         return report
+
+    def _doubt(self, stage: str, guard: LossGuard, wait: bool = False) -> None:
+        """Tell of a loss that does not agree, and look closer at the next batch."""
+        gap = guard.gap(wait)
+        if gap is not None:
+            self._choosing.doubt(stage, gap)
 
     def end_epoch(self) -> None:
         """Publish the numbers of the epoch. Every rank calls it."""
@@ -166,6 +176,7 @@ class Session:
         self._choosing.finish("train")
         self.monitor.collect()  # an alert must not wait for the pass to end
         self._pass = self.monitor.begin_pass(stage, len(loaders))
+        self._pass_guard = LossGuard()
         self._repeated = RepeatedRows(loaders)
 
     def _begin_pass_batch(self, opened: Pass, batch: Any, step: int, loader: int) -> None:
@@ -173,6 +184,8 @@ class Session:
         if self.monitor.takes_part:
             repeated = self._repeated.in_batch(opened, loader)
             self._capture.begin_batch(opened.stage, opened.tallies[loader], batch, step, number, repeated)
+        if not self._capture.undecided(opened.stage):
+            self._pass_guard.before(opened.tallies[loader])
 
     def end_pass(self, step: int | None = None) -> Report:
         """Publish the pass at ``step`` and return its report over all loaders. Every rank calls it."""
@@ -181,7 +194,10 @@ class Session:
         self._choosing.finish(self._pass.stage)
         opened, self._pass = self._pass, None
         self._repeated.record(opened)
-        return self.monitor.finish(opened, self.monitor.last_step if step is None else step)
+        report = self.monitor.finish(opened, self.monitor.last_step if step is None else step)
+        self._pass_guard.end_window()
+        self._doubt(opened.stage, self._pass_guard, wait=True)  # the pass was waited for
+        return report
 
     # The end.
 
@@ -198,7 +214,9 @@ class Session:
         """Log the last, shorter window, let go of files, and return the last report. Every rank calls it."""
         self._choosing.finish("train")
         last = self.monitor.close()
-        self._guard.check(warn=self.monitor.writes)
+        self._doubt("train", self._guard, wait=True)
+        self._guard.end_window()
+        self._doubt("train", self._guard, wait=True)
         return last
 
     def abandon(self) -> None:

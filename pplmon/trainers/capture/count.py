@@ -30,6 +30,8 @@ class Counter:
         self._address: dict[str, int] = {}
         self._leave_out: int | None = None
         self._numbers: dict[tuple[Source, str], int] = {}  # of calls in this batch
+        self.items: float | None = None  # what the loss of this batch is divided by, where a model was told
+        self._looks = False  # at this batch once more
         self.heard: list[Heard] = []  # in this batch, before the stage's choice
         self.batches: dict[str, list[Batch]] = {}  # of each stage, before its choice
         self._warned: set[str] = set()
@@ -42,13 +44,21 @@ class Counter:
         return self._tally
 
     def begin(
-        self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: int | None
+        self,
+        stage: str,
+        tally: TokenTally,
+        batch: Any,
+        step: int,
+        micro_batch: int,
+        leave_out: int | None,
+        looks: bool,
     ) -> None:
         """Count from here on in ``tally``, but for a last sequence whose sample id is ``leave_out``."""
         self.stage, self._tally, self.batch, self._leave_out = stage, tally, batch, leave_out
         self._address = {"step": step, "micro_batch": min(micro_batch, 2**layout.MICRO_BITS - 1)}
         self.left_out = None
-        self._numbers, self.heard = {}, []
+        self._numbers, self.heard, self.items = {}, [], None
+        self._looks = looks
 
     def end(self) -> None:
         """Let go of the batch."""
@@ -61,11 +71,15 @@ class Counter:
         self._numbers[source, found.call] = number + 1
         call, chosen = Call(source, found.call, number), self._choice.by_stage.get(self.stage)
         said = self.tally.shift if found.shift is None else found.shift
+        self.items = found.items if found.items is not None else self.items
         if chosen is None:
             self._try(call, found, said, data, stats)
         elif chosen.has(call):
             shift = said if chosen.shift is None else chosen.shift
             self._update(self.tally, found, shift, data, stats)
+            if self._looks and stats is None:
+                heard = hear(call, found, shift, data, self.tally.ignore_index)
+                self.heard += [heard] if heard is not None else []
             if self.stage == "train" and stats is None:
                 self._overwritten.look(found.logits, found.targets, self.tally.ignore_index, shift)
 

@@ -126,7 +126,7 @@ def weigh(batches: Sequence[Batch], order: Sequence[Any], ranks: int = 1) -> Ver
         fit = _by_ids(own)
         if fit is not None:
             return _verdict(default, default, own, fit, None, others)
-    told = () if others else _findings(own, steps, ranks)
+    told = () if others else findings(own, steps, ranks)
     return Verdict(default, default, shown=_mean(own, own[0].shift), told=told, others=others)
 
 
@@ -174,7 +174,8 @@ def _verdict(
     return Verdict(chosen, default, equals, _mean(heard, shift), others=others)
 
 
-def _findings(heard: Sequence[Heard], losses: Sequence[Loss | None], ranks: int) -> tuple[Finding, ...]:
+def findings(heard: Sequence[Heard], losses: Sequence[Loss | None], ranks: int) -> tuple[Finding, ...]:
+    """Return what does not agree in these calls, one of each batch."""
     if len(heard) != len(losses):
         return ()
     found = judge([_observation(h, loss, ranks) for h, loss in zip(heard, losses)])

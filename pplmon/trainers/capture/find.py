@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pplmon.doctor import Loss
+from pplmon.doctor import Finding, Loss
 from pplmon.measure.tokens import TokenStats, is_dtensor
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
 from pplmon.trainers.capture.choose import Choice, Chosen, Trial, sources_for
 from pplmon.trainers.capture.chunked_head import Pieces
 from pplmon.trainers.capture.count import Counter
-from pplmon.trainers.capture.evidence import BATCHES, Batch, Verdict, weigh
+from pplmon.trainers.capture.evidence import BATCHES, Batch, Verdict, findings, weigh
 from pplmon.trainers.capture.help_text import no_fit, nothing_found
 from pplmon.trainers.capture.hooks import listen_to
 from pplmon.trainers.capture.modules import fitted
@@ -53,6 +53,9 @@ class Capture:
         self._models: dict[
             tuple[int, tuple[int, ...]], Found
         ] = {}  # what hooked models gave in this batch, by its memory
+        self._looks: frozenset[str] = frozenset()  # stages whose next batch is to be looked at
+        self.looked: Batch | None = None  # what was then heard
+        self.items: float | None = None  # what the last batch's loss was divided by, where a model was told
         self._excuse: Exception | None = None  # why a source that was tried on the first batch failed
 
     # A module.
@@ -87,7 +90,7 @@ class Capture:
         self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: int | None = None
     ) -> None:
         """Count what is found from here on in ``tally``, but for a last sequence whose sample id is ``leave_out``."""
-        self._counter.begin(stage, tally, batch, step, micro_batch, leave_out)
+        self._counter.begin(stage, tally, batch, step, micro_batch, leave_out, stage in self._looks)
         self._pieces, self._whole, self._models = Pieces(), None, {}
 
     def end_batch(self, outputs: Any, loss: Tensor | None = None) -> None:
@@ -99,6 +102,9 @@ class Capture:
                 self._look_at(outputs, stage)
             if chosen is None:
                 self._note(stage, loss)
+            elif self._counter.heard:
+                self.looked, self._looks = Batch(self._counter.heard, _loss(loss)), self._looks - {stage}
+        self.items = self._counter.items
         self._close()
 
     @property
@@ -145,8 +151,26 @@ class Capture:
         verdict = weigh(self._counter.batches.get(stage, ()), self._sources, ranks)
         if verdict is None and calls:
             first = min(calls, key=lambda call: (self._sources.index(call.source), call.number))
-            verdict = Verdict(*[Chosen(first.source, first.name)] * 2)
+            default = Chosen(first.source, first.name)
+            verdict = Verdict(default, default)
         return verdict
+
+    def chosen(self, stage: str) -> Chosen | None:
+        """Return what a stage counts."""
+        return self._choice.by_stage.get(stage)
+
+    def look(self, stage: str) -> None:
+        """Measure the next batch of a stage under every shift, once more; ``looked`` is then what was heard."""
+        self._looks = self._looks | {stage}
+
+    def verdict_of(self, batches: Sequence[Batch], ranks: int) -> Verdict | None:
+        """Return what these batches tell."""
+        return weigh(batches, self._sources, ranks)
+
+    def findings(self, batches: Sequence[Batch], ranks: int) -> tuple[Finding, ...]:
+        """Return what does not agree in these batches."""
+        heard = [batch.heard[0] for batch in batches]
+        return findings(heard, [batch.loss for batch in batches], ranks)
 
     def take_trials(self) -> list[Trial]:
         """Return what was tried since the last call, to be settled later."""
@@ -169,8 +193,7 @@ class Capture:
         counter = self._counter
         seen = counter.batches.setdefault(stage, [])
         if counter.heard and len(seen) < BATCHES:
-            usable = isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()
-            seen.append(Batch(counter.heard, Loss.of(loss) if usable else None))
+            seen.append(Batch(counter.heard, _loss(loss)))
         if not self._choice.trials:
             self._found_nothing(stage)
 
@@ -214,7 +237,7 @@ class Capture:
                 self._take_call, source, Called(path, module, args, kwargs, output, self._counter.stage == "train")
             )
 
-    def _try(self, take: Callable[..., None], *args: Any) -> None:
+    def _try(self, take: Callable[..., object], *args: Any) -> None:
         """Take from a source. One that fails on the first batch may be meant by nobody; later it is one odd batch."""
         try:
             take(*args)
@@ -301,6 +324,11 @@ class Capture:
         return True
 
 
+def _loss(loss: Tensor | None) -> Loss | None:
+    usable = isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()
+    return Loss.of(loss) if usable else None
+
+
 def _memory(logits: Tensor) -> tuple[int, tuple[int, ...]]:
     """Tell logits by where they are: a trainer detaches what a step returns."""
     return (0 if is_dtensor(logits) else logits.data_ptr()), tuple(logits.shape)
@@ -312,8 +340,10 @@ def _columns(data: dict[str, Any], found: Found) -> tuple[dict[str, Any], Found]
     assert cut is not None
     parts = {k: v[:, cut] if isinstance(v, Tensor) and v.shape == targets.shape else v for k, v in data.items()}
     places = torch.arange(targets.shape[1], device=targets.device).expand(targets.shape)[:, cut]
-    ids = {
-        name: value[:, cut] if isinstance(value, Tensor) and value.shape == targets.shape else None
-        for name, value in (("input_ids", found.input_ids), ("attention_mask", found.attention_mask))
-    }
-    return {"position_ids": places, **parts}, found._replace(targets=targets[:, cut], columns=None, **ids)
+
+    def of(value: Tensor | None) -> Tensor | None:
+        return value[:, cut] if isinstance(value, Tensor) and value.shape == targets.shape else None
+
+    return {"position_ids": places, **parts}, found._replace(
+        targets=targets[:, cut], columns=None, input_ids=of(found.input_ids), attention_mask=of(found.attention_mask)
+    )

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pplmon.trainers.capture.batch import Targets, targets_of
@@ -91,7 +92,8 @@ def own_loss(module: nn.Module, output: Any) -> Tensor | None:
     weight = getattr(getattr(unwrapped(module), "config", None), "router_aux_loss_coef", None)
     if not isinstance(auxiliary, Tensor) or auxiliary.numel() != 1 or not weight:
         return loss.detach()
-    return (loss.detach().double() - weight * auxiliary.detach().double().to(loss.device)).to(loss.dtype)
+    added: Tensor = auxiliary.detach().to(loss.device, torch.float64) * weight
+    return (loss.detach().double() - added).to(loss.dtype)
 
 
 def _outermost(module: nn.Module, path: str) -> dict[str, nn.Module]:
