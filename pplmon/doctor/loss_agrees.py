@@ -30,9 +30,10 @@ class Gap(NamedTuple):
         """True where they are more than 5 % apart."""
         return abs(self.loss - self.cross_entropy) > FAR * abs(self.cross_entropy)
 
-    def __str__(self) -> str:
+    def text(self, step: str) -> str:
+        """Return both values, and what usually is the cause; ``step`` names what returned the loss."""
         return (
-            f"the measured cross-entropy is {self.cross_entropy:.4f} nats per token, but the step returned a loss of "
+            f"the measured cross-entropy is {self.cross_entropy:.4f} nats per token, but {step} returned a loss of "
             f"{self.loss:.4f}. Usual causes: logits and targets are off by one (set shift=True, or False), padding or "
             "prompts are scored by one of them only (ignore_index, mask), the loss holds an auxiliary term, label smoothing "
             "or another scale, or it wrote over its logits before they were measured. Both cannot be the model's "

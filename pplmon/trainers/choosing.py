@@ -28,7 +28,7 @@ class Choosing:
         self._steps: list[tuple[int, list[Trial]]] = []  # closed, and not yet read out
         self._settled: set[str] = set()  # stages that all ranks are through with
         self._shift: dict[str, bool] = {}  # what the others chose, where this rank had no tokens
-        self._open: set[str] = set()  # stages that no loss decided
+        self._open: set[str] = set()  # stages where no loss told, or it is that of several shifts
         self._said = Saying(monitor)
 
     def listen(self, capture: Capture) -> None:
@@ -119,7 +119,7 @@ class Choosing:
 
     def _agree(self, stage: str, more: bool, verdict: Verdict | None) -> tuple[bool, Chosen | None]:
         """Return whether a rank needs more batches, and what all choose. Only ranks whose loss tells have a vote."""
-        voted = verdict is not None and verdict.equals is not None
+        voted = verdict is not None and verdict.is_sure
         code = _code(verdict.chosen) if verdict is not None and voted else 0
         shift = verdict.chosen.shift if verdict is not None and voted else None
         mine = [int(more), int(voted), code, code**2, int(shift is True), int(shift is False)]
@@ -149,7 +149,7 @@ class Choosing:
         self._capture.settle(rest, chosen)
         self._capture.choose(stage, chosen)
         self._settled.add(stage)
-        if verdict.equals is None:
+        if not verdict.is_sure:
             self._open.add(stage)
         self._said.tell(stage, verdict, chosen)
         return report

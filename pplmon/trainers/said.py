@@ -79,7 +79,10 @@ class Saying:
         """Warn once for each stage that the loss and the number are far apart."""
         if gap.is_far and self._monitor.writes and stage not in self._far:
             self._far.add(stage)
-            self._warn(f"{'over a logged window' if stage == 'train' else f'over a pass of {stage}'} {gap}")
+            where, step = (
+                ("a logged window", "training_step") if stage == "train" else (f"a pass of {stage}", "the step")
+            )
+            self._warn(f"over {where} {gap.text(step)}")
 
     def _warn(self, text: str) -> None:
         if text not in self._told:

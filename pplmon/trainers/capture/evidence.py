@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +65,7 @@ class Verdict:
     shown: float = math.nan  # the cross-entropy of what is chosen, in nats
     told: tuple[Finding, ...] = ()
     others: tuple[str, ...] = ()  # calls of the same batch that could as well be meant
+    is_sure: bool = False  # no other shift gives the loss
 
     @property
     def departs(self) -> bool:
@@ -140,38 +141,44 @@ def _words(call: Call, several: bool) -> str:
     return f"{call.name} (call {call.number + 1})" if several else call.name
 
 
-def _fit(heard: Sequence[Heard], losses: Sequence[Loss | None], ranks: int) -> bool | None:
-    """Return the one shift whose tokens equal the loss in every batch; ``None`` where none does, or several do."""
+class Fit(NamedTuple):
+    """A shift, and whether it is the only one that gives the loss."""
+
+    shift: bool
+    is_sure: bool
+
+
+def _fit(heard: Sequence[Heard], losses: Sequence[Loss | None], ranks: int) -> Fit | None:
+    """Return the shift whose tokens equal the loss in every batch; ``None`` where none does, or several others do."""
     seen = [_observation(h, loss, ranks) for h, loss in zip(heard, losses)]
     if any(b.loss is None or not math.isfinite(b.loss.value) or not b.facts.count("told") for b in seen):
         return None
-    told = TokenSet(int(heard[0].shift))
+    told, decided = TokenSet(int(heard[0].shift)), decide({"": seen})
     if any(h.tokens == told and h.factor == "" and h.reduction in AS_IT_SHOULD_BE for h in fitting(seen)):
-        return heard[0].shift
-    decided = None if heard[0].stated else decide({"": seen})
-    if decided is None or decided[1].shift not in (0, 1) or decided[1].scored != told.scored:
+        return Fit(heard[0].shift, decided is not None)
+    if heard[0].stated or decided is None or decided[1].shift not in (0, 1) or decided[1].scored != told.scored:
         return None
-    return bool(decided[1].shift)
+    return Fit(bool(decided[1].shift), True)
 
 
-def _by_ids(heard: Sequence[Heard]) -> bool | None:
+def _by_ids(heard: Sequence[Heard]) -> Fit | None:
     """Return the shift that the ids tell which a causal model read; ``None`` where they do not."""
     found = alignment([h.measured.facts() for h in heard])
-    return bool(1 - found) if found in (0, 1) else None
+    return Fit(bool(1 - found), True) if found in (0, 1) else None
 
 
 def _verdict(
     chosen: Chosen,
     default: Chosen,
     heard: Sequence[Heard],
-    shift: bool,
+    fit: Fit,
     losses: Sequence[Loss | None] | None,
     others: tuple[str, ...],
 ) -> Verdict:
-    if shift != heard[0].shift:
-        chosen = Chosen(chosen.source, chosen.name, chosen.number, shift)
+    if fit.shift != heard[0].shift:
+        chosen = Chosen(chosen.source, chosen.name, chosen.number, fit.shift)
     equals = None if losses is None else sum(loss.value for loss in losses if loss is not None) / len(losses)
-    return Verdict(chosen, default, equals, _mean(heard, shift), others=others)
+    return Verdict(chosen, default, equals, _mean(heard, fit.shift), others=others, is_sure=fit.is_sure)
 
 
 def findings(heard: Sequence[Heard], losses: Sequence[Loss | None], ranks: int) -> tuple[Finding, ...]:
