@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pplmon import alerts, extras, sinks
 from pplmon.alerts import Alert, MetricRule, Rule, default_alerts
 from pplmon.alerts.actions import Checkpoint, Notify, SaveBatch, Stop, Webhook
+from pplmon.doctor import Finding, diagnose
 from pplmon.extras import Extra
 from pplmon.extras.vocabulary import bytes_per_token
 from pplmon.measure.tokens import TokenStats, token_stats
@@ -58,6 +59,7 @@ __all__ = [
     "Checkpoint",
     "CrossEntropy",
     "Extra",
+    "Finding",
     "MaxTokenLoss",
     "MetricRule",
     "Monitor",
@@ -80,6 +82,7 @@ __all__ = [
     "WorstToken",
     "bytes_per_token",
     "default_alerts",
+    "diagnose",
     "observe",
     "page",
     "sinks",

@@ -114,6 +114,17 @@ class Link:
             self.sever(f"a collective failed ({error})")
             return totals
 
+    def sum(self, values: list[int]) -> list[int]:
+        """Return the sums of a few integers over ranks, and wait for them; this rank's own once the link is severed."""
+        if self.severed or not self.takes_part:
+            return values
+        try:
+            self.connect()
+            return self.pattern.group.sum(values, self.tally.sums.device)
+        except RuntimeError as error:
+            self.sever(f"a collective failed ({error})")
+            return values
+
     def arrives(self, seconds: float) -> bool:
         """Return True if the pending read-out arrives within ``seconds``, without a collective."""
         until = time.monotonic() + seconds

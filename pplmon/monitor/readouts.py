@@ -156,6 +156,15 @@ class Engine:
         return opened.report
 
     @property
+    def ranks(self) -> int:
+        """Ranks that count together; 1 once the link to the others is severed."""
+        return 1 if self._link.severed else self._link.ranks
+
+    def sum_over_ranks(self, values: list[int]) -> list[int]:
+        """Return the sums of a few integers over ranks. Every rank calls it, and waits: for the first steps only."""
+        return self._link.sum(values)
+
+    @property
     def ended(self) -> bool:
         """True once the link to the other ranks is severed."""
         return self._link.severed

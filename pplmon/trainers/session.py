@@ -21,6 +21,7 @@ from pplmon.report.report import Report
 from pplmon.report.worst import Decode
 from pplmon.sinks.base import Sink
 from pplmon.trainers.capture import Capture
+from pplmon.trainers.choosing import Choosing
 from pplmon.trainers.repeated_rows import RepeatedRows
 from pplmon.trainers.settings import Settings
 
@@ -65,17 +66,19 @@ class Session:
             decode=settings.decode or decode,
             places=places,
         )
-        self._guard = LossGuard()
+        self._guard, self._pass_guard = LossGuard(), LossGuard()
         self._micro_batch = 0
         self._pass: Pass | None = None
         self._repeated = RepeatedRows()
         self._loader = 0
+        self._choosing = Choosing(self.monitor)
         self.listen_to(model)
 
     def listen_to(self, model: nn.Module) -> None:
         """Hook a model to find logits in it. It has to happen before the model's first compiled call."""
         self._capture = Capture(self.settings.logits, self.settings.targets, self.settings.shift)
         self._capture.attach(model)
+        self._choosing.listen(self._capture)
 
     def stop_listening(self) -> None:
         """Remove the hooks, and forget a pass that was not ended."""
@@ -113,28 +116,47 @@ class Session:
         if monitor.takes_part:
             self._capture.begin_batch("train", monitor.tally, batch, step, self._micro_batch)
         monitor.see(step, self._micro_batch, batch)
-        self._guard.before(monitor.tally)
+        if not self._capture.undecided("train"):
+            self._guard.before(monitor.tally)
 
     def end_batch(self, outputs: Any = None, divided_by: int = 1) -> None:
-        """Count the batch. ``outputs`` is the step's result: the loss or a dict, the loss divided by ``divided_by``."""
-        self._capture.end_batch(outputs)
+        """Count the batch. ``outputs`` are what its step returned: the loss or a dict, the loss divided by ``divided_by``."""
+        training = self._pass is None
+        loss = _loss(outputs, divided_by if training else 1)  # nothing is accumulated in a pass
+        self._capture.end_batch(outputs, loss)
+        self._choosing.after_batch("train" if self._pass is None else self._pass.stage)
+        items = self._capture.items
+        if items is not None and loss is not None:
+            loss = loss / (divided_by if training else 1)  # they are those of all accumulated micro-batches
         if self._pass is not None:
             self._repeated.note(self._loader, self._capture.left_out)
+            self._pass_guard.after(self._pass.tallies[self._loader], loss, items)
             return
-        if not self._guard.done:
-            self._guard.after(self.monitor.tally, _loss(outputs, divided_by))
+        self._guard.after(self.monitor.tally, loss, items)
         self._micro_batch += 1
 
     def step_to(self, step: int | None = None) -> Report | None:
-        """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``."""
+        """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``.
+
+        While it is not chosen which logits and shift to count, in the first steps, nothing is read out.
+        """
         self._micro_batch = 0
-        report = self.monitor.step_to(self.monitor.current_step if step is None else step)
+        step = self.monitor.current_step + self._choosing.held if step is None else step
+        self._doubt("train", self._guard)
+        report = self._choosing.step_to(step)
         if report is not None:
-            self._guard.check(warn=self.monitor.writes)
+            self._guard.end_window()
         return report
+
+    def _doubt(self, stage: str, guard: LossGuard, wait: bool = False) -> None:
+        """Tell of a loss that does not agree, and look closer at the next batch."""
+        gap = guard.gap(wait)
+        if gap is not None:
+            self._choosing.doubt(stage, gap)
 
     def end_epoch(self) -> None:
         """Publish the numbers of the epoch. Every rank calls it."""
+        self._choosing.finish("train")
         report = self.monitor.end_epoch().report(self.monitor.last_step, "train")
         kept = Report(report.step, "train_epoch", {name: report.numbers[name] for name in EPOCH_NUMBERS})
         self.monitor.publisher.publish(kept, f"{self.monitor.prefix}train/", "_epoch")
@@ -151,8 +173,10 @@ class Session:
 
         The samples that a sampler repeats are found in a given loader; ``None`` stands for an unknown loader.
         """
+        self._choosing.finish("train")
         self.monitor.collect()  # an alert must not wait for the pass to end
         self._pass = self.monitor.begin_pass(stage, len(loaders))
+        self._pass_guard = LossGuard()
         self._repeated = RepeatedRows(loaders)
 
     def _begin_pass_batch(self, opened: Pass, batch: Any, step: int, loader: int) -> None:
@@ -160,19 +184,26 @@ class Session:
         if self.monitor.takes_part:
             repeated = self._repeated.in_batch(opened, loader)
             self._capture.begin_batch(opened.stage, opened.tallies[loader], batch, step, number, repeated)
+        if not self._capture.undecided(opened.stage):
+            self._pass_guard.before(opened.tallies[loader])
 
     def end_pass(self, step: int | None = None) -> Report:
         """Publish the pass at ``step`` and return its report over all loaders. Every rank calls it."""
         if self._pass is None:
             raise RuntimeError("end_pass was called without begin_pass")
+        self._choosing.finish(self._pass.stage)
         opened, self._pass = self._pass, None
         self._repeated.record(opened)
-        return self.monitor.finish(opened, self.monitor.last_step if step is None else step)
+        report = self.monitor.finish(opened, self.monitor.last_step if step is None else step)
+        self._pass_guard.end_window()
+        self._doubt(opened.stage, self._pass_guard, wait=True)  # the pass was waited for
+        return report
 
     # The end.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that a resumed run needs, as plain values. Every rank calls it, and gets the same."""
+        """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same."""
+        self._choosing.finish("train")
         return self.monitor.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -180,13 +211,17 @@ class Session:
         self.monitor.load_state_dict(state)
 
     def close(self) -> Report | None:
-        """Log the last, shorter window, close files, and return the last report. Every rank calls it."""
+        """Log the last, shorter window, let go of files, and return the last report. Every rank calls it."""
+        self._choosing.finish("train")
         last = self.monitor.close()
-        self._guard.check(warn=self.monitor.writes)
+        self._doubt("train", self._guard, wait=True)
+        self._guard.end_window()
+        self._doubt("train", self._guard, wait=True)
         return last
 
     def abandon(self) -> None:
-        """End after an exception: remove hooks and write what is buffered. Nothing is sent to other ranks."""
+        """End after an exception: leave the model alone and write what is held back. Nothing is sent to other ranks."""
+        self._choosing.give_up()
         self._capture.detach()
         self.monitor.abandon()
 
@@ -199,4 +234,6 @@ class Session:
 def _loss(outputs: Any, divided_by: int) -> Tensor | None:
     """Return the loss of one micro-batch that a step returned, not divided by the accumulation."""
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-    return loss * divided_by if isinstance(loss, Tensor) else None
+    if not isinstance(loss, Tensor):
+        return None
+    return loss.detach() * divided_by if divided_by != 1 else loss.detach()

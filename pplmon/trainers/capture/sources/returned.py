@@ -24,4 +24,6 @@ class Returned(Source):
         if self._targets is None and first_tensor(outputs) is None:
             return None
         targets = targets_beside(outputs, batch, self._targets)
-        return None if targets is None else Found(outputs["logits"], targets, self._shift)
+        if targets is None:
+            return None
+        return Found(outputs["logits"], targets, self._shift, self._shift is not None, "what the step returned")

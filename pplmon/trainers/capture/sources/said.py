@@ -11,6 +11,8 @@ from pplmon.trainers.capture.sources.source import Source
 class Said(Source):
     """Logits, or ``TokenStats``, that the module passes itself, so that nothing has to be hooked."""
 
+    explicit = True
+
 
 def shown_targets(logits: Tensor | TokenStats, targets: Tensor | None) -> Tensor:
     """Return the targets that were passed, in the shape of the batch."""
