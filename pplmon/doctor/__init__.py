@@ -1,4 +1,4 @@
-"""Is the number the right one? Findings that say what disagrees, from evidence, and the hypotheses behind them."""
+"""Check that the measured number is the right one: findings that name what disagrees, with the evidence."""
 
 from pplmon.doctor.alignment import TokenSet
 from pplmon.doctor.batch_rules import alignment

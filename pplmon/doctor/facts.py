@@ -1,4 +1,4 @@
-"""What was measured of one batch, as plain numbers on the host."""
+"""The measurements of one batch, as plain numbers on the host."""
 
 from __future__ import annotations
 

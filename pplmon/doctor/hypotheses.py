@@ -23,7 +23,7 @@ LN2 = math.log(2)
 
 
 class Hypothesis(NamedTuple):
-    """What a loss may be."""
+    """One explanation of a loss."""
 
     tokens: TokenSet
     reduction: str = MEAN

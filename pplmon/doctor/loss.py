@@ -66,7 +66,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Run:
-    """What the run is known to do to a loss: a callback knows it, a single call of ``diagnose`` does not."""
+    """The known effects of a run on its loss, such as accumulation; a callback knows them, a single ``diagnose`` does not."""
 
     accumulation: int = 1  # micro-batches of an optimizer step
     divided: bool = False  # the step itself is to divide its loss by them; under Lightning the trainer does

@@ -20,7 +20,7 @@ from pplmon.measure.tokens import TokenStats, token_stats
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What is kept of one batch: a loss for each token and shift, and no logits."""
+    """The measurements that are kept of one batch: a loss for each token and shift, and no logits."""
 
     tokens: Tokens
     stats: dict[int, TokenStats]  # by shift, of all targets that may be scored

@@ -1,4 +1,4 @@
-"""What each row of logits says whatever its target is, read some rows at a time.
+"""Read from each row of logits what does not depend on its target, some rows at a time.
 
 Shapes: B sequences, T positions, V vocabulary, W cuts. Nothing here waits for the device.
 """
