@@ -257,7 +257,7 @@ def test_a_view_is_drawn(name: str) -> None:
     plt.switch_backend("Agg")
     view = VIEWS[name]()
     view.update(*batch())
-    figure, axes = view.plot()
+    _, axes = view.plot()
     assert axes.lines[0].get_ydata()[0] == view.compute().item()
     mine = plt.subplots()[1]
     assert view.plot([torch.tensor(2.0), torch.tensor(3.0)], ax=mine)[1] is mine

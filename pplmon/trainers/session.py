@@ -135,6 +135,7 @@ class Session:
 
     def end_epoch(self) -> None:
         """Publish the numbers of the epoch. Every rank calls it."""
+        self._capture.conclude("train")
         report = self.monitor.end_epoch().report(self.monitor.last_step, "train")
         kept = Report(report.step, "train_epoch", {name: report.numbers[name] for name in EPOCH_NUMBERS})
         self.monitor.publisher.publish(kept, f"{self.monitor.prefix}train/", "_epoch")
@@ -166,6 +167,7 @@ class Session:
         if self._pass is None:
             raise RuntimeError("end_pass was called without begin_pass")
         opened, self._pass = self._pass, None
+        self._capture.conclude(opened.stage)
         self._repeated.record(opened)
         return self.monitor.finish(opened, self.monitor.last_step if step is None else step)
 
@@ -181,6 +183,7 @@ class Session:
 
     def close(self) -> Report | None:
         """Log the last, shorter window, let go of files, and return the last report. Every rank calls it."""
+        self._capture.conclude("train")
         last = self.monitor.close()
         self._guard.check(warn=self.monitor.writes)
         return last

@@ -28,6 +28,7 @@ from pplmon.trainers.capture.help_text import nothing_found
 from pplmon.trainers.capture.hooks import listen_to
 from pplmon.trainers.capture.modules import fitted
 from pplmon.trainers.capture.observe import listen
+from pplmon.trainers.capture.silent_steps import SilentSteps, returned_nothing
 from pplmon.trainers.capture.sources.configured import Logits
 from pplmon.trainers.capture.sources.said import shown_targets
 from pplmon.trainers.capture.sources.source import Found, Source
@@ -47,6 +48,7 @@ class Capture:
         self._ends: list[Callable[[], None]] = []  # of what listens to the module
         self._pieces = Pieces()
         self._whole: Callable[[], None] | None = None  # counts the pieces, if no whole call comes
+        self._silent = SilentSteps()
         self._excuse: Exception | None = None  # why a source that was tried on the first batch failed
 
     # A module.
@@ -119,22 +121,32 @@ class Capture:
             self._try(self._take_step, source, outputs)
         if self._whole is not None:
             self._whole()
-        elif self._pieces.begun:
+        elif self._pieces.begun and not returned_nothing(outputs):
             self._counter.warn(
                 "pieces", "a hooked module gave logits for a part of the targets only; they are not counted"
             )
         if chosen is None and not self._choice.settle(stage, self._counter.tally):
-            self._found_nothing(stage)
+            self._found_nothing(stage, outputs)
 
-    def _found_nothing(self, stage: str) -> None:
-        """Raise in training, which would go unwatched; elsewhere warn."""
+    def _found_nothing(self, stage: str, outputs: Any = None) -> None:
+        """Raise in training, which would go unwatched; elsewhere, and where no step returned a loss yet, warn."""
         excuse, self._excuse = self._excuse, None
-        if stage == "train" and excuse is not None:
+        if self._silent.excuse(stage, outputs):
+            return
+        raises = stage == "train" and not returned_nothing(outputs)
+        if raises and excuse is not None:
             raise excuse
         text = nothing_found(stage, self._module, self._logits, self._hooked)
-        if stage == "train":
+        if raises:
             raise ValueError(text)
         self._counter.warn(f"none in {stage}", text if excuse is None else f"{text}\n{excuse}")
+
+    def conclude(self, stage: str) -> None:
+        """Warn at the end of a pass or a run in which no step returned a loss, and nothing else was found."""
+        steps = self._silent.take(stage)
+        if steps and stage not in self._choice.by_stage:
+            text = nothing_found(stage, self._module, self._logits, self._hooked)
+            self._counter.warn(f"none in {stage}", f"{text}\n{steps} steps returned nothing.")
 
     # What a source gives.
 
@@ -148,8 +160,10 @@ class Capture:
         """Take from a source. One that fails on the first batch may be meant by nobody; later it is one odd batch."""
         try:
             take(*args)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
             if self._counter.stage in self._choice.by_stage:
+                if take == self._take_step and returned_nothing(args[1]):
+                    return  # it had nothing to score, and nothing to show
                 self._counter.warn("odd batch", f"{error}; this batch is not counted")
             elif self._excuse is None:
                 self._excuse = error
