@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from pplmon.report import layout
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import data_of
 from pplmon.trainers.capture.choose import Choice
+from pplmon.trainers.capture.documents import Documents
 from pplmon.trainers.capture.sources.source import Source
 
 
@@ -30,6 +32,7 @@ class Counter:
         self._leave_out: int | None = None
         self._warned: set[str] = set()
         self._overwritten = Overwritten()
+        self._documents = Documents()
 
     @property
     def tally(self) -> TokenTally:
@@ -77,8 +80,11 @@ class Counter:
         if self.stage == "train" and chosen and isinstance(logits, Tensor) and targets is not None:
             self._overwritten.look(logits, targets, tally.ignore_index, shift)
 
-    def data(self, targets: Tensor) -> dict[str, Any]:
-        """Return the address, and what else the batch says of these targets, for ``TokenTally.update``."""
+    def data(self, targets: Tensor, keywords: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the address, and what else the batch says of these targets, for ``TokenTally.update``.
+
+        Its documents may also be in the ``keywords`` that a hooked model was called with.
+        """
         found: dict[str, Any] = dict(self._address)
         for name, value, complaint in data_of(self.batch, targets):
             if name == "position_ids" and not self.tally.context_parallel:
@@ -87,6 +93,12 @@ class Counter:
                 found[name] = value
             else:
                 self.warn(name, complaint)
+        assert self.stage is not None
+        if "document_ids" not in found and not self.tally.context_parallel:
+            given = {**(self.batch if isinstance(self.batch, Mapping) else {}), **(keywords or {})}
+            documents = self._documents.of(self.stage, given, targets)
+            if documents is not None:
+                found["document_ids"] = documents
         return found
 
     def without_repeated(self, data: dict[str, Any], targets: Tensor) -> dict[str, Any]:

@@ -184,18 +184,18 @@ class Capture:
         if fit is not None:
             self._pieces.refuse()
             self._whole = None
-            self._count(source, found._replace(logits=fit))
-        elif not self._take_piece(source, found):
+            self._count(source, found._replace(logits=fit), kwargs)
+        elif not self._take_piece(source, found, kwargs):
             self._counter.warn(
                 "shape",
                 f"a call of {type(module).__name__} gave logits {tuple(found.logits.shape)}, which do not fit targets "
                 f"{tuple(found.targets.shape)}; it is not counted (generation?)",
             )
 
-    def _count(self, source: Source, found: Found) -> None:
-        self._counter.count(source, *found, self._counter.data(found.targets))
+    def _count(self, source: Source, found: Found, keywords: dict[str, Any] | None = None) -> None:
+        self._counter.count(source, *found, self._counter.data(found.targets, keywords))
 
-    def _take_piece(self, source: Source, found: Found) -> bool:
+    def _take_piece(self, source: Source, found: Found, keywords: dict[str, Any]) -> bool:
         """Keep what a head gives that is applied to chunks of positions, to count it when all are there."""
         (logits, targets, shift), counter = found, self._counter
         columns = self._pieces.columns_of(logits, targets)
@@ -205,7 +205,7 @@ class Capture:
         if self._choice.by_stage.get(counter.stage, source) is not source:
             return True
         shift = counter.tally.shift if shift is None else shift
-        data = counter.without_repeated(counter.data(targets), targets)
+        data = counter.without_repeated(counter.data(targets, keywords), targets)
         whole = self._pieces.measure(logits, columns, targets, data.pop("mask", None), shift, counter.tally)
         if whole is not None:
             self._whole = partial(counter.count, source, whole, None, None, data)
