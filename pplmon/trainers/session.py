@@ -16,12 +16,12 @@ from pplmon.doctor.loss_agrees import LossGuard
 from pplmon.monitor import Monitor
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.publish import Places
+from pplmon.monitor.repeated_rows import RepeatedRows
 from pplmon.report.declared import find
 from pplmon.report.report import Report
 from pplmon.report.worst import Decode
 from pplmon.sinks.base import Sink
 from pplmon.trainers.capture import Capture
-from pplmon.trainers.repeated_rows import RepeatedRows
 from pplmon.trainers.settings import Settings
 
 EPOCH_NUMBERS = ("cross_entropy", "perplexity", "token_accuracy", "max_token_loss")
@@ -150,7 +150,8 @@ class Session:
     def begin_pass(self, stage: str, loaders: Sequence[Any] = (None,)) -> None:
         """Begin a whole pass over val or test data; batches up to ``end_pass`` are counted apart, for each loader.
 
-        A loader that is given may show which rows its sampler repeats; ``None`` stands for one that is not known.
+        A loader that is given may show which rows it repeats; ``None`` stands for one that is not known, unless accelerate
+        knows it.
         """
         self.monitor.collect()  # an alert must not wait for the pass to end
         self._pass = self.monitor.begin_pass(stage, len(loaders))

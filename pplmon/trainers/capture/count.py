@@ -6,11 +6,11 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pplmon.doctor.overwritten import Overwritten
 from pplmon.measure.tokens import TokenStats
+from pplmon.monitor.repeated_rows import Repeated
 from pplmon.report import layout
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import data_of
@@ -25,11 +25,11 @@ class Counter:
     def __init__(self, choice: Choice) -> None:
         self.stage: str | None = None  # None between batches
         self.batch: Any = None
-        self.left_out: Tensor | None = None  # on the device: the repeated sequence was masked in this batch
+        self.left_out: Tensor | None = None  # on the device: how many repeated rows were masked in this batch
         self._choice = choice
         self._tally: TokenTally | None = None
         self._address: dict[str, int] = {}
-        self._leave_out: int | None = None
+        self._leave_out: Repeated | None = None
         self._warned: set[str] = set()
         self._overwritten = Overwritten()
         self._documents = Documents()
@@ -41,9 +41,9 @@ class Counter:
         return self._tally
 
     def begin(
-        self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: int | None
+        self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: Repeated | None
     ) -> None:
-        """Count from here on in ``tally``, but for a last sequence whose sample id is ``leave_out``."""
+        """Count from here on in ``tally``, but for the rows of ``leave_out``."""
         self.stage, self._tally, self.batch, self._leave_out = stage, tally, batch, leave_out
         self._address = {"step": step, "micro_batch": min(micro_batch, 2**layout.MICRO_BITS - 1)}
         self.left_out = None
@@ -102,16 +102,10 @@ class Counter:
         return found
 
     def without_repeated(self, data: dict[str, Any], targets: Tensor) -> dict[str, Any]:
-        """Mask the sequence that a sampler gave a second time, where ``sample_ids`` say that it is the dataset's row."""
-        samples = data.get("sample_ids")
-        if samples is None or self._leave_out is None or targets.dim() != 2:
-            return data
-        last = torch.arange(len(samples), device=targets.device) == len(samples) - 1
-        repeated = last & (samples.to(targets.device) == self._leave_out)
-        self.left_out = repeated.any()
-        kept = ~repeated.unsqueeze(1).expand(targets.shape)
-        mask = data.get("mask")
-        return {**data, "mask": kept if mask is None else mask.to(targets.device) & kept}
+        """Mask the rows that were given before, where it can be told which they are."""
+        if self._leave_out is not None:
+            data, self.left_out = self._leave_out.left_out(targets, data)
+        return data
 
     def warn(self, about: str, text: str) -> None:
         """Warn once about each thing."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pplmon.measure.tokens import TokenStats
+from pplmon.monitor.repeated_rows import Repeated
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
 from pplmon.trainers.capture.choose import Choice, sources_for
@@ -80,9 +81,9 @@ class Capture:
     # A batch.
 
     def begin_batch(
-        self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: int | None = None
+        self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: Repeated | None = None
     ) -> None:
-        """Count what is found from here on in ``tally``, but for a last sequence whose sample id is ``leave_out``."""
+        """Count what is found from here on in ``tally``, but for the rows of ``leave_out``."""
         self._counter.begin(stage, tally, batch, step, micro_batch, leave_out)
         self._pieces, self._whole = Pieces(), None
 
@@ -95,7 +96,7 @@ class Capture:
 
     @property
     def left_out(self) -> Tensor | None:
-        """Return if the sequence to leave out was in the last batch: a bool on the device, ``None`` where nobody can tell."""
+        """Return how many rows were left out of the last batch: a count on the device, ``None`` where nobody can tell."""
         return self._counter.left_out
 
     def observe(
