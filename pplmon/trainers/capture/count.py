@@ -13,7 +13,7 @@ from pplmon.measure.tokens import TokenStats
 from pplmon.monitor.repeated_rows import Repeated
 from pplmon.report import layout
 from pplmon.tally import TokenTally
-from pplmon.trainers.capture.batch import data_of
+from pplmon.trainers.capture.batch import data_of, part_with
 from pplmon.trainers.capture.choose import Choice
 from pplmon.trainers.capture.documents import Documents
 from pplmon.trainers.capture.sources.source import Source
@@ -86,7 +86,8 @@ class Counter:
         Its documents may also be in the ``keywords`` that a hooked model was called with.
         """
         found: dict[str, Any] = dict(self._address)
-        for name, value, complaint in data_of(self.batch, targets):
+        batch = part_with(self.batch, targets)
+        for name, value, complaint in data_of(batch, targets):
             if name == "position_ids" and not self.tally.context_parallel:
                 continue  # in a packed batch they begin anew with each document; the column tells more
             if complaint is None:
@@ -95,7 +96,7 @@ class Counter:
                 self.warn(name, complaint)
         assert self.stage is not None
         if "document_ids" not in found and not self.tally.context_parallel:
-            given = {**(self.batch if isinstance(self.batch, Mapping) else {}), **(keywords or {})}
+            given = {**(batch if isinstance(batch, Mapping) else {}), **(keywords or {})}
             documents = self._documents.of(self.stage, given, targets)
             if documents is not None:
                 found["document_ids"] = documents
