@@ -1,4 +1,4 @@
-"""What the callback costs the host in each optimizer step, beside an empty one and the glue that one writes in an afternoon.
+"""Time the callback on the host in each optimizer step, beside an empty one and hand-written logging.
 
     python -m benchmarks.callback [--steps 300] [--rounds 5] [--out result.json] [--against CHECKOUT]
 

@@ -1,4 +1,4 @@
-"""All that the benchmarks count and no clock tells: launches, host syncs, bytes and collectives. No GPU is needed.
+"""Count launches, host syncs, bytes and collectives, which are the same on every run. No GPU is needed.
 
     python -m benchmarks.counts [--ranks 1 2 4] [--out counts.json] [--compare counts.json]
 

@@ -1,4 +1,4 @@
-"""What a measurement was made on: written beside every result, since no number means anything without it."""
+"""Describe the machine and the versions that a measurement was made with; written beside every result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What measuring logits costs, beside reading them once: ours, torchmetrics, torch.compile, Liger and TRL in one run.
+"""Time the measurement of logits, beside one read of them: ours, torchmetrics, torch.compile, Liger and TRL in one run.
 
     python -m benchmarks.measure [--tokens 1024] [--vocab 32000 128256] [--dtype float32 bfloat16] [--device cpu]
                                  [--threads 2] [--rounds 7] [--ways pplmon torchmetrics] [--markdown] [--out result.json]

@@ -1,4 +1,4 @@
-"""How a call is measured: its time, and what it allocates, launches and waits for. On a CPU and on a CUDA device."""
+"""Measure a call: its time, allocations, launches and waits, on a CPU and on a CUDA device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a replay judges: steps per second and rule, with the reading of the journal apart and included.
+"""Time a replay: steps per second and rule, with and without reading the journal.
 
     python benchmarks/replay.py [--steps 200000]
 

@@ -10,18 +10,22 @@ or, without a framework::
     monitor.close()
 """
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from pplmon import alerts, extras, sinks
 from pplmon.alerts import Alert, MetricRule, Rule, default_alerts
 from pplmon.alerts.actions import Checkpoint, Notify, SaveBatch, Stop, Webhook
+from pplmon.doctor import Finding, diagnose
 from pplmon.extras import Extra
+from pplmon.extras.vocabulary import bytes_per_token
 from pplmon.measure.tokens import TokenStats, token_stats
 from pplmon.measure.vocab_parallel import VocabShard
 from pplmon.monitor import Monitor
 from pplmon.report.numbers import Number
-from pplmon.report.report import Report, Totals
+from pplmon.report.report import Report
+from pplmon.report.totals import Totals
 from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.tally import TokenTally
 from pplmon.tally.single_numbers import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile
@@ -32,14 +36,22 @@ if TYPE_CHECKING:
     from pplmon.alerts import Below as Below
     from pplmon.alerts import NonFinite as NonFinite
     from pplmon.alerts import Spike as Spike
+    from pplmon.extras import Calibration as Calibration
     from pplmon.extras import Entropy as Entropy
+    from pplmon.extras import Groups as Groups
+    from pplmon.extras import Novelty as Novelty
+    from pplmon.extras import Positions as Positions
+    from pplmon.extras import Rollouts as Rollouts
+    from pplmon.extras import TokenClasses as TokenClasses
+    from pplmon.extras import Uncertainty as Uncertainty
+    from pplmon.page import page
     from pplmon.trainers.lightning import PerplexityMonitor
 
 globals().update({**alerts.ALL, **extras.ALL})  # every rule and every extra that has a file
 
 try:
     __version__ = version("pplmon")
-except PackageNotFoundError:  # a checkout that is not installed
+except PackageNotFoundError:  # running from a checkout that is not installed
     __version__ = "0"
 
 __all__ = [
@@ -47,6 +59,7 @@ __all__ = [
     "Checkpoint",
     "CrossEntropy",
     "Extra",
+    "Finding",
     "MaxTokenLoss",
     "MetricRule",
     "Monitor",
@@ -67,8 +80,11 @@ __all__ = [
     "Webhook",
     "WorstSequence",
     "WorstToken",
+    "bytes_per_token",
     "default_alerts",
+    "diagnose",
     "observe",
+    "page",
     "sinks",
     "token_stats",
 ]
@@ -77,9 +93,11 @@ __all__ += list(extras.ALL)
 
 
 def __getattr__(name: str) -> Any:
-    """Find ``PerplexityMonitor`` on first use: ``import pplmon`` does not load Lightning."""
+    """Find ``PerplexityMonitor`` and ``page`` on first use: ``import pplmon`` loads neither Lightning nor templates."""
     if name == "PerplexityMonitor":
         from pplmon.trainers.lightning import PerplexityMonitor
 
         return PerplexityMonitor
+    if name == "page":
+        return import_module("pplmon.page")
     raise AttributeError(f"module 'pplmon' has no attribute {name!r}")

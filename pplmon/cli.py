@@ -1,4 +1,4 @@
-"""The ``pplmon`` command."""
+"""The command ``pplmon``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pplmon import __version__
 from pplmon.demo.plan import LOGGERS, Plan
+from pplmon.page.command import add_report
 from pplmon.replay.command import add_replay
 
 
@@ -17,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"pplmon {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
+    add_report(commands)
     add_replay(commands)
     options = parser.parse_args(arguments)
     return int(options.run(options))

@@ -1,6 +1,6 @@
-"""The test kit that users get: ranks without a cluster, laws as assertions, caught alerts, corrupted batches.
+"""The test kit for users: ranks without a cluster, laws as assertions, captured alerts, corrupted batches.
 
-Shapes: B sequences, T positions.
+Shapes: B rows, T positions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from pplmon.alerts import Alert
 from pplmon.measure.tokens import TokenStats
 from pplmon.monitor.delivery import Delivery
-from pplmon.report.report import Totals
+from pplmon.report.totals import Totals
 from pplmon.tally import TokenTally
 
 CORRUPTIONS = ("garbage", "shuffled", "shifted", "copied", "repeated")
@@ -54,7 +54,7 @@ def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s:
 
 
 def assert_split_invariant(stats: TokenStats, make: Callable[[], TokenTally] = TokenTally, trials: int = 10) -> None:
-    """Assert that a batch gives the same numbers and the same worst losses however it is cut between sequences.
+    """Assert that a batch gives the same numbers and the same worst losses however it is cut between rows.
 
     Each trial cuts ``stats`` [B, T] at random, counts the parts in random order in several tallies, saves and loads one
     of them, and adds their totals up.
@@ -114,7 +114,7 @@ def _rank(fn: Callable[..., Any], rank: int, size: int, directory: str, answers:
     try:
         dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=size)
         answer = fn(rank, *args)
-        dist.barrier()  # a rank that is done early must not take its end of the others' connections away
+        dist.barrier()  # a rank that is done early must not close the others' connections
         answers.put((rank, answer, None))
     except BaseException:
         answers.put((rank, None, traceback.format_exc()))
@@ -155,7 +155,7 @@ def _in_pieces(stats: TokenStats, make: Callable[[], TokenTally], chance: random
 
 
 def _facts(totals: Totals) -> dict[str, Any]:
-    """Everything that a cut may not change: all numbers to the bit, and the worst losses (their addresses do)."""
+    """Return the results that a cut must leave bit-identical: all numbers, and the worst losses without addresses."""
     rows = {"worst": [row[0] for row in totals.token_rows], "worst_sequences": [row[0] for row in totals.sequence_rows]}
     return {name: repr(value) for name, value in totals.numbers().items()} | rows
 

@@ -1,4 +1,4 @@
-"""What the ranks of ``test_actions`` do: functions at the top of a module, so that other processes can have them."""
+"""Functions that the ranks of ``test_actions`` run, at the top of a module so that other processes can import them."""
 
 from __future__ import annotations
 

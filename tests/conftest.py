@@ -1,4 +1,4 @@
-"""What all tests share: the same random numbers, and a reproducible hypothesis."""
+"""Fixtures and settings of all tests: fixed random numbers, and a reproducible hypothesis."""
 
 from __future__ import annotations
 

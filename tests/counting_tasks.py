@@ -1,4 +1,4 @@
-"""What ``test_tally_triton`` lets happen where Triton programs run."""
+"""Functions that ``test_tally_triton`` runs where Triton programs can run."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Ask:
 
 
 def mask_of_an_extra(kernels: bool) -> list[bool]:
-    """Which tokens an extra is told to count: a sick one, an ignored one, and one of another document among them."""
+    """Tokens that an extra is given to count, among a non-finite one, an ignored one, and one of another document."""
     ask = Ask()
     tally, so = tally_that_counts(kernels, extras=[ask])
     given = TokenStats.from_losses(torch.tensor([[1.0, torch.nan, 2.0, 3.0]]), torch.tensor([[1, 2, -100, 3]]))

@@ -1,4 +1,4 @@
-"""What the ranks of the distributed tests do: functions at the top of a module, so that other processes can have them."""
+"""Functions that the ranks of distributed tests run, at the top of a module so that other processes can import them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 import pplmon
 from pplmon.measure.tokens import TokenStats
-from pplmon.report.report import Totals
+from pplmon.report.totals import Totals
 from pplmon.tally import TokenTally
 
 VOCAB, LENGTH = 11, 20

@@ -1,4 +1,4 @@
-"""Every number of the contract, recomputed: plain Python over float64 logits, one token at a time.
+"""Every number, recomputed in plain Python from float64 logits, one token at a time.
 
 Nothing of pplmon's arithmetic is used or imitated: losses are ln Σ exp(x_j − x_target), quantiles are numpy's, tails are sorted.
 
@@ -40,7 +40,7 @@ class Token:
 
     @property
     def valid(self) -> bool:
-        """Scored, and not sick."""
+        """Scored, and not non-finite."""
         return self.scored and math.isfinite(self.nll)
 
 
@@ -98,7 +98,7 @@ def tokens_of(
 def numbers_of(
     tokens: Iterable[Token], vocab: int | None, min_sequence_tokens: int = 16, token_bytes: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """Return every number of §2 but tokens_seen and duplicate_sequences."""
+    """Return every number but tokens_seen and duplicate_sequences."""
     tokens = list(tokens)
     valid = [t for t in tokens if t.valid]
     losses = np.array([min(t.nll, CAP) for t in valid])

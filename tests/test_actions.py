@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import pplmon
-from pplmon.alerts.actions.save_batch import at_fault
+from pplmon.alerts import at_fault
 from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.testing import run_on_ranks
 from tests import action_tasks as tasks

@@ -1,4 +1,4 @@
-"""JUDGE: each rule against reports made by hand, at its edges, and its false alarms on noise."""
+"""Each rule against reports made by hand, at its edges, and its false alarms on noise."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_name_of_ones_own_that_is_missing_warns_once(rule: Callable[[Report], 
 
 
 def test_non_finite() -> None:
-    """NonFinite is critical, fires at the first window with sick tokens and re-arms at a clean one."""
+    """NonFinite is critical, fires at the first window with non-finite tokens and re-arms at a clean one."""
     rule = NonFinite()
     assert judge(rule, [0, 0, 1, 5, 0, 2], "nonfinite_tokens") == [2, 5]
     alert = NonFinite()(Report(step=3, numbers={"nonfinite_tokens": 7}))
@@ -277,9 +277,9 @@ def test_threshold_is_in_the_metrics_unit() -> None:
 
 def test_non_finite_values_alert_at_once_and_stay_out_of_the_baseline() -> None:
     """NaN and inf alert even before the rule is armed, once per quiet time, and change nothing of what it knows."""
-    for sick in (NAN, INF):
-        assert judge(Spike("cross_entropy", quiet_steps=50), [2.0, sick, sick, 2.0]) == [1]
-        assert judge(Spike("cross_entropy", quiet_steps=50), [2.0, *[sick] * 60]) == [1, 51]
+    for bad in (NAN, INF):
+        assert judge(Spike("cross_entropy", quiet_steps=50), [2.0, bad, bad, 2.0]) == [1]
+        assert judge(Spike("cross_entropy", quiet_steps=50), [2.0, *[bad] * 60]) == [1, 51]
     healthy = [*baseline(160), at(11.9), at(0), at(12.1)]
     ill = [*baseline(80), *[NAN] * 100, *baseline(80), at(11.9), at(0), at(12.1)]
     assert judge(Spike("cross_entropy", quiet_steps=1), healthy) == [162]
@@ -321,7 +321,7 @@ def test_agrees_with_its_definition() -> None:
     assert len(fired) > 3 and judge(Spike("cross_entropy"), values) == fired
 
 
-# 20,000 steps: at the 3.2 alarms per 100,000 of statistics.md §3.3 (a third of them real shifts) 0.6 are expected, and
+# 20,000 steps: at the 3.2 alarms per 100,000 of the simulator (a third of them real shifts) 0.6 are expected, and
 # more than 4 come by chance once in 4,000 runs.
 def test_few_false_alarms_on_noise() -> None:
     """Gaussian noise is no spike."""
@@ -357,7 +357,7 @@ def test_default_alerts_are_fresh() -> None:
         "Spike('worst_1pct_loss')",
         "Above('max_token_excess', 14)",
     ]
-    sick = Report(step=0, numbers={"nonfinite_tokens": 2, "max_token_excess": 20.0, "cross_entropy": 1.0})
-    assert [bool(rule(sick)) for rule in first] == [True, False, False, False, True]
-    assert [bool(rule(sick)) for rule in first] == [False] * 5
-    assert [bool(rule(sick)) for rule in second] == [True, False, False, False, True]
+    bad = Report(step=0, numbers={"nonfinite_tokens": 2, "max_token_excess": 20.0, "cross_entropy": 1.0})
+    assert [bool(rule(bad)) for rule in first] == [True, False, False, False, True]
+    assert [bool(rule(bad)) for rule in first] == [False] * 5
+    assert [bool(rule(bad)) for rule in second] == [True, False, False, False, True]

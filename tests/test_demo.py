@@ -15,6 +15,7 @@ from pplmon.cli import main
 from pplmon.demo.plan import BATCH, SETTLED, Plan
 from pplmon.demo.summary import corruption_found, numbers, verdict
 from pplmon.demo.text import CONTEXT, HeldOutWindows, TrainingWindows, decode, language_reference
+from pplmon.page.command import opening
 from pplmon.sinks.journal import read_journal
 
 STEPS = SETTLED + 3
@@ -93,6 +94,17 @@ def test_what_is_said(finished: tuple[Path, str]) -> None:
     assert f"{STEPS} steps in" in out
     assert "runs/version_0/pplmon.jsonl" in out and directory.is_dir()
     assert "tensorboard --logdir runs --samples_per_plugin scalars=100000" in out
+    assert out.rstrip().endswith(opening(Path("runs/version_0/report.html")))
+
+
+def test_the_page_shows_the_corrupted_row(finished: tuple[Path, str]) -> None:
+    """The verdict names the step, and the alert the row and where its batch lies."""
+    directory, _ = finished
+    page = (directory / "report.html").read_text(encoding="utf-8")
+    assert f"Healthy; 1 spike at step {SETTLED}" in page
+    assert f"dataset row {Plan(steps=STEPS).corrupted_row:,}" in page
+    (batch,) = (directory / "alerts").glob(f"*-step={SETTLED}-rank=0.pt")
+    assert f"alerts/{batch.name}" in page
 
 
 @pytest.mark.ranks

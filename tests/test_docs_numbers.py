@@ -14,7 +14,7 @@ from pplmon import extras
 from pplmon.report import layout
 from pplmon.report.numbers import CATALOGUE
 from pplmon.tally.count.sums import OVERCONFIDENT, ROUNDING
-from pplmon.trainers.lightning.callback import EPOCH_NUMBERS
+from pplmon.trainers.session import EPOCH_NUMBERS
 
 PAGE = (Path(__file__).parent.parent / "docs/numbers.md").read_text(encoding="utf-8")
 WORDS = " ".join(PAGE.split())

@@ -17,7 +17,7 @@ from pplmon.testing import assert_split_invariant
 
 
 def batch() -> tuple[Tensor, Tensor]:
-    """Logits [6, 20, 50], some of them masked, a sick row, and targets of which some are ignored or impossible."""
+    """Logits [6, 20, 50], some of them masked, a non-finite row, and targets, some of them ignored or impossible."""
     logits = torch.randn(6, 20, 50) * torch.rand(6, 20, 1) * 8
     logits[..., 40:44] = -torch.inf
     logits[2, 3, 7] = torch.nan

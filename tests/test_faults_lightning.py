@@ -174,7 +174,7 @@ def test_wandb_in_a_forked_child_is_complete(tmp_path: Path) -> None:
 
 
 def test_failing_loggers_do_not_change_the_training(tmp_path: Path) -> None:
-    """The same weights to the bit, and the other logger has every row."""
+    """The weights are bit-identical, and the other logger has every row."""
 
     class Broken(pl.loggers.CSVLogger):  # type: ignore[misc,name-defined]
         def log_metrics(self, metrics: Any, step: int | None = None) -> None:
@@ -197,7 +197,7 @@ def test_failing_loggers_do_not_change_the_training(tmp_path: Path) -> None:
 
 
 def test_local_rows_are_strict_json(tmp_path: Path) -> None:
-    """A rank's own journal reads like the other, sick numbers included."""
+    """A rank's own journal reads like the other, non-finite numbers included."""
     monitor = pplmon.Monitor(sinks=[pplmon.sinks.Journal(tmp_path)], alerts=[])
     nll = torch.tensor([[1.0, float("nan")]])
     monitor.observe(pplmon.TokenStats.from_losses(nll, torch.zeros(1, 2, dtype=torch.int64)))

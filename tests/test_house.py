@@ -1,4 +1,4 @@
-"""Which room imports which, and that ``import pplmon`` is light."""
+"""Each room imports only rooms above it, and ``import pplmon`` loads little."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ ROOMS = {
     "monitor": {"report", "measure", "extras", "tally", "alerts", "sinks", "doctor"},
     "trainers": {"report", "measure", "extras", "tally", "alerts", "sinks", "doctor", "monitor"},
     "replay": {"report", "alerts", "sinks", "monitor"},
+    "page": {"report", "alerts", "sinks", "replay"},
 }
 ANY = {"cli", "demo", "testing"}  # and pplmon itself
 
-NO_TORCH = ("report", "alerts", "replay")
+NO_TORCH = ("report", "alerts", "replay", "page")
 DISTRIBUTED = ("tally", "measure.vocab_parallel", "testing")  # testing starts ranks of its own
 FRAMEWORKS = {"pytorch_lightning", "lightning", "lightning_fabric"}
 HEAVY = (
@@ -47,6 +48,7 @@ HEAVY = (
     "transformers",
     "rich",
     "triton",
+    "pplmon.page",
 )
 
 

@@ -105,7 +105,7 @@ def test_the_lowest_index_wins_a_tie(dtype: torch.dtype) -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("vocab", [1024, 1027])
-def test_masked_vocabulary_and_sick_rows(vocab: int) -> None:
+def test_masked_vocabulary_and_non_finite_rows(vocab: int) -> None:
     """What is NaN and what is inf in the reference is that here: in the argmax's block, in another, and in what is left over."""
     inf, nan = torch.inf, torch.nan
     rows = torch.randn(16, vocab)

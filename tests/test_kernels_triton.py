@@ -162,7 +162,7 @@ def test_huge_gaps(dtype: torch.dtype) -> None:
     check(logits, targets)
 
 
-def test_sick_rows_and_masked_vocabulary() -> None:
+def test_non_finite_rows_and_masked_vocabulary() -> None:
     """NaN, +inf and −inf wherever they stand; rows of only −inf, of only the lowest number, and NaN beside +inf."""
     inf, nan, vocab = torch.inf, torch.nan, 1003
     plants: list[dict[int, float]] = []
@@ -181,10 +181,10 @@ def test_sick_rows_and_masked_vocabulary() -> None:
     targets = torch.arange(len(logits)) % vocab
     targets[: len(plants)] = torch.tensor([next(iter(plant)) for plant in plants])
     stats = check_as_reference(logits, targets)
-    sick = torch.tensor(
+    lost = torch.tensor(
         [any(v != -inf for v in plant.values()) for plant in plants] + [True, False, True] + [False] * 3
     )
-    assert torch.equal(stats.nll.cpu().isnan(), sick)
+    assert torch.equal(stats.nll.cpu().isnan(), lost)
     assert stats.nll[2] == inf and stats.nll[len(plants) + 1].item() == pytest.approx(math.log(vocab), rel=1e-6)
     fine = torch.isfinite(stats.nll)
     assert torch.isfinite(stats.entropy[fine]).all()  # a valid token has an entropy

@@ -1,4 +1,4 @@
-"""What an update asks of a GPU, counted without one: launches are noted instead of made, operators are seen as they are dispatched."""
+"""The launches of an update, counted without a GPU: launches are recorded instead of made, operators as dispatched."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from pplmon.tally.count.numpy_or_torch import OnTorch
 from tests.reference import rows_of
 
 LENGTH = 9
-# What a token may cost. Sick, beyond the cap, at a bucket's edge, half a unit, subnormal, and many ties among them.
+# Losses that a token may have: non-finite, beyond the cap, at a bucket's edge, half a unit, subnormal, and many ties among them.
 LOSSES = [0.0, 1e-42, 2.0**-33, 2.0**-20, 0.1, 1.0, 1.0, 2.5, 2.5, 17.3, 1023.9999, 1024.0, 3e38, math.nan, math.inf]
 
 
@@ -56,7 +56,7 @@ def new() -> TokenTally:
 
 
 def seen(report: Report) -> tuple[str, list[str], list[str]]:
-    """All that must not depend on the cut: every number to the bit, and the losses of the worst in order."""
+    """Return all that must be bit-identical for any cut: every number, and the losses of the worst in order."""
     numbers = repr(sorted(report.as_dict().items()))
     return numbers, [repr(w.loss) for w in report.worst], [repr((s.loss, s.tokens)) for s in report.worst_sequences]
 

@@ -1,4 +1,4 @@
-"""WHEN: cadences, windows, lateness, and what happens when a part of the monitoring fails."""
+"""``Monitor``: cadences, windows, lateness, and what happens when a part of the monitoring fails."""
 
 from __future__ import annotations
 
@@ -361,7 +361,7 @@ def test_bad_settings(settings: dict[str, Any], error: type[Exception], text: st
         Monitor(**settings)
 
 
-def test_defaults_judge_a_sick_token() -> None:
+def test_defaults_judge_a_non_finite_token() -> None:
     """Without ``alerts`` the default rules watch: a NaN is told of with its address, and NaN is logged nowhere."""
     heard: list[Alert] = []
     sink = Memory()

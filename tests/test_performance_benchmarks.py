@@ -152,7 +152,7 @@ def test_the_page_says_what_is_not_measured() -> None:
     for target in ("≤ 1.15 ×", "≤ 1.2 ×", "≤ 1.1 ×", "≤ 1.5 ×", "≥ 4 ×", "64 B per token", "≤ 0.5 %", "≤ 0.1 %"):
         assert target in page, target
     assert page.count("not yet measured") >= 6
-    for part in ("The Triton kernel", "Accumulating", "A vocabulary that is cut over ranks", "The callback"):
+    for part in ("The Triton kernel", "Accumulating", "A vocabulary that is split over ranks", "The callback"):
         assert re.search(rf"^## {part}", page, re.MULTILINE), part
 
 

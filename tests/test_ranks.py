@@ -72,7 +72,7 @@ def measured(rank: int, shares: list[list[list[int]]]) -> Report:
 
 @pytest.mark.parametrize("name", SHARES)
 def test_two_ranks_are_one(ranks: Ranks, name: str) -> None:
-    """Whatever share each rank has, all read the numbers and the worst losses that one process reads, to the bit."""
+    """Whatever share each rank has, all read bit-identical numbers and worst losses to those that one process reads."""
     shares = SHARES[name]
     reports = ranks.run(measured, shares)
     assert repr(reports[0]) == repr(reports[1])  # the same everywhere, evidence included

@@ -325,12 +325,18 @@ def test_the_table_of_numbers() -> None:
     assert f"logs {len(CATALOGUE)}," in section
 
 
-def test_the_picture_is_one_and_its_caption_is_true() -> None:
-    """A PNG, small enough for a clone, of the step that the demo corrupts."""
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.png")), ids=lambda picture: picture.name)
+def test_a_picture_is_one(picture: Path) -> None:
+    """A PNG, small enough for a clone, that some page shows."""
+    content = picture.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n")
+    assert 20_000 < len(content) < 300_000
+    assert any(f"{picture.name})" in page.read_text(encoding="utf-8") for page in PAGES)
+
+
+def test_the_caption_of_the_picture_is_true() -> None:
+    """It tells of the step that the demo corrupts."""
     from pplmon.demo.plan import BATCH, Plan
 
-    picture = (ROOT / "docs/tensorboard.png").read_bytes()
-    assert picture.startswith(b"\x89PNG\r\n")
-    assert 20_000 < len(picture) < 300_000
     assert f"Step {Plan().corrupted_step} trains on one sequence" in README
     assert BATCH == 16 and "among sixteen" in README

@@ -36,7 +36,7 @@ def test_a_rule_on_a_number_that_cannot_be_had_warns_once() -> None:
         default.flush()
 
 
-def test_a_window_of_sick_tokens_only_is_one_alert_of_the_default_set() -> None:
+def test_a_window_of_non_finite_tokens_only_is_one_alert_of_the_default_set() -> None:
     """NonFinite says it; three spikes on NaN would say it again."""
     with_alerts: list[pplmon.Alert] = []
     monitor = pplmon.Monitor(on_alert=with_alerts.append)
@@ -159,7 +159,7 @@ def test_the_perplexity_without_a_tail_that_holds_nearly_everything() -> None:
     assert tally.report().perplexity_without_worst_1pct == pytest.approx(math.exp(1e-3), rel=1e-4)
 
 
-def test_the_probability_of_a_sick_row_is_not_known() -> None:
+def test_the_probability_of_a_non_finite_row_is_not_known() -> None:
     """Whatever the sign of its NaN."""
     for bad in (math.nan, -math.nan, math.inf):
         logits = torch.zeros(1, 1, 4)

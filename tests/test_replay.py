@@ -122,7 +122,7 @@ class Life:
 def test_a_replay_gives_the_live_alerts(
     tmp_path_factory: pytest.TempPathFactory, script: list[Any], every: int, judge: int
 ) -> None:
-    """Whatever happens: sick tokens, empty steps, validation, checkpoints in a step, crashes, resumed and fresh starts."""
+    """For non-finite tokens, empty steps, validation, checkpoints in a step, crashes, resumed and fresh starts."""
     directory = tmp_path_factory.mktemp("run")
     life = Life(directory, every_n_steps=every, judge_every_n_steps=judge)
     with warnings.catch_warnings():
@@ -161,7 +161,7 @@ def test_the_scripts_above_do_alert(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rule", [*rules(), *pplmon.default_alerts()], ids=repr)
 def test_a_rule_reads_back_from_its_text(rule: Any) -> None:
-    """What the journal keeps of a rule makes the same rule, to the bit."""
+    """The text of a rule in the journal makes exactly the same rule."""
     again = parse_rule(repr(rule))
     assert type(again) is type(rule) and options(again) == options(rule) and repr(again) == repr(rule)
 

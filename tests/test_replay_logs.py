@@ -1,4 +1,4 @@
-"""What a replay reads besides journals: the real files of TensorBoard, W&B, Lightning's CSV logger, and plain CSV."""
+"""A replay reads other logs than journals: real files of TensorBoard, W&B, Lightning's CSV logger, and plain CSV."""
 
 from __future__ import annotations
 

@@ -164,8 +164,8 @@ def test_incidents_do_not_shift_a_suggestion() -> None:
     assert nothing.suggested is None and "at least 1000" in nothing.note
     spike = replay.suggest(replay.parse_rule("Spike('cross_entropy')"), 3, short, Watch(short))
     assert spike.suggested is not None and "500 quiet steps show no rate below 200 per 100k" in spike.note
-    sick = replay.parse_rule("NonFinite()")
-    assert replay.suggest(sick, 3, series, Watch(series)).suggested is None
+    bad = replay.parse_rule("NonFinite()")
+    assert replay.suggest(bad, 3, series, Watch(series)).suggested is None
 
 
 # The command.

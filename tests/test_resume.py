@@ -1,4 +1,4 @@
-"""A run that was stopped and resumed, on any number of ranks, reports what a run never stopped reports, to the bit."""
+"""A run that was stopped and resumed, on any number of ranks, reports bit for bit what a run never stopped reports."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def alerts(where: Path) -> list[tuple[Any, ...]]:
 
 
 def assert_alike(straight: Path, resumed: Path) -> None:
-    """Everything that the run never stopped has is in the other's journal, the same to the bit."""
+    """Everything that the run never stopped has is in the other's journal, bit-identical."""
     expected, found = numbers(straight), numbers(resumed)
     assert len([key for key in expected if key[0] == "train"]) == 6
     # The one that was stopped ended its epoch there.

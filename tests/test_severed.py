@@ -1,4 +1,4 @@
-"""What becomes of a monitor whose link to the other ranks breaks, and what must not outlive a run."""
+"""A monitor goes on by itself when its link to the other ranks breaks, and takes nothing into the next run."""
 
 from __future__ import annotations
 

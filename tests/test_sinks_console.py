@@ -37,10 +37,10 @@ def test_a_report_is_one_line_however_narrow() -> None:
     assert out.getvalue() == "step 120  train  cross-entropy 2.25  perplexity 9.488  max token NaN\n"
 
 
-def test_sick_tokens_are_named_only_where_there_are_any() -> None:
+def test_non_finite_tokens_are_counted_only_where_there_are_any() -> None:
     """A healthy line is short."""
-    assert "sick" not in report_line(Report(1, numbers={"nonfinite_tokens": 0}))
-    assert report_line(Report(1, numbers={"nonfinite_tokens": 3})).endswith("sick tokens 3")
+    assert "non-finite" not in report_line(Report(1, numbers={"nonfinite_tokens": 0}))
+    assert report_line(Report(1, numbers={"nonfinite_tokens": 3})).endswith("non-finite tokens 3")
 
 
 def test_an_alert_shows_five_worst_tokens_in_context() -> None:

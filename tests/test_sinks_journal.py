@@ -26,7 +26,7 @@ def strict(path: Path) -> list[dict[str, Any]]:
 
 
 def a_report(step: int = 3, stage: str = "train", cross_entropy: float = 2.0) -> Report:
-    """A report with a sick token, unknown numbers and a neighbour outside."""
+    """A report with a non-finite token, unknown numbers and a neighbour outside."""
     return Report(
         step,
         stage,
@@ -56,7 +56,7 @@ def test_every_kind_is_one_strict_line(tmp_path: Path) -> None:
     journal.start({"rules": ["NonFinite()"], "limit": -math.inf, "kind": "mine", "where": tmp_path})
     journal.judged(a_report())
     journal.report(a_report(), {})
-    journal.alert(Alert("NonFinite", "sick", "nonfinite_tokens", 3, value=math.nan, worst=a_report().worst))
+    journal.alert(Alert("NonFinite", "NaN", "nonfinite_tokens", 3, value=math.nan, worst=a_report().worst))
     journal.close()
     run, judged, report, alert = strict(journal.path)
     assert run == {"kind": "run", "rules": ["NonFinite()"], "limit": "-Infinity", "where": str(tmp_path)}

@@ -101,7 +101,7 @@ def test_charts_find_the_keys(tmp_path: Path) -> None:
     loss = re.compile(found["token loss (nats)"])
     named = ["cross_entropy", "token_loss_p99", "worst_1pct_loss", "max_token_loss", "perplexity"]
     assert [bool(loss.match(f"lm.1/train/{name}")) for name in named] == [True] * 4 + [False]
-    assert re.match(found["sick tokens"], "lm.1/train/nonfinite_tokens")
+    assert re.match(found["non-finite tokens"], "lm.1/train/nonfinite_tokens")
     assert re.match(found["sequence loss (nats per token)"], "lm.1/train/max_sequence_loss")
     assert re.match(found["accuracy"], "lm.1/val/token_accuracy")
 

@@ -1,4 +1,4 @@
-"""ACCUMULATE: every number of §2 against the reference, the addresses of the worst, and the life of a torchmetrics Metric."""
+"""``TokenTally``: every number against the reference, addresses of the worst, and the life of a torchmetrics Metric."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.reference import assert_numbers, numbers_of, tokens_of
 
 
 def batch(rows: int = 6, length: int = 40, vocab: int = 23, sharp: float = 3.0) -> tuple[Tensor, Tensor]:
-    """Logits of a half-trained model and its targets, with ignored, impossible and sick ones among them."""
+    """Logits of a half-trained model and its targets, with ignored, impossible and non-finite ones among them."""
     logits = torch.randn(rows, length, vocab) * sharp
     targets = torch.where(torch.rand(rows, length) < 0.5, logits.argmax(-1), torch.randint(vocab, (rows, length)))
     targets[torch.rand(rows, length) < 0.1] = -100
@@ -43,7 +43,7 @@ LAYOUTS = ("rows", "flat", "documents", "flat documents", "shift", "shift and do
 @pytest.mark.parametrize("least", [1, 12, 10000])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_number(layout: str, least: int) -> None:
-    """All numbers of §2 over two updates agree with the reference, in every layout and with mask and bytes."""
+    """All numbers over two updates agree with the reference, in every layout and with mask and bytes."""
     table = torch.randint(0, 5, (23,))
     tally = TokenTally(min_sequence_tokens=least, token_bytes=table, shift="shift" in layout)
     tokens = []
@@ -182,8 +182,8 @@ def test_no_valid_token_is_nan() -> None:
         rest = set(numbers) - counts - unknown - {"tokens_seen", "duplicate_sequences"}
         assert all(math.isnan(numbers[name]) for name in rest), {k: numbers[k] for k in rest}
         assert tally.totals().empty and tally.report().worst == ()
-    sick = losses([math.nan, math.inf])
-    assert sick["nonfinite_tokens"] == 2 and not sick.empty and math.isnan(sick.report().cross_entropy)
+    bad = losses([math.nan, math.inf])
+    assert bad["nonfinite_tokens"] == 2 and not bad.empty and math.isnan(bad.report().cross_entropy)
 
 
 def test_duplicates() -> None:

@@ -75,7 +75,7 @@ def test_context_ends_with_the_row(column: int, shift: bool) -> None:
 
 
 def test_neighbours_that_are_not_scored() -> None:
-    """A masked neighbour keeps its id and has no loss; an ignored or impossible one has neither; a sick one is NaN."""
+    """A masked neighbour keeps its id and has no loss; an ignored or impossible one neither; a non-finite one NaN."""
     logits, targets = quiet()
     plant(logits, targets, 0, 5, 30.0)
     targets[0, 3], targets[0, 6] = -100, -3

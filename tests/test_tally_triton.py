@@ -69,9 +69,9 @@ def test_the_kernels_count_what_the_arrays_count(data: st.DataObject) -> None:
     alike(parts, **how)
 
 
-# 1: one token. 1023, 1024, 1025: around a program's tokens. 300 rows of 7: many rows in a program, and rows in two of them.
+# 1: one token. 1023, 1024, 1025: around two programs' tokens. 300 rows of 7: many rows in a program, and rows in two of them.
 # 2 of 1500: a program in two rows. 1100 rows: two programs close the sequences, as they do the documents of 1025 tokens.
-SHAPES = [(1, 1), (1, 1023), (2, 1024), (1, 1025), (150, 7), (2, 1500)]
+SHAPES = [(1, 1), (1, 511), (1, 513), (1, 1023), (2, 1024), (1, 1025), (150, 7), (2, 1500)]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""MEASURE: ``token_stats`` and ``from_losses`` against float64, at the edges of dtype, shape and range."""
+"""``token_stats`` and ``from_losses`` against float64, at the edges of dtype, shape and range."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_the_lowest_index_wins_a_tie(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_masked_vocabulary_and_sick_rows(dtype: torch.dtype) -> None:
+def test_masked_vocabulary_and_non_finite_rows(dtype: torch.dtype) -> None:
     """−inf logits are no harm but to their own target (inf); a row with NaN, +inf or only −inf is NaN, wherever it stands."""
     inf, nan = torch.inf, torch.nan
     logits = torch.tensor(

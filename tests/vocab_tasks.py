@@ -1,4 +1,4 @@
-"""What the ranks of ``test_vocab_parallel`` do. Every rank makes the same whole logits, and shows its part of them only.
+"""Functions that the ranks of ``test_vocab_parallel`` run. Each makes the same whole logits, and passes its part only.
 
 Shapes: N = 3·7 tokens, V vocabulary, R ranks.
 """
@@ -115,7 +115,7 @@ def check(got: TokenStats, want: TokenStats, truth: Truth, where: object = None)
 
 
 def bits(stats: TokenStats) -> list[Any]:
-    """Every number to the bit."""
+    """Every number, bit-identical."""
     values = (stats.nll, stats.top_probability, stats.entropy)
     floats = [value.view(torch.int32).tolist() for value in values if value is not None]
     return [*floats, stats.predicted.tolist(), stats.correct.tolist(), stats.scored.tolist()]

@@ -1,4 +1,4 @@
-"""What one offline run of W&B recorded, read back from its file."""
+"""Read back the records of one offline run of W&B from its file."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Peer:
         """Judge one report."""
         value = report.numbers[self._metric]
         if report.nonfinite_tokens:
-            value = math.nan  # ours leaves sick tokens out of the mean; the loss that they are given at home is NaN
+            value = math.nan  # ours leaves non-finite tokens out of the mean; in their own code the loss is NaN
         if report.stage != "train" or value is None or not self.beyond(float(value), report.step):
             return None
         name = type(self).__name__

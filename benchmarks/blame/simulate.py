@@ -1,4 +1,4 @@
-"""Loss series with labelled spikes, and what each rule makes of the mean loss alone.
+"""Simulate loss series with labelled spikes, and score each rule on the mean loss alone.
 
     python -m benchmarks.blame.simulate               # tune and held-out seeds: a few minutes on one core
     python -m benchmarks.blame.simulate --seeds 5     # a look

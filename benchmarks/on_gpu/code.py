@@ -1,4 +1,4 @@
-"""``benchmarks.instructions`` with the Triton that is here: what its compiler makes of the kernel's loop."""
+"""``benchmarks.instructions`` with the Triton that is here: the instructions in the kernel's loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fills the caches of Triton's and PyTorch's compilers with what later parts time, while other parts run. Times nothing."""
+"""Compiles, while other parts run, the Triton and PyTorch programs that later parts time. Times nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts what an update, a step of the monitor and a read-out ask of the device: launches, waits, memory, as CUDA reports them."""
+"""Counts the launches, waits and memory of an update, a step of the monitor and a read-out, as CUDA reports them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The few constants of the kernels, tried out: what is fastest on this card, and what it would gain. Nothing in the source changes.
+"""Tries out the kernels' few constants: finds the fastest on this card and its gain. Nothing in the source changes.
 
 Constants are read when a kernel is called, so a process tries others by setting them in their modules. Every program (warps for
 a row, chunks for a thread) is timed on every shape once; a rule that picks a program by a row's length is then judged by these times.

@@ -1,13 +1,13 @@
-"""JUDGE: rules, callables ``Report -> Alert | None``, that decide what deserves a human's attention.
+"""Judge reports: rules are callables ``Report -> Alert | None`` that decide what deserves a person's attention.
 
-A rule of one's own is a function of three lines, or a subclass of ``MetricRule``. Ours keep a little state, judge
-``stage="train"`` unless told otherwise, and read only a report's numbers, which are the same on every rank: so every rank
-decides alike. A new file in this folder is found by itself.
+Your own rule is a function of three lines, or a subclass of ``MetricRule``. Built-in rules have a little state, judge
+``stage="train"`` unless given another, and read a report's numbers only, which are the same on every rank: so all ranks
+decide alike. A new file in this folder is found automatically.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from pplmon.alerts.alert import Alert, MetricRule, Rule, options, rule_classes
+from pplmon.alerts.alert import Alert, MetricRule, Rule, at_fault, options, rule_classes
 from pplmon.alerts.rules.defaults import default_alerts, watched
 from pplmon.alerts.rules.invalid_targets import TargetCheck
 from pplmon.alerts.rules.state import checked, remembered, remind
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pplmon.alerts.rules.thresholds import NonFinite as NonFinite
 
     def __getattr__(name: str) -> Any:
-        """Let a type checker take a rule that has no line above for what it may be."""
+        """Tell a type checker that a rule without a line above is ``Any``."""
 
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "MetricRule",
     "Rule",
     "TargetCheck",
+    "at_fault",
     "checked",
     "default_alerts",
     "options",

@@ -1,4 +1,4 @@
-"""What an alert is, and what a rule is: a callable ``Report -> Alert | None``."""
+"""``Alert``, and ``MetricRule``, the base of rules that watch one number."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEVERITIES = ("info", "warning", "critical")
 
 @dataclass(frozen=True)
 class Alert:
-    """Something that deserves a look: which rule, what it saw and where, and the worst tokens of its window.
+    """Something that deserves a look: the rule, the value that it saw, the step, and the worst tokens of its window.
 
     Attributes:
         rule: the name of the rule, usually its class.
@@ -35,8 +35,8 @@ class Alert:
         worst: the worst tokens of the window, the worst first; filled in by the monitor.
         worst_sequences: its worst sequences, likewise.
         blame_sequence: the share, 0 to 1, of the rise of the cross-entropy that the worst sequence explains; ``None`` where
-            it did not rise, or where too little is known of earlier steps.
-        blame_token: the same of the worst token.
+            it did not rise, or where too few earlier steps are known.
+        blame_token: the same for the worst token.
     """
 
     rule: str
@@ -61,6 +61,14 @@ class Alert:
 
 
 Rule = Callable[[Report], Alert | None]
+
+
+def at_fault(alert: Alert) -> WorstToken | WorstSequence | None:
+    """Return what an alert is about: the worst token for a number of tokens, else the worst sequence."""
+    token = next(iter(alert.worst), None)
+    sequence = next(iter(alert.worst_sequences), None)
+    of_tokens = alert.metric is None or "token" in alert.metric or alert.metric == "invalid_targets"
+    return (token or sequence) if of_tokens else (sequence or token)
 
 
 class MetricRule:
@@ -90,11 +98,11 @@ class MetricRule:
 
     Attributes:
         metric: the number's name.
-        stage: "train", "val" or "test": reports of others are passed over.
-        severity: of its alerts, where ``alert`` is not told another.
-        numbers_only: it reads no worst tokens, so ranks need not gather any before judging.
-        tuned_by: the argument, a number above 0 of which more means fewer alerts, that ``pplmon replay --wanted-rate`` may choose.
-        warns: a number that a report lacks is one warning.
+        stage: "train", "val" or "test": reports of other stages are ignored.
+        severity: the severity of its alerts, unless ``alert`` is given another.
+        numbers_only: True if it reads no worst tokens, so that ranks need not gather them before judging.
+        tuned_by: the argument that ``pplmon replay --wanted-rate`` may choose: above 0, and larger means fewer alerts.
+        warns: True if a number that a report lacks gives one warning.
     """
 
     numbers_only = True
@@ -115,14 +123,14 @@ class MetricRule:
         self.warns = True  # once, when a report lacks the number
 
     def __call__(self, report: Report) -> Alert | None:
-        """Judge one report; a stage that is not ours, or a number that could not be had, is passed over."""
+        """Judge one report; other stages, and reports that lack the number, are ignored."""
         if report.stage != self.stage:
             return None
         value = self._value(report)
         return None if value is None else self.judge(value, report)
 
     def judge(self, value: float, report: Report) -> Alert | None:
-        """Return an alert, or ``None``."""
+        """Return an alert for this value, or ``None``."""
         raise NotImplementedError
 
     def alert(self, report: Report, value: float, threshold: float, text: str, severity: str | None = None) -> Alert:
@@ -143,7 +151,7 @@ class MetricRule:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Restore the state that ``state_dict`` returned."""
 
     def _value(self, report: Report) -> float | None:
         value = report.numbers.get(self.metric)
@@ -167,5 +175,5 @@ def options(rule: MetricRule) -> dict[str, Any]:
 
 
 def rule_classes() -> dict[str, type[MetricRule]]:
-    """Return every class of rules that there is in this process, by name; of two of one name the later."""
+    """Return every class of rules in this process, by name; of two with one name the later."""
     return {kind.__name__: kind for kind in subclasses_of(MetricRule) if not kind.__name__.startswith("_")}

@@ -1,4 +1,4 @@
-"""Worst tokens, worst sequences and alerts as tables and as markdown: written once for every place that shows them.
+"""Worst tokens, worst sequences and alerts as tables and as markdown: the same for every place that shows them.
 
 Decoded text comes from the training data, so it may hold anything: newlines, terminal escapes, markup, halves of
 characters. It is shown as ``repr`` shows it (quoted, so that a leading space is seen), and markup in it is escaped.
@@ -49,19 +49,19 @@ SEQUENCE_COLUMNS = (
 
 
 class Table(NamedTuple):
-    """Columns and rows, ready for any table. Text is visible already, and no cell is NaN or infinite."""
+    """Columns and rows for any kind of table. Text is printable already, and no cell is NaN or infinite."""
 
     columns: list[str]
     rows: list[list[Cell]]
 
 
 def token_table(tokens: Sequence[WorstToken]) -> Table:
-    """Return the worst tokens; a column that is ``None`` throughout is left out."""
+    """Return the worst tokens; columns of nothing but ``None`` are left out."""
     return _table(tokens, TOKEN_COLUMNS)
 
 
 def sequence_table(sequences: Sequence[WorstSequence]) -> Table:
-    """Return the worst sequences; a column that is ``None`` throughout is left out."""
+    """Return the worst sequences; columns of nothing but ``None`` are left out."""
     return _table(sequences, SEQUENCE_COLUMNS)
 
 
@@ -92,7 +92,7 @@ def evidence_markdown(report: Report) -> str:
 
 
 def blame(alert: Alert) -> list[str]:
-    """Say how much of the jump the worst sequence and the worst token explain, where that is known."""
+    """Return a sentence on the share of the jump that the worst sequence and the worst token explain, where known."""
     shares = (("sequence", alert.blame_sequence), ("token", alert.blame_token))
     return [f"The worst {what} explains {share:.0%} of the jump." for what, share in shares if share is not None]
 
@@ -105,15 +105,15 @@ def title(alert: Alert) -> str:
 
 
 def visible(text: str) -> str:
-    """Return ``text`` with every character that does not print, but the newline, as its escape.
+    """Return ``text`` with every unprintable character except the newline replaced by its escape.
 
-    So a terminal obeys no escape sequence in it, and a lone half of a character does not break UTF-8.
+    So no escape sequence reaches a terminal, and a lone surrogate does not break UTF-8.
     """
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def brief(value: float) -> str:
-    """Return a number at a length for reading."""
+    """Return a number with the few digits that a reader needs."""
     return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(finite_or_text(value))
 
 

@@ -20,6 +20,7 @@ from pplmon.demo.model import ByteModel
 from pplmon.demo.plan import Plan
 from pplmon.demo.summary import corruption_found, show_summary
 from pplmon.demo.text import CONTEXT, HeldOutWindows, Sequences, TrainingWindows, decode, language_reference
+from pplmon.page.command import NAME, opening
 from pplmon.sinks.journal import FILE_NAME, read_journal
 
 MOST_THREADS = 4  # more do not make a model this small faster
@@ -66,7 +67,9 @@ def run(plan: Plan) -> int:
         return 0
     journal, places = _finish(plan, logger, directory)
     rows = read_journal(journal)
-    show_summary(rows, seconds, plan.corrupted_step, {"journal": str(journal), **places})
+    shown = pplmon.page(journal).save(journal.with_name(NAME))
+    places = {"journal": str(journal), **places, "page": str(shown), "open it": opening(shown)}
+    show_summary(rows, seconds, plan.corrupted_step, places)
     return 0 if plan.corrupted_step is None or corruption_found(rows, plan.corrupted_step) else 1
 
 
@@ -80,7 +83,7 @@ def _trainer(plan: Plan, logger: Any, directory: Path) -> pl.Trainer:
         val_check_interval=max(plan.steps // VALIDATIONS, min(plan.steps, VALIDATE_EVERY)),
         log_every_n_steps=max(1, plan.steps // WINDOWS),
         gradient_clip_val=1.0,
-        callbacks=[pplmon.PerplexityMonitor(decode=decode), Announce(plan), Bar()],
+        callbacks=[pplmon.PerplexityMonitor(decode=decode, on_alert=[pplmon.SaveBatch()]), Announce(plan), Bar()],
         logger=logger,
         default_root_dir=directory,
         enable_checkpointing=False,

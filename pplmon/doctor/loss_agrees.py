@@ -1,9 +1,12 @@
-"""Compare the measured cross-entropy with the training loss, as a guard against a plausible wrong number."""
+"""Compare the measured cross-entropy with the training loss, again and again: a number that stops agreeing is told.
+
+Added up on the device in the windows 1, 2, 4, 8, …, and read when it has been copied: nothing waits.
+"""
 
 from __future__ import annotations
 
 import math
-import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,49 +14,88 @@ from torch import Tensor
 from pplmon.report import layout
 from pplmon.tally import TokenTally
 
-TOLERANCE = 0.05
+FAR = 0.05  # said at once
+NEAR = 1e-3  # worth a closer look: an fp32 loss of the same tokens is far nearer
 _TOKENS, _WHOLE, _FRACTION = map(layout.place, ("tokens", "nll_whole", "nll_fraction"))
 
 
+class Gap(NamedTuple):
+    """A loss and a cross-entropy of the same micro-batches that do not agree, in nats per token."""
+
+    loss: float
+    cross_entropy: float
+
+    @property
+    def is_far(self) -> bool:
+        """True where they are more than 5 % apart."""
+        return abs(self.loss - self.cross_entropy) > FAR * abs(self.cross_entropy)
+
+    def text(self, step: str) -> str:
+        """Return both values, and what usually is the cause; ``step`` names what returned the loss."""
+        return (
+            f"the measured cross-entropy is {self.cross_entropy:.4f} nats per token, but {step} returned a loss of "
+            f"{self.loss:.4f}. Usual causes: logits and targets are off by one (set shift=True, or False), padding or "
+            "prompts are scored by one of them only (ignore_index, mask), the loss holds an auxiliary term, label smoothing "
+            "or another scale, or it wrote over its logits before they were measured. Both cannot be the model's "
+            "cross-entropy."
+        )
+
+
 class LossGuard:
-    """Compares the first logged window with the loss that the step returned. Adds up on the device, and reads once."""
+    """Adds up losses and cross-entropies of a stage, a window or a pass at a time."""
 
     def __init__(self) -> None:
-        self.done = False
+        self._window = 1  # the one under way
         self._before: Tensor | None = None
-        self._sums: Tensor | None = None  # [3] float64: Σ loss · tokens, Σ nll, tokens
+        self._sums: Tensor | None = None  # [3] float64: Σ loss · denominator, Σ nll, tokens
+        self._sent: Tensor | None = None  # of a window that is over
+        self._copied: torch.cuda.Event | None = None
+
+    @property
+    def looks(self) -> bool:
+        """True in the windows 1, 2, 4, 8, …"""
+        return self._window & (self._window - 1) == 0
 
     def before(self, tally: TokenTally) -> None:
         """Remember what the tally held before this micro-batch."""
-        if not self.done:
-            self._before = tally.sums.clone()
+        self._before = tally.sums.clone() if self.looks else None
 
     @torch.no_grad()
-    def after(self, tally: TokenTally, loss: Tensor | None) -> None:
-        """Take in a micro-batch and the loss that its step returned (not divided by the accumulation)."""
-        if self.done or self._before is None or not isinstance(loss, Tensor) or loss.numel() != 1:
+    def after(self, tally: TokenTally, loss: Tensor | None, items: float | None = None) -> None:
+        """Take in a micro-batch and the loss that its step returned: a mean over its tokens, or over ``items``."""
+        before, self._before = self._before, None
+        if before is None or not isinstance(loss, Tensor) or loss.numel() != 1:
             return
-        change = (tally.sums - self._before.to(tally.sums.device)).double()
+        change = (tally.sums - before.to(tally.sums.device)).double()
         tokens, nll = change[_TOKENS], change[_WHOLE] + change[_FRACTION] * 2.0**-layout.FRACTION_BITS
-        part = torch.stack([loss.detach().double().reshape(()).to(tokens.device) * tokens, nll, tokens])
+        loss = loss.detach().double().reshape(()).to(tokens.device)
+        part = torch.stack([loss * (tokens if items is None else items), nll, tokens])
         self._sums = part if self._sums is None else self._sums + part
 
-    def check(self, warn: bool = True) -> None:
-        """Warn once if the two are more than 5 % apart. Called when the first window is logged, on every rank."""
-        if self.done:
+    def end_window(self) -> None:
+        """Send what was added up to the host, and go on with the next window."""
+        self._window += 1
+        sums, self._sums = self._sums, None
+        if sums is None or self._sent is not None:
             return
-        self.done = True
-        if self._sums is None or not warn:
-            return
-        loss, nll, tokens = self._sums.tolist()
+        self._sent = sums
+        if sums.is_cuda:
+            self._sent = torch.empty(sums.shape, dtype=sums.dtype, device="cpu", pin_memory=True)
+            self._sent.copy_(sums, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(sums.device))
+
+    def gap(self, wait: bool = False) -> Gap | None:
+        """Return the disagreement of the last window, if there is one and it has arrived."""
+        if self._sent is None:
+            return None
+        if self._copied is not None:
+            if wait:
+                self._copied.synchronize()
+            if not self._copied.query():  # type: ignore[no-untyped-call]
+                return None
+        (loss, nll, tokens), self._sent, self._copied = self._sent.tolist(), None, None
         # A loss of NaN is what NonFinite alerts on; the measured number leaves non-finite tokens out.
-        if not tokens or not math.isfinite(loss) or abs(loss - nll) <= TOLERANCE * abs(nll):
-            return
-        warnings.warn(
-            f"pplmon: over the first logged window the measured cross-entropy is {nll / tokens:.4f} nats per token, but "
-            f"training_step returned a loss of {loss / tokens:.4f}. Usual causes: logits and targets are off by one "
-            "(set shift=True, or False), padding or prompts are scored by one of them only (ignore_index, mask), the "
-            "loss holds an auxiliary term, label smoothing or another scale, or it wrote over its logits before they were "
-            "measured. Both cannot be the model's cross-entropy.",
-            stacklevel=2,
-        )
+        if not tokens or not math.isfinite(loss) or abs(loss - nll) <= NEAR * abs(nll):
+            return None
+        return Gap(loss / tokens, nll / tokens)

@@ -1,6 +1,6 @@
-"""Warn where a loss wrote over its logits before they were measured, leaving their gradients or probabilities behind.
+"""Warn if a loss overwrote its logits with gradients or probabilities before they were measured.
 
-Shapes: N = B·T tokens, V vocabulary, R rows that are looked at.
+Shapes: N = B·T tokens, V vocabulary, R rows that are checked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ADVICE = (
 
 
 class Overwritten:
-    """Looks at a few rows of the first micro-batches, and warns once. Never waits for a CUDA device."""
+    """Checks a few rows of the first micro-batches, and warns once. Never waits for a CUDA device."""
 
     def __init__(self) -> None:
         self._looks = 0
@@ -35,7 +35,7 @@ class Overwritten:
         self._copied: torch.cuda.Event | None = None
 
     def look(self, logits: Tensor, targets: Tensor, ignore_index: int | None, shift: bool) -> None:
-        """Take in one micro-batch, arguments as for ``token_stats``; warn if its logits, or earlier ones, were none."""
+        """Check one micro-batch (arguments of ``token_stats``); warn if its logits, or earlier ones, are overwritten."""
         if self._looks > LOOKS or type(logits) is not Tensor or logits.shape[-1] < SMALLEST_VOCAB:
             return
         if logits.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -76,7 +76,7 @@ class Overwritten:
 
 @torch.no_grad()
 def evidence(logits: Tensor, targets: Tensor, ignore_index: int | None, shift: bool) -> Tensor:
-    """Count rows [3] int64: looked at, like gradients of a cross-entropy, like probabilities. No host sync.
+    """Count rows, [3] int64: checked, like gradients of a cross-entropy, like probabilities. No host sync.
 
     softmax − onehot, times any positive factor, is below 0 at the target alone; real logits have both signs everywhere.
     A row of zeros is evidence of neither (an ignored target; a head that starts at zero).

@@ -1,4 +1,4 @@
-"""``Extra``: what an optional measurement of a tally is, and how the numbers that it declares become known."""
+"""``Extra``, the base of optional measurements, and the registration of the numbers that they declare."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pplmon.measure.tokens import TokenStats
 from pplmon.report.calls import arguments_of, call_text, example_call
 from pplmon.report.declared import check_number, declare
 from pplmon.report.numbers import Number, Value
-from pplmon.report.report import Derives
 from pplmon.report.saved import without_addresses
+from pplmon.report.totals import Derives
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SHOWN = 60  # characters of a setting that stand in an extra's text; of a longer one a digest does
+SHOWN = 60  # characters of a setting in an extra's text; a longer one is replaced by a digest
 
 
 class Measures(Derives, Protocol):
-    """The least that ``TokenTally(extras=[...])`` takes: any object with these three. ``Extra`` has the rest."""
+    """The least that ``TokenTally(extras=[...])`` accepts: an object with these three. ``Extra`` has the rest."""
 
     def update(self, stats: TokenStats, valid: Tensor, logits: Tensor | None, **batch_data: Tensor) -> Tensor:
         """Return one batch's integers; see ``Extra.update``."""
@@ -30,9 +30,9 @@ class Measures(Derives, Protocol):
 
 
 class Extra:
-    """A base for a measurement of one's own: integers that add up, and the numbers that they give.
+    """The base of an optional measurement: integers that are added up, and numbers made from them.
 
-    It says ``size`` and ``declares``, and has ``update`` and ``numbers``::
+    A subclass sets ``size`` and ``declares``, and has ``update`` and ``numbers``::
 
         class Hesitation(pplmon.Extra):
             size = 2
@@ -46,20 +46,22 @@ class Extra:
                 return {"hesitation_rate": unsure / tokens if tokens else math.nan}
 
     Its numbers are then logged, judged (``Above("hesitation_rate", 0.5)``), journalled, replayed and saved in checkpoints.
-    A checkpoint knows an extra by its class and the arguments that it was made with.
+    A checkpoint identifies an extra by its class and the arguments that it was made with.
 
     Attributes:
-        size: how many integers are summed, over batches, ranks and resumed runs. None of them is ever negative.
-        maxima: how many integers follow those, of which the largest is kept; −1 where there is nothing yet.
+        size: the count of integers that are summed over batches, ranks and resumed runs. None is ever negative.
+        maxima: the count of integers behind them of which the maximum is kept; −1 where there is nothing yet.
         declares: the numbers, each a ``Number``. On the class where the names are the same for every instance; on an instance
             (an attribute or a property) where they depend on its settings, and then with a "/" in each name.
-        needs_entropy: the tally measures ``stats.entropy`` where it is given logits.
+        needs_entropy: True if the tally is to measure ``stats.entropy`` where it is given logits.
+        needs_sequences: it looks at a token's neighbours, so a tally with ``context_parallel`` refuses it.
     """
 
     size: int = 0
     maxima: int = 0
     declares: Sequence[Number] = ()
     needs_entropy: bool = False
+    needs_sequences: bool = False
     _made_by: str  # the call that made it
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -69,7 +71,7 @@ class Extra:
             declare(declares, example_call(cls), _full_name(cls))
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Keep the call as text; what an instance holds may change as it measures."""
+        """Keep the call as text, because attributes may change while measuring."""
         extra = super().__new__(cls)
         made_by = call_text(cls, arguments_of(cls, args, kwargs), _brief)
         object.__setattr__(extra, "_made_by", made_by)  # also of a frozen dataclass
@@ -79,7 +81,7 @@ class Extra:
         """Return one batch's integers [size + maxima], int64, on the device of the stats, without waiting for it.
 
         Args:
-            stats: one row per token, N in all. With ``stats.shift`` row t is about the target of column t+1.
+            stats: one row per token, N in all. With ``stats.shift`` row t belongs to the target of column t+1.
             valid: [N] bool, the tokens to measure.
             logits: as the tally was given them; ``None`` where it was given stats, and where ranks hold parts of them.
             batch_data: what else the tally was given by name, ``document_ids``, ``sample_ids`` and ``position_ids`` included,
@@ -88,8 +90,12 @@ class Extra:
         raise NotImplementedError
 
     def numbers(self, integers: Sequence[int]) -> Mapping[str, Value]:
-        """Return the numbers of ``size`` sums and ``maxima`` maxima over everything: ``None`` where one cannot be had."""
+        """Return the numbers from ``size`` sums and ``maxima`` maxima over all tokens: ``None`` for an unknown one."""
         raise NotImplementedError
+
+    def compare(self, integers: Sequence[int], before: Sequence[int]) -> Mapping[str, Value]:
+        """Return numbers that compare a validation or test pass with the one before it of the same stage; none by default."""
+        return {}
 
     def __repr__(self) -> str:
         """Return the call that made it."""
@@ -100,7 +106,7 @@ def declare_all(extras: Sequence[Measures]) -> tuple[Number, ...]:
     """Make the numbers that these objects declare known everywhere, and return them.
 
     Raises:
-        ValueError: two of them declare one name, or one declares a name that stands for something else already.
+        ValueError: two of them declare one name, or one declares a name that has another meaning already.
     """
     numbers: dict[str, Number] = {}
     for extra in extras:

@@ -1,4 +1,4 @@
-"""``Entropy``: how undecided the predictions are, whatever the targets turn out to be."""
+"""``Entropy``: the mean entropy of the predictions, which does not depend on the targets."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Entropy(Extra):
     H = −Σⱼ pⱼ ln pⱼ of one token's prediction p = softmax(logits) (Shannon, 1948), between 0 and ln V. ``mean_entropy``
     is None where any valid token's stats came without an entropy, and NaN where no token is valid.
 
-    Each H is rounded once, to a multiple of 2^-32 nats, and added as an integer: the same sum however the tokens are cut and
-    in whatever order.
+    Each H is rounded once, to a multiple of 2^-32 nats, and added as an integer: the same sum for any cut and order of
+    the tokens.
     """
 
     declares = (Number("mean_entropy", "nats per token", "mean of −Σ p ln p; needs the extra Entropy"),)

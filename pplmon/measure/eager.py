@@ -72,15 +72,20 @@ def partials(logits: Tensor, targets: Tensor, entropy: bool = False) -> Partials
     count, vocab = targets.numel(), logits.shape[-1]
     wide = logits.dtype if logits.dtype == torch.float64 else torch.float32
     buffers = 2 if entropy else 1  # of x, and of exp(x) where x is needed again
-    height = max(MIN_ROWS, (CHUNK_LOGITS if logits.device.type == "cpu" else ACCELERATOR_LOGITS) // vocab)
-    height = min(height, max(LEAST_ROWS, LEAST_LOGITS // vocab, count // (SHARE * buffers)))
+    height = rows_together(count, vocab, logits.device, buffers)
     # The same buffers for all chunks: new memory for each costs more than the arithmetic.
-    size = _whole_vectors(max(2, min(height, count)) * vocab)
+    size = whole_vectors(max(2, min(height, count)) * vocab)
     scratch = [torch.empty(size, dtype=wide, device=logits.device) for _ in range(buffers)]
-    pieces = [_of_chunk(chunk, scratch) for chunk in _chunks(logits, height)]
+    pieces = [_of_chunk(chunk, scratch) for chunk in chunks(logits, height)]
     top, index, rest, *weighted = pieces[0] if len(pieces) == 1 else map(torch.cat, zip(*pieces))
     gap = top - logits.gather(-1, targets.view(*logits.shape[:-1], 1)).reshape(-1)
     return Partials(top, index, gap, rest, weighted[0] if weighted else None)
+
+
+def rows_together(count: int, vocab: int, device: torch.device, buffers: int = 1) -> int:
+    """Return how many of ``count`` rows to look at together, with so many buffers of their size."""
+    height = max(MIN_ROWS, (CHUNK_LOGITS if device.type == "cpu" else ACCELERATOR_LOGITS) // vocab)
+    return min(height, max(LEAST_ROWS, LEAST_LOGITS // vocab, count // (SHARE * buffers)))
 
 
 def _of_chunk(chunk: Tensor, scratch: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -88,7 +93,7 @@ def _of_chunk(chunk: Tensor, scratch: Sequence[Tensor]) -> tuple[Tensor, ...]:
     count, vocab = chunk.numel(), chunk.shape[-1]
     if count == vocab:  # torch sums a lone row over several threads, which gives other bits
         return tuple(part[:1] for part in _of_chunk(chunk.reshape(1, vocab).expand(2, vocab), scratch))
-    flat, terms = (buffer[: _whole_vectors(count)] for buffer in (scratch[0], scratch[-1]))
+    flat, terms = (buffer[: whole_vectors(count)] for buffer in (scratch[0], scratch[-1]))
     x = flat[:count].view(count // vocab, vocab)
     wide = chunk
     if chunk.dim() == 3 or chunk.dtype != x.dtype:
@@ -141,7 +146,7 @@ def _argmax_of_blocks(x: Tensor) -> tuple[Tensor, Tensor]:
     return top, first + within.max(dim=-1, keepdim=True).indices
 
 
-def _whole_vectors(count: int) -> int:
+def whole_vectors(count: int) -> int:
     """Round up so that every thread takes whole vectors.
 
     torch's exp2 takes what is left over beside them one by one, in other bits: a token's loss would depend on its neighbours.
@@ -151,7 +156,7 @@ def _whole_vectors(count: int) -> int:
     return -(-count // step) * step
 
 
-def _chunks(logits: Tensor, rows: int) -> Iterator[Tensor]:
+def chunks(logits: Tensor, rows: int) -> Iterator[Tensor]:
     """Yield the rows of ``logits``, some at a time, and never a copy: [n, V], or [b, t, V] of rows at uneven distances."""
     if logits.dim() == 2:
         for start in range(0, max(logits.shape[0], 1), rows):  # one chunk of none, where there is no row
@@ -159,9 +164,9 @@ def _chunks(logits: Tensor, rows: int) -> Iterator[Tensor]:
         return
     _, length, vocab = logits.shape
     if logits.stride(0) == length * logits.stride(1) or not logits.numel():
-        yield from _chunks(logits.reshape(-1, vocab), rows)
+        yield from chunks(logits.reshape(-1, vocab), rows)
     elif length >= rows:
         for sequence in logits:
-            yield from _chunks(sequence, rows)
+            yield from chunks(sequence, rows)
     else:
         yield from torch.split(logits, rows // length)

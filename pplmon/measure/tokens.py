@@ -32,7 +32,7 @@ class TokenStats:
     With ``shift`` row t holds the target of column t+1; the last row of a sequence holds column 0, which is never scored.
     """
 
-    nll: Tensor  # [N] float32 nats: >= 0; 0 where not scored; NaN or inf where sick
+    nll: Tensor  # [N] float32 nats: >= 0; 0 where not scored; NaN or inf where non-finite
     correct: Tensor | None  # [N] bool: the argmax is the target
     top_probability: Tensor | None  # [N] float32: probability of the argmax
     predicted: Tensor | None  # [N] int64
@@ -164,7 +164,7 @@ def token_stats(
         mask: [B, T] or [N] bool, True = scored. It belongs to the target.
         shift: logits at t predict the target at t+1. Moves the targets, never the logits; needs [B, T, V].
         entropy: also give the entropy of each prediction, in nats.
-        kernel: which way to measure; ``None`` takes the fastest that runs on the logits' device and needs no compiler.
+        kernel: its name; ``None`` takes the fastest that runs on the logits' device and needs no compiler.
             "compiled" (torch.compile) takes some seconds at first; below V = 8192 or 2^23 logits, where it would be slower,
             "eager" measures instead, and with a warning where nothing can be compiled.
         vocab_shard: which part of the vocabulary plain logits hold; every rank of its group makes the same call.

@@ -1,12 +1,14 @@
-"""Deliver what was seen to sinks and handlers, and contain their failures: monitoring never hurts the run.
+"""Deliver reports and alerts to sinks and handlers, and contain their failures: monitoring never hurts the run.
 
 A handler is a callable ``Alert -> None``, called on the writing rank; with ``everywhere = True`` on all ranks. It may
-have these methods, too, which are called on all ranks:
+also have these methods, which are called on all ranks:
 
 - ``bind(monitor)``: a run begins;
 - ``see(step, micro_batch, batch)``: a micro-batch of training is about to be counted;
-- ``settle()``: an optimizer step is closed, and what was put off at an alert may be done;
+- ``settle()``: an optimizer step is closed, and work that an alert asked for can be done;
 - ``drain()``: the run is over.
+
+``folder`` is where its files go, if it writes any: the journal names it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pplmon.alerts import Alert
@@ -28,13 +31,13 @@ from pplmon.sinks.journal import Journal
 
 Handler = Callable[[Alert], object]
 
-FAILURES = 3  # after so many a sink or handler is left out
-SLOW_S = 1.0  # a call that takes longer is named, once
-HANG_S = 10.0  # a handler that takes longer is left to itself
+FAILURES = 3  # after so many failures a sink or handler is no longer called
+SLOW_S = 1.0  # a call that takes longer gives a warning, once
+HANG_S = 10.0  # a handler that takes longer is no longer waited for
 
 
 class Delivery:
-    """Sinks and alert handlers of one monitor. A failure is reported, with what is lost; the third is the last."""
+    """Calls one monitor's sinks and alert handlers. A failure is reported, with what is lost; the third is the last."""
 
     listeners: ClassVar[list[Handler]] = []  # of all monitors in this process (``pplmon.testing.capture_alerts``)
 
@@ -49,8 +52,13 @@ class Delivery:
         self._failures: Counter[int] = Counter()
         self._named_slow: set[int] = set()
 
+    def folders(self) -> list[str]:
+        """Return the directories that handlers write files about alerts to."""
+        given = [getattr(handler, "folder", None) for handler in self.handlers]
+        return sorted({str(Path(folder).absolute()) for folder in given if isinstance(folder, (str, Path))})
+
     def start(self, run: Mapping[str, Any]) -> None:
-        """Tell every sink that a run begins."""
+        """Begin a run in every sink."""
         for sink in self._sinks:
             self.guard(sink, "start", sink.start, run)
 
@@ -70,7 +78,7 @@ class Delivery:
             self.guard(sink, "finished", sink.finished, report)
 
     def alert(self, alert: Alert, writes: bool = True) -> None:
-        """Pass on one alert: sinks first, then the handlers. A rank that does not write only acts."""
+        """Pass on one alert: sinks first, then the handlers. On a rank that does not write only handlers are called."""
         for sink in self._sinks if writes else ():
             self.guard(sink, "alert", sink.alert, alert)
         for listener in self.listeners:
@@ -82,25 +90,25 @@ class Delivery:
                 self.guard(handler, "alert", _in_time, handler, alert)
 
     def see(self, step: int, micro_batch: int, batch: object) -> None:
-        """Show a micro-batch of training to the handlers that wish to see it."""
+        """Pass a micro-batch of training to the handlers that have a ``see``."""
         for handler in self.watchers:
             self.guard(handler, "see", handler.see, step, micro_batch, batch)  # type: ignore[attr-defined]
 
     def settle(self) -> None:
-        """Let handlers do what they put off, however long it takes: a checkpoint is no surprise."""
+        """Let handlers do work that they put off, such as a checkpoint, however long it takes."""
         for handler in self.handlers:
             settle = getattr(handler, "settle", None)
             if settle is not None:
                 self._contained(handler, "settle", settle)
 
     def local(self, report: Report, rank: int) -> None:
-        """Write what one rank could not merge, to its own journal."""
+        """Write the totals that one rank could not merge to its own journal."""
         for sink in self._sinks:
             if isinstance(sink, Journal):
                 self.guard(sink, "local", sink.local, report, rank)
 
     def close(self) -> None:
-        """Close every sink, those that were left out, too: they let go of what they hold. Then drain the handlers."""
+        """Close every sink, including those that had failed too often, then drain the handlers."""
         for sink in self._sinks:
             if self._failures[id(sink)] < FAILURES:
                 self.guard(sink, "close", sink.close)
@@ -113,7 +121,7 @@ class Delivery:
                 self._contained(handler, "drain", drain)
 
     def guard(self, who: object, what: str, call: Callable[..., object], *args: object) -> Any:
-        """Call, name it if it is slow, and turn an exception into a warning. Returns the result, ``None`` after a failure."""
+        """Call, and turn slowness or an exception into a warning. Returns the result, ``None`` after a failure."""
         begun = time.monotonic()
         result = self._contained(who, what, call, *args)
         taken = time.monotonic() - begun
@@ -143,7 +151,7 @@ class Delivery:
 
 
 def _in_time(handler: Handler, alert: Alert) -> None:
-    """Run a user's handler and wait for it, but not for ever: it may hang on a network."""
+    """Run a user's handler on a thread, and wait for it a limited time: it may hang on a network."""
     failure: list[BaseException] = []
 
     def run() -> None:
@@ -158,7 +166,7 @@ def _in_time(handler: Handler, alert: Alert) -> None:
     if thread.is_alive():
         raise TimeoutError(f"no answer within {HANG_S:g} s; it is left to itself")
     if failure and not isinstance(failure[0], Exception):
-        # To leave from here would leave the other ranks waiting. Whoever wants the run to end gives pplmon.Stop().
+        # To exit from here would leave the other ranks waiting. pplmon.Stop() is the handler that ends a run.
         raise RuntimeError(f"it raised {type(failure[0]).__name__}, which stops nothing; use pplmon.Stop()")
     if failure:
         raise failure[0]

@@ -7,7 +7,7 @@ from pplmon.tally import TokenTally
 
 
 class Pass:
-    """A tally for each loader, and when the pass is over its reports."""
+    """A tally for each loader of a pass, and its reports once the pass is over."""
 
     def __init__(self, stage: str, pattern: TokenTally, loaders: int = 1) -> None:
         self.stage = stage

@@ -1,4 +1,4 @@
-"""Run the rules on a read-out, and raise what they find with its evidence, on every rank alike."""
+"""Run the rules on a read-out, and raise their alerts with evidence, on every rank alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pplmon.monitor.ranks import Link
 from pplmon.report import layout
 from pplmon.report.checks import invalid_targets
 from pplmon.report.formulas import share_of_jump
-from pplmon.report.report import Report, Totals
+from pplmon.report.report import Report
+from pplmon.report.totals import Totals
 from pplmon.report.worst import WorstSequence, WorstToken
 
 
@@ -32,12 +33,12 @@ class Judge:
         """Judge one read-out.
 
         Args:
-            totals: what was read out.
-            report_of: (totals, evidence) -> its report, with the worst tokens and their text, or with numbers only.
-            gathered: its rows are already those of all ranks.
+            totals: the totals of the read-out.
+            report_of: (totals, evidence) -> the report, with worst tokens if ``evidence``, else with numbers only.
+            gathered: True if the rows are already those of all ranks.
 
         Raises:
-            ValueError: at the first read-out with any token, for targets outside the vocabulary.
+            ValueError: the first read-out with any token has targets outside the vocabulary.
         """
         if totals.empty:
             return
@@ -47,7 +48,7 @@ class Judge:
         report = report_of(totals, self._reads_rows)
         alerts = self._check_targets(totals, report)
         if self._link.writes:
-            self._delivery.judged(report)  # not before: a replay takes it that the rules saw this row
+            self._delivery.judged(report)  # not before: a replay assumes that the rules saw this row
         raised = [self._delivery.guard(rule, "judging", rule, report) for rule in self.rules]
         alerts += [checked(rule, alert) for rule, alert in zip(self.rules, raised) if alert is not None]
         usual = self._usual.median() if self._usual.armed and report.stage == "train" else None
@@ -59,21 +60,21 @@ class Judge:
                 self._raise(alert, evidence, usual)
 
     def without_raising(self, totals: Totals, report_of: Callable[[Totals, bool], Report]) -> None:
-        """Judge while another exception is on its way."""
+        """Judge while another exception is being raised: a failure here is a warning."""
         self._targets.first = False
         self._delivery.guard(self, "judging", self, totals, report_of)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the rules remember, as plain values; a rule of the user's takes part if it has the same method."""
+        """Return the states of the rules as plain values; a user's rule takes part if it has the same method."""
         return {**self._targets.state_dict(), "rules": remembered(self.rules), "usual": self._usual.values()}
 
     def memory(self) -> dict[str, Any]:
-        """Return what our own rules remember, for the journal: where a replay of a resumed run has to begin."""
+        """Return the states of pplmon's own rules for the journal, where a replay of a resumed run begins."""
         ours = [rule for rule in self.rules if isinstance(rule, MetricRule)]
         return {**self._targets.state_dict(), "rules": remembered(ours)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Give each rule back what it remembered; a rule that was not there before begins anew."""
+        """Restore the state of each rule; a rule that was not there before begins anew."""
         self._targets.load_state_dict(state)
         self._usual.restore(state["usual"])
         remind(self.rules, state["rules"])
@@ -95,7 +96,7 @@ class Judge:
         self._delivery.alert(whole, writes=self._link.writes)
 
     def _check_targets(self, totals: Totals, report: Report) -> list[Alert]:
-        """Raise at the first read-out that there is; later, alert on the edge."""
+        """Raise for invalid targets at the first read-out; later, alert when they begin."""
         count = totals["invalid_targets"]
         verdict = self._targets.verdict(count)
         if verdict is None:
@@ -108,7 +109,7 @@ class Judge:
 
 
 def _blame(evidence: Report, usual: float | None, worst: Sequence[WorstToken | WorstSequence]) -> float | None:
-    """Return how much of the jump of the cross-entropy over what is usual the worst token, or sequence, explains."""
+    """Return the share of the jump of the cross-entropy that the worst token, or sequence, explains."""
     mean, tokens = evidence.numbers.get("cross_entropy"), evidence.numbers.get("tokens")
     if usual is None or mean is None or not tokens or not worst:
         return None

@@ -1,6 +1,6 @@
-"""Watch a training loop: ``Monitor`` has the calls that a loop makes.
+"""``Monitor``: the calls by which a training loop is watched.
 
-Two cadences: the tally is read out and judged every ``judge_every_n_steps``; what was read out is added into the window
+Two cadences: the tally is read out and judged every ``judge_every_n_steps``; the read-outs are added up into the window
 that is logged every ``every_n_steps``. A read-out is started at one step and taken in at the next, so no step waits.
 """
 
@@ -29,15 +29,15 @@ class Monitor(Engine):
         numbers: "core", "all" or a list of names: what is logged.
         prefix: put before every log key, ``{prefix}{stage}/{name}``.
         tally: the pattern that is cloned for each stage.
-        sinks: where to show things (see ``pplmon.sinks``); used on the first rank of the group only.
+        sinks: the places to show numbers and alerts (see ``pplmon.sinks``); used on the first rank of the group only.
         alerts: rules ``Report -> Alert | None``; ``None`` takes ``default_alerts()``, ``[]`` is off.
         on_alert: one callable or several, ``Alert -> None``, called on the first rank of the group.
         decode: ids -> str, to show the text around a worst token.
-        places: a trainer's own places for numbers, from its wire.
+        places: a trainer's own places for numbers, passed by the code that connects the trainer.
 
     Raises:
-        ValueError: a cadence below 1, or an unknown name. Also at the first read-out that found targets outside the
-            vocabulary (on every rank; what was accumulated stays). Later ones are an alert.
+        ValueError: a cadence below 1, or an unknown name. Also at the first read-out, on every rank, if there were
+            targets outside the vocabulary (the counts are kept). Later ones are an alert.
     """
 
     _repeated: RepeatedRows | None = None  # of the pass under way
@@ -89,10 +89,10 @@ class Monitor(Engine):
         """Close the optimizer step ``step`` (0-based), for a framework that counts by itself."""
         try:
             self.collect()
-        finally:  # what it may raise is about an earlier step; this one is counted all the same
+        finally:  # an exception here is about an earlier step; this one is closed all the same
             self._close_step(step)
         self._delivery.settle()
-        # A pass or a checkpoint in between may have taken the window in.
+        # A pass or a checkpoint in between may have closed the window already.
         report, self._closed = self._closed, None
         return report
 
@@ -106,10 +106,10 @@ class Monitor(Engine):
 
     @contextmanager
     def stage(self, stage: str, loader: Any = None) -> Iterator[Pass]:
-        """Count a whole pass apart: ``with monitor.stage("val") as val: …``; then ``val.report``.
+        """Count a whole pass separately: ``with monitor.stage("val") as val: …``; then ``val.report``.
 
-        The rows that ``loader`` repeats to fill its last batch are counted once, or told in ``duplicate_sequences``; the
-        one that accelerate prepared need not be named.
+        The rows that ``loader`` repeats to fill its last batch count once, or are shown as ``duplicate_sequences``. A
+        loader that accelerate prepared is found automatically.
         """
         opened = self.begin_pass(stage)
         self._repeated = repeated = RepeatedRows((loader,))
@@ -121,18 +121,18 @@ class Monitor(Engine):
         self.finish(opened, self.last_step)
 
     def begin_pass(self, stage: str, loaders: int = 1) -> Pass:
-        """Begin a pass over so many loaders, for a framework that ends it by itself, with ``finish``."""
+        """Begin a pass over this many loaders, for a framework that ends it itself by ``finish``."""
         if stage not in ("val", "test"):
             raise ValueError(f'a stage is "val" or "test", got {stage!r}; what is outside is "train"')
         self._pass = opened = Pass(stage, self._link.pattern, loaders)
         return opened
 
     def request_stop(self) -> None:
-        """Wish to stop. It travels with the next read-out; ``should_stop`` then turns true on all ranks at one step."""
+        """Ask to stop. With the next read-out ``should_stop`` becomes True on all ranks, at the same step."""
         self._link.tally.signal("stop_votes")
 
     def close(self) -> Report | None:
-        """Wait for what is under way, log the last, shorter window, close the sinks; returns the last report.
+        """Wait for the last read-out, log the last, shorter window, and close the sinks. Returns the last report.
 
         A rank that runs out of data before the others takes part in their read-outs until all have closed.
         """
@@ -155,7 +155,7 @@ class Monitor(Engine):
     def abandon(self, seconds: float = 10.0) -> None:
         """End after an exception, without a collective.
 
-        Waits at most ``seconds`` for the read-out under way, shows the open window, and writes what this rank counted and
+        Waits at most ``seconds`` for the pending read-out, shows the open window, and writes the totals that this rank
         could not merge to its own journal. Nothing more is shown after it.
         """
         if self._abandoned:
@@ -176,7 +176,7 @@ class Monitor(Engine):
         self._delivery.close()
 
     def release(self) -> None:
-        """Send what was held back and let go of files; a later pass opens them again."""
+        """Send reports that were held back, and close files; a later pass opens them again."""
         self.publisher.send_held()
         self._delivery.close()
 
@@ -187,7 +187,7 @@ class Monitor(Engine):
             while self._link.takes_part and not self._link.severed and not self._all_leave:
                 self._link.tally.signal("leaving")
                 due = self.cadence.next_read_out(self._step)
-                # What handlers put off may have collectives of its own: they come where the ranks that go on have theirs.
+                # Work that handlers put off may use collectives: all ranks do it at the same point.
                 if due != self._step:
                     self._delivery.settle()
                 self._link.launch(due, self.cadence.closes_window(due))
@@ -195,7 +195,7 @@ class Monitor(Engine):
                 self.collect()
 
     def see(self, step: int, micro_batch: int, batch: object) -> None:
-        """Show a micro-batch of training to the handlers that wish to see it."""
+        """Pass a micro-batch of training to the handlers that have a ``see``."""
         self._delivery.see(step, micro_batch, batch)
 
 
@@ -207,7 +207,7 @@ def _batch(
     sample_ids: Tensor | None,
     batch_data: Mapping[str, Tensor],
 ) -> dict[str, Tensor | None]:
-    """Return what ``observe`` was told of a micro-batch, without its logits."""
+    """Return the arguments of ``observe`` for a micro-batch, without its logits."""
     if isinstance(logits, TokenStats):
         targets = logits.targets.view(logits.batch_shape)
     own = {"targets": targets, "mask": mask, "document_ids": document_ids, "sample_ids": sample_ids}

@@ -1,6 +1,6 @@
 """Publish reports: choose the numbers that are logged, give them their log keys, and send them to the sinks.
 
-A trainer may have places of its own for numbers. Its wire hands in a ``Places`` that knows them.
+A trainer may have places of its own for numbers. The code that connects it passes a ``Places`` that knows them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pplmon.tally import TokenTally
 class Places:
     """The places that a trainer has for numbers beside the sinks. A plain loop has none, so this does nothing.
 
-    A wire hands in a subclass. ``trainer`` and ``log_dir`` are what alert handlers ask the monitor for, ``may_write`` is
-    False where another group of the same run writes.
+    A subclass is passed for a trainer. Alert handlers read ``trainer`` and ``log_dir``; ``may_write`` is False where
+    another group of the same run writes.
     """
 
     trainer: Any = None
@@ -66,7 +66,7 @@ class Publisher:
         self._send()
 
     def leave_places_alone(self) -> None:
-        """Send what was held back, and show nothing in the trainer's places from here on: that may be a collective."""
+        """Send reports that were held back, and no longer use the trainer's places, which may need a collective."""
         self._shows = False
         self._send()
 

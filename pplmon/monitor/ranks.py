@@ -1,4 +1,4 @@
-"""One monitor's link to the other ranks: it starts read-outs, takes them in, and survives the loss of the others."""
+"""One monitor's link to the other ranks: it starts read-outs, receives them, and survives the loss of the others."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import time
 import warnings
 from typing import NamedTuple
 
-from pplmon.report.report import Totals
+from pplmon.report.totals import Totals
 from pplmon.tally import ReadOut, TokenTally, UnlikeLayouts
 
 POLL_S = 0.01
 
 
 class Pending(NamedTuple):
-    """A read-out under way."""
+    """A read-out that was started and is not yet taken in."""
 
     read_out: ReadOut
     step: int
@@ -21,15 +21,15 @@ class Pending(NamedTuple):
 
 
 class Link:
-    """The tally of the step under way, and what was started from it and not yet taken in.
+    """The tally of the current step, and the read-out of it that is pending.
 
-    When a collective fails (a rank died), the ranks' integers are unlike, or the run is abandoned, the link is severed:
-    nothing is sent any more, and what this rank has and could not merge is kept in ``unmerged``.
+    When a collective fails (a rank died), the ranks' layouts differ, or the run is abandoned, the link is severed:
+    nothing more is sent, and the totals that this rank could not merge are kept in ``unmerged``.
     """
 
     def __init__(self, pattern: TokenTally, may_write: bool = True) -> None:
         self.pattern = pattern.clone()
-        self.pattern.reset()  # a pattern is its settings, whatever it may have counted before
+        self.pattern.reset()  # a pattern only gives its settings; its own counts are dropped
         self.tally = self.pattern.clone()
         self.pending: Pending | None = None
         self.severed = False
@@ -39,27 +39,27 @@ class Link:
 
     @property
     def writes(self) -> bool:
-        """True on the rank that shows things: the first of its group."""
+        """Return True on the rank that writes: the first of its group."""
         return self._may_write and self.pattern.group.rank == 0
 
     @property
     def takes_part(self) -> bool:
-        """False on a rank outside the group: it counts nothing and judges nothing."""
+        """Return False on a rank outside the group, which counts and judges nothing."""
         return self.pattern.group.rank >= 0
 
     @property
     def ranks(self) -> int:
-        """Ranks in the group."""
+        """Return the number of ranks in the group."""
         return self.pattern.group.size
 
     def connect(self) -> None:
-        """Take a communicator of our own. Every rank of the group calls it, before the first collective."""
+        """Make a separate communicator. Every rank of the group calls it, before the first collective."""
         if not self._connected and self.takes_part:
             self._connected = True
             self.pattern.process_group = self.tally.process_group = self.pattern.group.private().handle
 
     def launch(self, step: int, closes_window: bool) -> None:
-        """Start to read out the tally, and begin anew."""
+        """Start to read out the tally, and reset it."""
         if self.severed or not self.takes_part:
             return
         try:
@@ -74,7 +74,7 @@ class Link:
             self.tally.clear()
 
     def take(self) -> tuple[Pending, Totals] | None:
-        """Wait for the read-out under way and return it; ``None`` where there is none, or where it was lost."""
+        """Wait for the pending read-out and return it; ``None`` if there is none, or if it was lost."""
         pending, self.pending = self.pending, None
         if pending is None or self.severed:
             return None
@@ -114,8 +114,19 @@ class Link:
             self.sever(f"a collective failed ({error})")
             return totals
 
+    def sum(self, values: list[int]) -> list[int]:
+        """Return the sums of a few integers over ranks, and wait for them; this rank's own once the link is severed."""
+        if self.severed or not self.takes_part:
+            return values
+        try:
+            self.connect()
+            return self.pattern.group.sum(values, self.tally.sums.device)
+        except RuntimeError as error:
+            self.sever(f"a collective failed ({error})")
+            return values
+
     def arrives(self, seconds: float) -> bool:
-        """Wait at most so long for the read-out under way, without a collective."""
+        """Return True if the pending read-out arrives within ``seconds``, without a collective."""
         until = time.monotonic() + seconds
         while self.pending is not None and not self.pending.read_out.arrived():
             if time.monotonic() > until:
@@ -124,7 +135,7 @@ class Link:
         return True
 
     def sever(self, why: str | None = None) -> None:
-        """Send nothing any more. What was under way and did not arrive is kept as this rank's own."""
+        """Send nothing any more. Of a pending read-out that did not arrive, this rank's own totals are kept."""
         self.severed = True
         pending, self.pending = self.pending, None
         if pending is not None:
@@ -138,7 +149,7 @@ class Link:
             )
 
     def own(self) -> Totals:
-        """Give up what this rank could not merge: what was lost under way, and what its tally holds."""
+        """Return, and forget, the totals that this rank could not merge: of lost read-outs, and of its tally."""
         own, self.unmerged = self.unmerged + self.tally.local_totals(), Totals()
         self.tally.reset()
         return own

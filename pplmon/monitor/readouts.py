@@ -1,4 +1,4 @@
-"""Take read-outs in: judge them, add them to their window, show the window, and save what is open."""
+"""Process read-outs: judge them, add them to their window, show the window, and save and restore all of this."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from pplmon.monitor.running_totals import Windows
 from pplmon.monitor.schedule import Cadence
 from pplmon.report import saved
 from pplmon.report.declared import as_rows
-from pplmon.report.report import Report, Totals
+from pplmon.report.report import Report
+from pplmon.report.totals import Totals
 from pplmon.report.worst import Decode
 from pplmon.sinks.base import Sink
 from pplmon.tally import TokenTally
 
 
 class Engine:
-    """Takes read-outs in, judges them, adds each to its window, shows windows and passes, and saves its state.
+    """Judges read-outs, adds each to its window, shows windows and passes, and saves its state.
 
-    ``Monitor`` adds the verbs of a training loop; every rank of the group calls the methods here alike.
+    ``Monitor`` adds the methods for a training loop; every rank of the group calls the methods here alike.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Engine:
         self.cadence = Cadence(every_n_steps, judge_every_n_steps)
         self.prefix = prefix
         self.decode = decode
-        self.wait_for_window = False  # read a logged window at its own step (someone needs its numbers there)
+        self.wait_for_window = False  # read a logged window at its own step, where its numbers are needed
         self.should_stop = False  # the same on all ranks, at the same step
         self._link = Link(tally if tally is not None else TokenTally(), places.may_write)
         names = wanted(numbers, self._link.pattern)
@@ -76,17 +77,17 @@ class Engine:
 
     @property
     def tally(self) -> TokenTally:
-        """Return the tally of the step under way."""
+        """Return the tally of the current step."""
         return self._link.tally
 
     @property
     def writes(self) -> bool:
-        """True on the rank that shows things: the first of its group."""
+        """Return True on the rank that writes: the first of its group."""
         return self._link.writes
 
     @property
     def current_step(self) -> int:
-        """Return the 0-based optimizer step under way."""
+        """Return the current optimizer step, 0-based."""
         return self._step
 
     @property
@@ -96,7 +97,7 @@ class Engine:
 
     @property
     def takes_part(self) -> bool:
-        """False on a rank outside the group of the tally, which counts nothing and judges nothing."""
+        """Return False on a rank outside the group of the tally, which counts and judges nothing."""
         return self._link.takes_part
 
     @property
@@ -105,7 +106,7 @@ class Engine:
         return self._link.pattern.group.global_rank
 
     def collect(self) -> None:
-        """Take in the read-out under way, if any: judge it, add it to its window, log the window if it closed."""
+        """Take in the pending read-out, if any: judge it, add it to its window, and log the window if it closed."""
         taken = self._link.take()
         if taken is None:
             return
@@ -114,7 +115,7 @@ class Engine:
         # When all leave, this was no step but the handshake of ``close``.
         self._all_leave = totals["leaving"] == self._link.ranks
         step = pending.step
-        if self._all_leave:  # micro-batches that no step closed are addressed as those of the step under way
+        if self._all_leave:  # micro-batches that no step closed are addressed as those of the current step
             step = self._step if self._micro_batch else self.last_step
         self._step = max(self._step, step + 1)
         self.should_stop = self.should_stop or totals["stop_votes"] > 0
@@ -150,7 +151,18 @@ class Engine:
             )
             for index, report in enumerate(opened.loader_reports):
                 self.publisher.publish(report, f"{self.prefix}{opened.stage}/", f"/dataloader_idx_{index}")
+                self._windows.end_pass(report.stage, parts[index])
+        self._windows.end_pass(opened.stage, totals)
         return opened.report
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that count together; 1 once the link to the others is severed."""
+        return 1 if self._link.severed else self._link.ranks
+
+    def sum_over_ranks(self, values: list[int]) -> list[int]:
+        """Return the sums of a few integers over ranks. Every rank calls it, and waits: for the first steps only."""
+        return self._link.sum(values)
 
     @property
     def ended(self) -> bool:
@@ -160,7 +172,7 @@ class Engine:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same.
 
-        After ``abandon`` it sends nothing, and holds what was merged: the step that the exception cut is repeated.
+        After ``abandon`` nothing is sent, and the state has merged totals only: the interrupted step will be repeated.
         """
         self.collect()
         unread = self._link.whole(self._link.tally)
@@ -174,7 +186,7 @@ class Engine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back a state, on any number of ranks: nothing is lost or counted twice. Every rank loads the same."""
+        """Restore a state, on any number of ranks: nothing is lost or counted twice. Every rank loads the same."""
         if not saved.is_readable(state.get("version")):
             return
         pattern = self._link.pattern
@@ -188,7 +200,7 @@ class Engine:
             unread = totals_of(state["unread"])
         self._judge.load_state_dict(state["judge"])
         self._step, self._micro_batch = state["step"], state["micro_batch"]
-        # The journal has to tell what the rules remember from here on.
+        # The journal needs the states of the rules at this point, for replays.
         self._resumed_at, self._started = self._step, False
         if first:
             self._link.tally.add_totals(unread)
@@ -210,6 +222,7 @@ class Engine:
             "alerts": [repr(rule) for rule in self._judge.rules],
             "watched": watched(self._judge.rules),
             **({"declared": declared} if declared else {}),
+            "alert_folders": self._delivery.folders(),
         }
 
     def _log_window(self, step: int) -> Report:
@@ -229,7 +242,7 @@ class Engine:
             self._delivery.finished(Report(whole.step, "run", {}, whole.worst, whole.worst_sequences))
 
     def _write_own(self) -> None:
-        """Write what this rank could not merge, each stage by itself, to its own journal."""
+        """Write the totals that this rank could not merge to its own journal, one row for each stage."""
         own = [("train", self._link.own())]
         if self._pass is not None:
             own.append((self._pass.stage, sum((tally.local_totals() for tally in self._pass.tallies), Totals())))
@@ -239,8 +252,9 @@ class Engine:
         self._pass = None
 
     def _report(self, step: int, stage: str, totals: Totals, evidence: bool = True) -> Report:
-        """Return the report; evidence has its text on the writing rank, which is the only one to show it."""
-        report = totals.report(step, stage, self._windows.tokens_seen if stage == "train" else None, evidence)
+        """Return the report; worst tokens have their text on the writing rank only, which is the one to show it."""
+        seen, before = self._windows.tokens_seen if stage == "train" else None, self._windows.passes.get(stage)
+        report = totals.report(step, stage, seen, evidence, before)
         if self.decode is None or not evidence or not self.writes:
             return report
         return self._delivery.guard(self.decode, "decode", report.decoded, self.decode) or report

@@ -1,4 +1,4 @@
-"""Add up what was read out and is not yet shown: the open window, the epoch, and the run's count of tokens."""
+"""Add up read-outs that are not shown yet: the open window, the epoch, and the run's count of tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pplmon.report.report import Totals
+from pplmon.report.totals import Totals
 
 
 class Windows:
@@ -17,10 +17,13 @@ class Windows:
         self._recent = Totals()  # of both: a step adds once, not twice
         self.tokens_seen = 0
         self.worst = Totals()  # the run's worst rows, of all ranks; no numbers
+        self.passes: dict[
+            str, Totals
+        ] = {}  # of each stage the extras' integers of its last pass, to compare the next with
 
     @property
     def window(self) -> Totals:
-        """The open window."""
+        """Return the open window."""
         self._fold()
         return self._window
 
@@ -44,6 +47,12 @@ class Windows:
         rows = Totals(token_rows=window.token_rows, sequence_rows=window.sequence_rows, keep=window.keep)
         self.worst = self.worst + rows
 
+    def end_pass(self, stage: str, totals: Totals) -> None:
+        """Keep what extras may compare the next pass of this stage with."""
+        if totals.extras:
+            only = Totals(extra_sums=totals.extra_sums, extra_maxima=totals.extra_maxima, extras=totals.extras)
+            self.passes[stage] = only
+
     def end_epoch(self) -> Totals:
         """Return the epoch, and open the next."""
         self._fold()
@@ -63,12 +72,13 @@ class Windows:
             "epoch": epoch.state_dict(),
             "worst": self.worst.state_dict(),
             "tokens_seen": self.tokens_seen,
+            "passes": {stage: totals.integers() for stage, totals in self.passes.items()},
         }
 
     def load_state_dict(
         self, state: Mapping[str, Any], totals_of: Callable[[Mapping[str, Any]], Totals], first: bool
     ) -> None:
-        """Take back a state. Its rows are given to the first rank only, or each would stand there W times.
+        """Restore a state. Its rows go to the first rank only, or each would be there W times.
 
         ``totals_of`` reads saved totals for the settings of this run.
         """
@@ -78,3 +88,5 @@ class Windows:
         self._epoch = totals_of(state["epoch"])
         self.worst = replace(totals_of(state["worst"]), extra_sums=(), extra_maxima=(), extras=())
         self.tokens_seen = state["tokens_seen"]
+        passes: Mapping[str, Any] = state.get("passes", {})
+        self.passes = {stage: totals_of({**Totals().state_dict(), "extras": part}) for stage, part in passes.items()}

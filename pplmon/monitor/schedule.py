@@ -1,4 +1,4 @@
-"""Decide at which optimizer steps a monitor reads out and logs, by the step alone, so that ranks agree."""
+"""Decide from the step alone if a monitor reads out and logs after it, so that all ranks agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pplmon.report.checks import check_cadence
 
 @dataclass(frozen=True)
 class Cadence:
-    """The two rhythms of a monitor. Steps are 0-based: with n = 50 the first window is the steps 0 to 49."""
+    """The two cadences of a monitor. Steps are 0-based: with n = 50 the first window is the steps 0 to 49."""
 
     every_n_steps: int | None  # None: windows are never logged
     judge_every_n_steps: int
@@ -20,11 +20,11 @@ class Cadence:
         check_cadence("judge_every_n_steps", self.judge_every_n_steps)
 
     def closes_window(self, step: int) -> bool:
-        """True at the last step of a logged window."""
+        """Return True at the last step of a logged window."""
         return self.every_n_steps is not None and (step + 1) % self.every_n_steps == 0
 
     def reads_out(self, step: int) -> bool:
-        """True where either cadence divides the step."""
+        """Return True at the last step of either cadence."""
         return self.closes_window(step) or (step + 1) % self.judge_every_n_steps == 0
 
     def next_read_out(self, step: int) -> int:

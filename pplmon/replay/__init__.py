@@ -1,4 +1,4 @@
-"""REPLAY: run rules over a run that is over, to see when each would have fired, and to tune it.
+"""Run rules over a finished run, to see when each would have fired, and to tune them.
 
     series = replay.read("runs/a")
     result = replay.run(series, replay.Rules(["live"], series))

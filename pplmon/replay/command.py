@@ -1,4 +1,4 @@
-"""``pplmon replay``: its options, and the order in which things are done."""
+"""The command ``pplmon replay``: its options, and its run from reading to printing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _replay(options: argparse.Namespace) -> int:
-    """Replay, and return the exit code: 2 where something that was given does not fit."""
+    """Replay, and return the exit code: 2 for arguments or files that do not fit."""
     try:
         if options.wanted_rate is not None:
             check_rate(options.wanted_rate)

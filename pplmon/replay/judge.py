@@ -1,4 +1,4 @@
-"""Judge a series by rules, as the monitors that wrote it did: row by row, and over interruptions."""
+"""Judge a series by rules row by row, across interruptions, as the monitors that wrote it did."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pplmon.monitor.delivery import FAILURES
 from pplmon.replay.read.series import Noted, Row, Series
 from pplmon.replay.rules import Rules, lacking
 
-Labelled = tuple[str, Rule]  # what it is shown under, the rule
+Labelled = tuple[str, Rule]  # the text that the rule is shown under, the rule
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Fired:
 
 @dataclass
 class Result:
-    """What a replay gave."""
+    """The result of a replay."""
 
     fired: list[Fired] = field(default_factory=list)
     rules: list[str] = field(default_factory=list)  # every rule's text, once
@@ -36,7 +36,7 @@ class Result:
 
 
 def run(series: Series, rules: Rules) -> Result:
-    """Judge the series: by the live rules every row, as they saw them; by those given the rows that count in the end."""
+    """Judge a series: the live rules judge every row as they saw it, given rules only rows not repeated later."""
     replay = Replay(series)
     if rules.has_live:
         replay.live(rules)
@@ -48,7 +48,7 @@ def run(series: Series, rules: Rules) -> Result:
 
 
 class Replay:
-    """Rules over a series, and what they said."""
+    """Rules over a series, and their alerts."""
 
     def __init__(self, series: Series) -> None:
         self.fired: list[Fired] = []
@@ -58,7 +58,7 @@ class Replay:
         self._missed: dict[str, set[str]] = {}
 
     def live(self, rules: Rules) -> None:
-        """Judge each process's rows by the rules that it had, and with what they remembered when it resumed."""
+        """Judge each process's rows by the rules that it had, restored to the states that they had when it resumed."""
         runs = -1
         for segment in self._series.segments:
             process = _Process(rules.live(segment), self._missed, with_targets=True)
@@ -69,16 +69,16 @@ class Replay:
             self._judge(process, segment.rows, runs)
 
     def given(self, rules: Rules) -> None:
-        """Judge each run, without the steps that were repeated later, by rules that know nothing of it."""
+        """Judge each run by fresh rules, without the steps that were repeated later."""
         if not rules.given():
             return
         for number, rows in enumerate(self._series.runs):
             self._judge(_Process(rules.given(), self._missed), rows, number)
-        # Where live rules judged, too, their alerts stand before: bring both into the order of steps.
+        # The alerts of live rules, if any, come first in the list: sort all by step.
         self.fired.sort(key=lambda f: (f.run, -1 if f.alert.step is None else f.alert.step))
 
     def told(self) -> list[str]:
-        """Return what the user should know."""
+        """Return notes for the user."""
         missed = [
             f"{label} asked for a number that is not there: {lacking(self._series, 'train', name)}"
             for label, names in self._missed.items()
@@ -105,9 +105,9 @@ class Replay:
 
 
 class _Process:
-    """Fresh rules, and their judgement of the rows of one process of the run.
+    """Fresh rules that judge the rows of one process of the run.
 
-    ``with_targets``: also raise what the monitor itself raises of targets outside the vocabulary.
+    ``with_targets``: also raise the monitor's own alerts on targets outside the vocabulary.
     """
 
     def __init__(self, rules: Sequence[Labelled], missed: dict[str, set[str]], with_targets: bool = False) -> None:
@@ -132,7 +132,7 @@ class _Process:
             for index, (label, rule) in enumerate(self._rules):
                 try:
                     answer = rule(row if plain else self._noting(label, rule, row))
-                except Exception as error:  # as in a live run: it is told, and the rest goes on
+                except Exception as error:  # as in a live run: it is reported, and the other rules go on
                     self._failed(index, row, error)
                     if self._failures[index] >= FAILURES:
                         self._rules[index] = (label, _left_out)
@@ -143,13 +143,13 @@ class _Process:
         return alerts
 
     def recall(self, memory: Mapping[str, Any]) -> None:
-        """Go on with what the rules of the run remembered."""
+        """Restore the states that the rules of the run had."""
         remind([rule for _, rule in self._rules], memory["rules"])
         if self._targets is not None:
             self._targets.load_state_dict({**memory, "first": False})
 
     def _noting(self, label: str, rule: Rule, row: Row) -> Row:
-        """Return the row, for a rule of the user's as one that notes which numbers it lacks."""
+        """Return the row; for a user's rule as one that records which missing numbers are read."""
         if getattr(rule, "numbers_only", False):
             return row
         return Row(row.step, row.stage, Noted(row.numbers, self._missed.setdefault(label, set())))
@@ -163,11 +163,11 @@ class _Process:
 
 
 def _left_out(report: object) -> None:
-    """Stand where a rule stood that failed too often."""
+    """A rule without alerts, in place of one that failed too often."""
 
 
 def _differences(live: Sequence[Mapping[str, Any]], fired: Sequence[Fired]) -> tuple[int, int]:
-    """Compare what the journal has with what the replay gave."""
+    """Return how many alerts only the journal has, and how many only the replay gave."""
     names = ("rule", "metric", "stage", "step", "value", "threshold")
     journal = Counter(repr([row.get(name) for name in names]) for row in live)
     replayed = Counter(repr([getattr(f.alert, name) for name in names]) for f in fired)

@@ -1,4 +1,4 @@
-"""Run a file of the user's, for the rules (and extras, and readers) that it defines."""
+"""Run a user's file, and find the rules, extras and readers that it defines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ NAMED = re.compile(r"(?P<path>.+\.py):(?P<name>\w+)")
 
 
 def run_file(path: Path, option: str) -> ModuleType:
-    """Run a file and return it as a module. A class in it is from then on known by its name, as ours are.
+    """Run a file and return it as a module. Its classes are then known by their names, as the built-in ones are.
 
-    ``option`` is what named it, for messages.
+    ``option`` is the command-line option that named it, for messages.
 
     Raises:
         ReplayError: there is no such file, or it fails.

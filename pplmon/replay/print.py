@@ -1,4 +1,4 @@
-"""What a replay found, for people (rich) and for machines (strict JSON)."""
+"""Print the result of a replay, for people (rich) and for machines (strict JSON)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules as they are given on the command line. Nothing is evaluated but literals, unless a file is named to be run."""
+"""Read rules from text as on the command line. Only literals are evaluated; a file is run only if the user names it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _FLOATS = {"inf": math.inf, "nan": math.nan}
 
 
 class Rules:
-    """What ``--rule`` asked for.
+    """The rules that the user asked for by ``--rule``.
 
     Args:
-        texts: of ``--rule``, in order; none takes "live" from a journal that tells its rules, else "default".
-        series: what is replayed.
+        texts: of ``--rule``, in order; without any: "live" for a journal that names its rules, else "default".
+        series: the series to replay.
 
     Raises:
-        ReplayError: a text is no rule, or a rule needs a number that the series lacks.
+        ReplayError: a text is not a rule, or a rule needs a number that the series lacks.
     """
 
     def __init__(self, texts: Sequence[str], series: Series) -> None:
@@ -46,12 +46,12 @@ class Rules:
         self._check_numbers()
 
     def live(self, segment: Segment) -> list[tuple[str, Rule]]:
-        """Return the rules that one process of the run had, fresh, each with the text that it is shown under."""
+        """Return fresh copies of the rules that one process of the run had, each with the text to show for it."""
         found = [self._live(live) for live in segment.rules or ()]
         return _quiet([(repr(rule), rule) for rule in found if rule is not None])
 
     def given(self) -> list[tuple[str, Rule]]:
-        """Return the rules that the user gave, likewise."""
+        """Return fresh copies of the rules that the user gave, each with its text."""
         rules: list[tuple[str, Rule]] = []
         for text in self._texts:
             if text in self._own:
@@ -68,7 +68,7 @@ class Rules:
         return {t: r for t, r in rules.items() if isinstance(r, MetricRule) and (r.stage, r.metric) in have}
 
     def _check_numbers(self) -> None:
-        """Tell of rules that cannot judge: an error where the user named them, else a note."""
+        """Report rules that cannot judge: as an error if the user named them, else as a note."""
         have = self._series.numbers()
         asked = [(text, rule) for text in self._texts if text not in self._own for rule in _read(text)]
         if self.has_live:
@@ -102,12 +102,12 @@ def _read(text: str) -> list[Rule]:
 def _quiet(rules: list[tuple[str, Rule]]) -> list[tuple[str, Rule]]:
     for _, rule in rules:
         if isinstance(rule, MetricRule):
-            rule.warns = False  # what is missing is told once, in words that fit a replay
+            rule.warns = False  # a missing number is reported once, in words that fit a replay
     return rules
 
 
 def lacking(series: Series, stage: str, name: str) -> str:
-    """Say that a series lacks a number, and how it comes to have it."""
+    """Return a message that a series lacks a number, and of how to have it recorded."""
     have = sorted(n for s, n in series.numbers() if s == stage)
     text = f"the {series.kind} lacks {stage}/{name}; for {stage} it has {', '.join(have) or 'nothing'}. "
     if series.kind != "journal":
@@ -120,12 +120,12 @@ def lacking(series: Series, stage: str, name: str) -> str:
 
 
 def parse_rule(text: str) -> MetricRule:
-    """Read a rule as it is written in Python: one of ours, or of a class that this process knows.
+    """Read a rule written in Python: a built-in one, or one of a class that is defined in this process.
 
     Arguments are literals, ``inf`` among them; nothing is run.
 
     Raises:
-        ReplayError: it is not such a rule, or the rule refuses its arguments.
+        ReplayError: the text is not such a rule, or the class refuses the arguments.
     """
     try:
         call = ast.parse(text.strip(), mode="eval").body
@@ -150,7 +150,7 @@ def parse_rule(text: str) -> MetricRule:
         ) from None
     try:
         return known[name](*arguments, **options)
-    except Exception as error:  # of a user's class it may be anything
+    except Exception as error:  # a user's class may raise anything
         raise ReplayError(f"--rule {text!r}: {error}. Its arguments are {name}{_signature(known[name])}") from None
 
 

@@ -1,4 +1,4 @@
-"""How good a rule was: which marked incidents it caught, how fast, and how often it cried wolf."""
+"""Score a rule: the marked incidents that it caught, its delay, and its false alarms."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PER = 100_000  # steps that a rate counts
 
 @dataclass(frozen=True)
 class Incident:
-    """Steps (0-based, both included) at which something was wrong indeed."""
+    """The steps (0-based, both included) at which something was really wrong."""
 
     start: int
     end: int
 
     @classmethod
     def parse(cls, text: str) -> Incident:
-        """Read ``18402`` or ``18000-18500``."""
+        """Return the incident in ``18402`` or ``18000-18500``."""
         found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", text)
         if found is None:
             raise ReplayError(f"--incident wants a step or a range of steps, as 18402 or 18000-18500; got {text!r}")
@@ -35,7 +35,7 @@ class Incident:
 
 @dataclass(frozen=True)
 class Score:
-    """One rule, or all of them together."""
+    """The score of one rule, or of all together."""
 
     rule: str
     alerts: int
@@ -48,22 +48,22 @@ class Score:
 
     @property
     def recall(self) -> float | None:
-        """The share of incidents that were caught."""
+        """Return the share of incidents that were caught."""
         return self.caught / self.incidents if self.incidents else None
 
     @property
     def delay(self) -> float | None:
-        """The median delay in optimizer steps."""
+        """Return the median delay in optimizer steps."""
         return median(self.delays) if self.delays else None
 
     @property
     def false_per_100k(self) -> float | None:
-        """False alarms per 100,000 quiet steps."""
+        """Return false alarms per 100,000 quiet steps."""
         return self.false_events * PER / self.quiet_steps if self.quiet_steps else None
 
 
 class Watch:
-    """The steps of a series, and which of them were quiet."""
+    """The steps of a series, each in an incident or quiet."""
 
     def __init__(self, series: Series, incidents: Sequence[Incident] = ()) -> None:
         self.spans, self.incidents = series.spans(), tuple(incidents)
@@ -76,7 +76,7 @@ class Watch:
         self.quiet_steps = sum(self._quiet(*span) for span in self.spans)
 
     def in_incident(self, step: int) -> bool:
-        """True from an incident's start until it is over."""
+        """Return True from an incident's start until it is over."""
         return any(i.start <= step <= i.end + self.within for i in self.incidents)
 
     def events(self, alarms: Iterable[tuple[int, int]]) -> list[list[int]]:
@@ -90,7 +90,7 @@ class Watch:
         return [steps for _, steps in events]
 
     def false_events(self, alarms: Iterable[tuple[int, int]]) -> int:
-        """Count the events that do not begin in an incident: an alarm just before one is false all the same."""
+        """Count the events that do not begin in an incident: an alarm just before an incident is false, too."""
         return sum(not self.in_incident(steps[0]) for steps in self.events(alarms))
 
     def score(self, rule: str, fired: Sequence[Fired]) -> Score:
@@ -123,7 +123,7 @@ class Watch:
 
 
 def scores(watch: Watch, rules: Sequence[str], fired: Sequence[Fired]) -> list[Score]:
-    """Score every rule by itself, and with more than one all of them together, last."""
+    """Score each rule alone, and if there are several all of them together, last."""
     labels = list(dict.fromkeys([*rules, *(f.rule for f in fired)]))
     each = [watch.score(label, [f for f in fired if f.rule == label]) for label in labels]
     return [*each, watch.score("any of them", fired)] if len(each) > 1 else each

@@ -1,4 +1,4 @@
-"""A threshold for a wanted rate of false alarms: the quantile of quiet steps, or the limit that a search finds."""
+"""Suggest a threshold for a wanted rate of false alarms: a quantile of quiet steps, or a limit found by a search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pplmon.alerts import Above, Below, MetricRule, options
 from pplmon.replay.read.series import ReplayError, Row, Series
 from pplmon.replay.score import PER, WITHIN, Watch
 
-LEAST_VALUES = 1000  # quiet values, from which a tail can be told
+LEAST_VALUES = 1000  # quiet values that an estimate of the tail needs
 TAIL = 0.01  # the share of them that shows how fast it falls
 HIGHEST_LIMIT, LOWEST_LIMIT = 1e6, 0.05
 CLOSE_ENOUGH = 1.01  # the limit is searched to 1 %
@@ -20,17 +20,17 @@ CLOSE_ENOUGH = 1.01  # the limit is searched to 1 %
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What to write instead of a rule, and what that would have given on this run."""
+    """A changed rule, and its false alarms on this run."""
 
     rule: str  # as it was
-    suggested: str | None  # as it is written; None where the data do not tell
+    suggested: str | None  # as text; None where the data do not suffice
     false_events: int | None = None  # on this run's quiet steps
     false_per_100k: float | None = None
     note: str = ""
 
 
 def check_rate(rate: float) -> float:
-    """Raise for a rate that cannot be had: alarms within 200 steps are one event."""
+    """Raise for a rate that cannot be reached: alarms within 200 steps are one event."""
     if not 0 < rate <= PER / WITHIN:
         raise ReplayError(
             f"--wanted-rate is in false alarms per {PER:,} steps: above 0, and at most {PER / WITHIN:g}, because alarms "
@@ -40,13 +40,13 @@ def check_rate(rate: float) -> float:
 
 
 def suggest(rule: MetricRule, rate: float, series: Series, watch: Watch) -> Suggestion:
-    """Return the threshold of ``Above`` and ``Below``, or of another rule what it is ``tuned_by``, that gives about ``rate``.
+    """Return the rule with a threshold (``Above``, ``Below``) or ``tuned_by`` that gives about ``rate``.
 
     Args:
         rule: the rule to tune; its other arguments stay.
         rate: false alarms per 100,000 optimizer steps.
-        series: what to tune on.
-        watch: its incidents, whose steps do not count.
+        series: the series to tune on.
+        watch: its incidents, whose steps are left out.
     """
     check_rate(rate)
     allowed = rate * watch.quiet_steps / PER
@@ -89,7 +89,7 @@ def _alarms(rule: MetricRule, runs: Sequence[Sequence[Row]]) -> list[tuple[int, 
 def _limit(
     rule: MetricRule, option: str, allowed: float, runs: Sequence[Sequence[Row]], watch: Watch
 ) -> tuple[float | None, str]:
-    """Search the least limit with no more than ``allowed`` false alarms: the rule itself is run for each."""
+    """Search the least limit with no more than ``allowed`` false alarms: the rule is run for each limit."""
 
     def too_many(limit: float) -> bool:
         return watch.false_events(_alarms(changed(rule, option, limit), runs)) > allowed
@@ -123,7 +123,7 @@ def _resolution(allowed: float, watch: Watch) -> str:
 def _threshold(
     rule: Above | Below, allowed: float, runs: Sequence[Sequence[Row]], watch: Watch
 ) -> tuple[float | None, str]:
-    """Return the value that quiet steps pass ``allowed`` times; beyond the data, as their tail falls."""
+    """Return the value that quiet steps pass ``allowed`` times; beyond the data by extrapolating their tail."""
     sign = 1.0 if isinstance(rule, Above) else -1.0
     values = sorted(_lasting(rule, sign, runs, watch), reverse=True)
     if len(values) <= allowed or not values:
@@ -144,7 +144,7 @@ def _threshold(
 
 
 def _lasting(rule: Above | Below, sign: float, runs: Sequence[Sequence[Row]], watch: Watch) -> list[float]:
-    """Return, for each quiet row, the value beyond which it and its predecessors of ``for_steps`` all are."""
+    """Return, for each quiet row, the value that it and its predecessors, ``for_steps`` in all, are beyond."""
     values = []
     for rows in runs:
         newest: deque[float] = deque(maxlen=rule.for_steps)

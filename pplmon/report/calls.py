@@ -1,4 +1,4 @@
-"""The call that makes an object, as text: a journal knows a rule by it, and a checkpoint an extra."""
+"""Write the call that makes an object as text: journals name rules by it, and checkpoints name extras by it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def parameters_of(kind: type) -> dict[str, inspect.Parameter]:
 
 
 def arguments_of(kind: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``kind(*args, **kwargs)`` by name, defaults included; none where it will refuse them."""
+    """Return the arguments of ``kind(*args, **kwargs)`` by name, defaults included; none if the call would fail."""
     try:
         bound = inspect.Signature([*parameters_of(kind).values()]).bind(*args, **kwargs)
     except TypeError:
@@ -25,7 +25,7 @@ def arguments_of(kind: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 
 
 def call_text(kind: type, arguments: Mapping[str, Any], shown: Callable[[Any], str]) -> str:
-    """Return the call with these arguments, without those that are as by default: "Spike('cross_entropy', limit=8)"."""
+    """Return the call with these arguments, without those that are defaults: "Spike('cross_entropy', limit=8)"."""
     parameters = parameters_of(kind)
     parts: list[str] = []
     for name, value in arguments.items():
@@ -42,7 +42,7 @@ def call_text(kind: type, arguments: Mapping[str, Any], shown: Callable[[Any], s
 
 
 def example_call(kind: type) -> str:
-    """Return how an object is made, as a user writes it: "pplmon.Entropy()", or "Margins(edges)" for a class of their own."""
+    """Return the call that makes an object, as a user writes it: "pplmon.Entropy()", or "Margins(edges)"."""
     home = "pplmon." if kind.__module__.startswith("pplmon.") else ""
     needed = [
         p.name
@@ -53,13 +53,13 @@ def example_call(kind: type) -> str:
 
 
 def is_literal(value: Any) -> bool:
-    """True for a number, a text, True, False, None, and lists of such: what reads back from a call as text."""
+    """Return True for a value that can be written as text: a number, a string, True, False, None, lists of these."""
     plain = (bool, int, float, str, type(None))
     return isinstance(value, plain) or (isinstance(value, (list, tuple)) and all(map(is_literal, value)))
 
 
 def literal(value: Any) -> str:
-    """Return a value as a literal that reads back as itself: a short one where there is one."""
+    """Return a literal that evaluates to the value, the shorter form where there are two."""
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return repr(value)

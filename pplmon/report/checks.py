@@ -1,4 +1,4 @@
-"""Checks of settings that are asked for in more than one place: what was expected, what came, and the likely fix."""
+"""Check settings that several rooms take: each error says what was expected, what came, and the likely fix."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def is_integer(value: Any) -> bool:
-    """True for an int that is no bool."""
+    """Return True for an int that is not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def at_least(name: str, value: Any, least: int = 1, note: str = "") -> int:
-    """Return ``value``, an integer of at least ``least``, or raise; ``note`` may say what it counts."""
+    """Return ``value`` if it is an integer of at least ``least``, else raise; ``note`` may say what it counts."""
     if not is_integer(value) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}{note and f' ({note})'}, got {value!r}")
     return int(value)

@@ -1,4 +1,4 @@
-"""The names that are known: those of pplmon's own numbers, and those that extras have declared.
+"""The registry of known names: pplmon's own numbers, and those that extras have declared.
 
 An extra declares its numbers once (name, unit, meaning, range). From then on rules, ``numbers=[...]``, log readers and
 summaries know them; a journal carries them into processes that have never seen the extra.
@@ -24,8 +24,8 @@ class Declared:
 
     Attributes:
         number: its name, unit, meaning and range.
-        extra: what measures it, as a user writes it: "pplmon.Entropy()".
-        owner: who declared it; "" for a journal that was read.
+        extra: the extra that measures it, as a user writes it: "pplmon.Entropy()".
+        owner: the class that declared it, by its full name; "" if it was read from a journal.
     """
 
     number: Number
@@ -37,15 +37,15 @@ _declared: dict[str, Declared] = {}
 
 
 def declare(numbers: Iterable[Number], extra: str, owner: str) -> None:
-    """Make numbers known everywhere. The same owner may declare them anew, as a notebook's cell that is run twice does.
+    """Make numbers known everywhere. The same owner may declare them again, as in a notebook cell that is run twice.
 
     Args:
-        numbers: what is declared.
-        extra: what measures it, as a user writes it.
-        owner: who declares, such as a class by its full name.
+        numbers: the numbers to declare.
+        extra: the extra that measures them, as a user writes it.
+        owner: the declaring class, by its full name.
 
     Raises:
-        ValueError: a name is pplmon's own, or stands for something else already. TypeError: not a ``Number``.
+        ValueError: a name is one of pplmon's own, or has another meaning already. TypeError: not a ``Number``.
     """
     for number in numbers:
         before = _declared.get(check_number(number).name)
@@ -76,7 +76,7 @@ def check_number(number: Any) -> Number:
 
 
 def find(name: str) -> Number | None:
-    """Return what is known of a name; ``None`` where nothing is."""
+    """Return the declaration that a name belongs to, or ``None``."""
     own = CATALOGUE.get(name)
     if own is not None:
         return own
@@ -91,7 +91,7 @@ def measured_by(name: str) -> str | None:
 
 
 def fits(name: str, pattern: str) -> bool:
-    """True where a name is the declared one, or fills its braces."""
+    """Return True if a name equals the declared one, with any text in place of its braces."""
     if name == pattern:
         return True
     parts, wanted = name.split("/"), pattern.split("/")
@@ -102,12 +102,12 @@ def fits(name: str, pattern: str) -> bool:
 
 
 def known() -> tuple[str, ...]:
-    """Return every name that is known: pplmon's own first."""
+    """Return every known name, pplmon's own first."""
     return (*CATALOGUE, *_declared)
 
 
 def check_name(name: str) -> None:
-    """Raise ``ValueError`` for a name that no measurement has. A name with "/" may come from an extra that declares none."""
+    """Raise ``ValueError`` for an unknown name. One with "/" passes: an extra may give it without declaring it."""
     if not isinstance(name, str):
         raise TypeError(f"the name of a number is a str, got {type(name).__name__}")
     if find(name) is None and "/" not in name:
@@ -130,7 +130,7 @@ def select(numbers: str | Sequence[str]) -> tuple[str, ...] | None:
 
 
 def as_rows(numbers: Iterable[Number]) -> list[dict[str, Any]]:
-    """Return declarations as plain values, for a journal: what is as usual is left out."""
+    """Return declarations as plain values for a journal, without fields that have their default."""
     usual = {field.name: field.default for field in fields(Number) if field.default is not MISSING}
     rows = []
     for number in numbers:
@@ -140,7 +140,7 @@ def as_rows(numbers: Iterable[Number]) -> list[dict[str, Any]]:
 
 
 def learn(rows: Any) -> None:
-    """Take in what ``as_rows`` gave. A name that is known here stays what it is; what is malformed is passed over."""
+    """Declare the numbers in rows from ``as_rows``. Names known here keep their meaning; malformed rows are skipped."""
     for row in rows if isinstance(rows, list) else ():
         number = _number(row) if isinstance(row, Mapping) else None
         if number is not None and number.name not in CATALOGUE:

@@ -1,4 +1,4 @@
-"""Find what a package holds, so that a new file in it is all that a new extra, rule, sink or reader takes."""
+"""Find the classes in a package, so that a new extra, rule, sink or reader takes one new file and nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def classes_in(package: str, kind: type[T]) -> dict[str, type[T]]:
 
 
 def subclasses_of(kind: type[T]) -> Iterator[type[T]]:
-    """Return every subclass that there is in this process, at any depth; a later one after an earlier one."""
+    """Return every subclass in this process, at any depth; a later one after an earlier one."""
     for child in kind.__subclasses__():
         yield child
         yield from subclasses_of(child)

@@ -1,7 +1,7 @@
-"""The arithmetic that the numbers share: one window's integers, read as the amounts that formulas are written in.
+"""The arithmetic that formulas share, computed from the integers of one window.
 
-Everything is plain Python on integer totals (see ``report.layout``), so nothing overflows and nothing is rounded before the last
-operation. ``None`` means that a number cannot be had; NaN that there was no valid token.
+Everything is plain Python on integer totals (see ``report.layout``), so nothing overflows, and only the last operation
+rounds. ``None`` means that a number cannot be computed; NaN that there was no valid token.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ INF = math.inf
 
 
 class Window:
-    """One window's totals, with the amounts that several formulas need worked out once.
+    """The totals of one window, and the amounts that several formulas need, computed once.
 
     Attributes:
         sums: every sum of ``layout.SUMS``, by name.
@@ -45,15 +45,15 @@ class Window:
         self.vocab = _vocab(sums, maxima)
 
     def nats(self, name: str) -> float:
-        """Return a sum that is kept as whole nats and a fraction."""
+        """Return a sum in nats from its two cells, whole nats and fraction."""
         return layout.nats((self.sums[f"{name}_whole"] << layout.FRACTION_BITS) + self.sums[f"{name}_fraction"])
 
     def lacks(self, what: str) -> bool:
-        """True where some token of the window lacked it; in a window without tokens, where some batch did."""
+        """Return True if it was not known for some token of the window; without tokens, for some batch."""
         return self.sums[f"{what}_unknown"] > 0 or (not self.tokens and self.maxima[f"{what}_missing"] > 0)
 
     def rate(self, cell: str, *needed: str) -> float | None:
-        """Return the share of the valid tokens that a cell counts; ``None`` where something that it needs was lacking."""
+        """Return the share of the valid tokens that a cell counts; ``None`` where it needs something unknown."""
         return None if any(map(self.lacks, needed)) else ratio(self.sums[cell], self.tokens)
 
     def max_sequence_loss(self) -> float | None:
@@ -81,7 +81,7 @@ class Window:
     def mean_of_the_rest(self) -> float:
         """Return the mean nll of all tokens but the worst 1 %, in nats per token."""
         count = self.tokens - self.worst_count
-        # Of two ways the one whose 1 % is taken of the smaller part.
+        # Of two equal formulas the one whose 1 % error is one of the smaller part.
         rest = self.nll - self.worst_sum if self.worst_sum <= self.nll / 2 else self.losses.head(count)
         return ratio(rest, count)
 
@@ -92,7 +92,7 @@ def ratio(part: float, whole: int) -> float:
 
 
 def exp(x: float) -> float:
-    """e**x, ``inf`` where it overflows."""
+    """Return e**x, or ``inf`` where it overflows."""
     try:
         return math.exp(x)
     except OverflowError:
@@ -100,7 +100,7 @@ def exp(x: float) -> float:
 
 
 def share_of_jump(loss: float, tokens: int, mean: float, all_tokens: int, usual: float) -> float | None:
-    """Return the share, 0 to 1, of a jump of the mean loss over ``usual`` that ``tokens`` tokens of mean ``loss`` explain.
+    """Return the share, 0 to 1, of a rise of the mean loss over ``usual`` that ``tokens`` of mean ``loss`` explain.
 
     All losses in nats per token. ``None`` where the mean did not rise: there is nothing to explain.
     """

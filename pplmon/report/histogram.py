@@ -1,4 +1,4 @@
-"""How many tokens have which loss: a histogram that adds, and the quantiles and tails that it gives."""
+"""A histogram of token losses that can be added to others, and its quantiles and tails."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from operator import add, mul
 
 from pplmon.report import layout
 
+_TO_EIGHTHS = layout.MANTISSA_BITS - 3
+
 
 @dataclass(frozen=True)
 class Histogram:
-    """Tokens in the buckets of ``report.layout``, without those that are empty below the least and above the largest loss.
+    """Token counts in the buckets of ``report.layout``, without the empty buckets at both ends.
 
-    Most are, and every judged step adds and reads one.
+    Most buckets are empty, and every judged step adds and reads a histogram.
     """
 
     first: int = 0  # the bucket that counts[0] is of; 0 where there are none
@@ -26,13 +28,24 @@ class Histogram:
 
     @classmethod
     def of(cls, buckets: Sequence[int]) -> Histogram:
-        """Return the histogram of all buckets' counts."""
+        """Return a histogram from the counts of all buckets."""
         filled = [index for index, count in enumerate(buckets) if count]
         return cls(filled[0], tuple(buckets[filled[0] : filled[-1] + 1])) if filled else cls()
 
     def buckets(self) -> tuple[int, ...]:
-        """Return all buckets' counts."""
+        """Return the counts of all buckets."""
         return self._spread(0, layout.BUCKETS)
+
+    def eighths(self) -> tuple[int, list[int]]:
+        """Return the counts in buckets of an eighth of an octave, which is enough to draw: the first one's number, and all.
+
+        Bucket n holds the losses from ``eighth_edge(n)`` to ``eighth_edge(n + 1)`` nats.
+        """
+        numbers = [(self.first + index + layout.BUCKET_OFFSET) >> _TO_EIGHTHS for index in range(len(self.counts))]
+        counts = [0] * (numbers[-1] - numbers[0] + 1 if numbers else 0)
+        for number, count in zip(numbers, self.counts):
+            counts[number - numbers[0]] += count
+        return (numbers[0] if numbers else 0), counts
 
     def __add__(self, other: Histogram) -> Histogram:
         if not self.counts or not other.counts:
@@ -45,8 +58,13 @@ class Histogram:
         return (0,) * (self.first - low) + self.counts + (0,) * (end - self.first - len(self.counts))
 
 
+def eighth_edge(number: int) -> float:
+    """Return the least loss, in nats, of the bucket ``number`` of ``Histogram.eighths``."""
+    return layout.float_from_bits(number << (layout.BUCKET_SHIFT + _TO_EIGHTHS))
+
+
 class Losses:
-    """A histogram summed up once, to be asked for quantiles and tails.
+    """The quantiles and tails of a histogram, whose running sums are computed once.
 
     Each loss reads as the midpoint of its bucket, never beyond the exact ``largest`` (nats).
     """
@@ -57,7 +75,7 @@ class Losses:
         self._up_to = list(accumulate(self._counts))  # tokens in this bucket and below
 
     def quantile(self, q: float) -> float:
-        """The ⌈q·n⌉-th smallest loss: numpy's ``inverted_cdf``."""
+        """Return the ⌈q·n⌉-th smallest loss: numpy's ``inverted_cdf``."""
         n = self._up_to[-1]
         if not n:
             return math.nan
@@ -66,7 +84,7 @@ class Losses:
         return self._value(bisect_left(self._up_to, rank))
 
     def tail(self, count: int) -> float:
-        """Σ of the ``count`` largest losses."""
+        """Return Σ of the ``count`` largest losses."""
         rest = self._up_to[-1] - count
         first = bisect_right(self._up_to, rest) if count else len(self._up_to)
         if first == len(self._up_to):
@@ -80,7 +98,7 @@ class Losses:
         return partial + full + self._counts[last] * self._value(last)
 
     def head(self, count: int) -> float:
-        """Σ of the ``count`` smallest losses."""
+        """Return Σ of the ``count`` smallest losses."""
         return self.tail(self._up_to[-1]) - self.tail(self._up_to[-1] - count)
 
     def _value(self, bucket: int) -> float:

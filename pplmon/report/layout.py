@@ -1,6 +1,6 @@
 """The integers that every number is made of: their names, order and scale.
 
-The accumulator (tensors) and the report (plain Python) meet on these lists. Every state is an int64, because
+The tally (tensors) and the report (plain Python) both read these lists. Every state is an int64, because
 integer sums and maxima do not depend on the order or the grouping in which they are taken.
 
 Fixed point: an amount in nats is held as ``whole`` and ``fraction`` cells, value = whole + fraction / 2**32.
@@ -102,7 +102,7 @@ def float_from_bits(bits: int) -> float:
 
 
 def _bucket_values() -> tuple[float, ...]:
-    """Midpoint of each bucket, in nats: at most 0.8 % from any loss in it."""
+    """Return the midpoint of each bucket, in nats: at most 0.8 % from any loss in it."""
     edges = [0.0] + [float_from_bits((j + BUCKET_OFFSET) << BUCKET_SHIFT) for j in range(1, BUCKETS)]
     middles = [(low + high) / 2 for low, high in zip(edges, edges[1:])]
     return (*middles, CAP_NATS)  # a loss beyond the cap counts as the cap

@@ -1,4 +1,4 @@
-"""Log keys, read back: ``{prefix}{stage}/{name}``, with ``/dataloader_idx_{i}`` behind it where there are several."""
+"""Split log keys: ``{prefix}{stage}/{name}``, with ``/dataloader_idx_{i}`` behind it for one of several loaders."""
 
 from __future__ import annotations
 

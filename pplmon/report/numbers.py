@@ -1,4 +1,4 @@
-"""The numbers of pplmon's own: each once, with its unit, its range and its formula, as an attribute of every report.
+"""pplmon's own numbers, each with its unit, range and formula, and as an attribute of every report.
 
 A derived number is one entry of ``BuiltInNumbers``: it is then logged, judged, replayed and known to a type checker.
 """
@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Number:
-    """What one number is: for log keys, for checks of thresholds, for summaries and for the docs.
+    """The description of one number, for log keys, checks of thresholds, summaries and the docs.
 
     Attributes:
         name: as it stands in reports and log keys. In a name with "/" a part in braces stands for any text without "/",
             as in "group/{name}/perplexity".
         unit: "nats", "count", …; "" where it has none.
         meaning: its formula or its meaning, in a few words.
-        core: logged with ``numbers="core"``. (What an extra measures is, whatever stands here.)
+        core: logged with ``numbers="core"``. (The numbers of extras always are, whatever stands here.)
         low: the least value that it can take.
         high: the largest value that it can take.
         best: "min" or "max", where that extreme over the run is worth a summary of its own.
@@ -46,7 +46,7 @@ class Number:
 
 
 class BuiltIn(Generic[T]):
-    """A number of pplmon's own, with its formula. On the class it reads as its ``Number``, on a report as its value."""
+    """One of pplmon's own numbers, with its formula. On the class it is a ``Number``, on a report its value."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class BuiltIn(Generic[T]):
         high: float = INF,
         best: str | None = None,
     ) -> None:
-        """``formula`` gives the value from a window's totals; ``None`` is for a number that no window knows."""
+        """Keep the number and its formula, which takes one window; ``None`` for a number that the monitor sets."""
         self.formula = formula
         self._unit, self._meaning = unit, meaning
         self._more: dict[str, Any] = {"core": core, "low": low, "high": high, "best": best}
@@ -80,7 +80,7 @@ class BuiltIn(Generic[T]):
 
 
 class BuiltInNumbers:
-    """The numbers of pplmon's own, in the order in which they are listed everywhere.
+    """pplmon's own numbers, in the order in which they are listed everywhere.
 
     In the formulas ``w`` is one window; nll = −ln p(target), in nats, and all but the counts of trouble are over valid tokens.
     """

@@ -1,6 +1,6 @@
-"""Integers as they are saved: by name, so that other names, or the same in another order, are read aright.
+"""Save integers by name, so that a version with other names, or in another order, reads them correctly.
 
-A version that has a sum more finds it missing in what an earlier one saved; one that has a sum less finds it unknown.
+A sum that is new since the state was saved is missing in it; a sum that was removed since is unknown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ VERSION = 2  # of every state that is saved
 
 
 def is_readable(version: Any) -> bool:
-    """Return True for a state that this version can read. Of any other, say that monitoring begins anew."""
+    """Return True for a state that this version can read. For any other, warn that monitoring begins anew."""
     if version != VERSION:
         warnings.warn(
             f"pplmon: the checkpoint's state has version {version!r}, not {VERSION}; monitoring begins anew",
@@ -27,35 +27,35 @@ def is_readable(version: Any) -> bool:
 
 
 class Size(NamedTuple):
-    """How many integers an extra sums, and of how many more it keeps the maximum."""
+    """The count of integers that an extra sums, and of those whose maximum it keeps."""
 
     sums: int
     maxima: int = 0
 
 
 def sizes_of(extras: Iterable[Any]) -> dict[str, Size]:
-    """Return how many integers each extra has, by the name that it has in every process: its repr without addresses."""
+    """Return the sizes of each extra by its repr without memory addresses, which is the same in every process."""
     return {without_addresses(repr(extra)): size_of(extra) for extra in extras}
 
 
 def without_addresses(text: str) -> str:
-    """Return the repr of something without where it lies in memory, which no two processes have alike."""
+    """Return the repr of an object without memory addresses, which differ between processes."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def size_of(extra: Any) -> Size:
-    """Return how many integers an extra has; one that says nothing of maxima has none."""
+    """Return the sizes of an extra; one without an attribute ``maxima`` has no maxima."""
     return Size(extra.size, getattr(extra, "maxima", 0))
 
 
 def by_extra(sums: Iterable[int], maxima: Iterable[int], sizes: Mapping[str, Size]) -> dict[str, list[int]]:
-    """Return the integers of each extra, its sums and then its maxima; in either list those of all stand in a row."""
+    """Return the integers of each extra, its sums and then its maxima, from the lists of all sums and all maxima."""
     sums, maxima = iter(sums), iter(maxima)
     return {name: [*islice(sums, size.sums), *islice(maxima, size.maxima)] for name, size in sizes.items()}
 
 
 class Reader:
-    """Puts saved integers in the order of this version, and keeps the names of those that it leaves out."""
+    """Puts saved integers in the order of this version, and remembers the names that it leaves out."""
 
     def __init__(self) -> None:
         self.left_out: dict[str, None] = {}
@@ -68,7 +68,7 @@ class Reader:
     def extras(
         self, saved: Mapping[str, Sequence[int]], sizes: Mapping[str, Size]
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the sums of these extras, and their maxima; an extra that was not saved so begins anew."""
+        """Return the sums and the maxima of these extras; an extra that was not saved alike begins anew."""
         fitting = {name: part for name, part in saved.items() if name in sizes and len(part) == sum(sizes[name])}
         self.left_out |= dict.fromkeys(name for name in saved if name not in fitting)
         parts = [(fitting.get(name, (0,) * size.sums + (-1,) * size.maxima), size) for name, size in sizes.items()]
@@ -78,7 +78,7 @@ class Reader:
 
 @contextmanager
 def reading() -> Iterator[Reader]:
-    """Read a checkpoint with the ``Reader`` that is given; what it left out is told at the end, in one warning."""
+    """Yield a ``Reader`` for one checkpoint, and warn once at the end of the names that it left out."""
     reader = Reader()
     yield reader
     if reader.left_out:

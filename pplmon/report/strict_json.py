@@ -1,4 +1,4 @@
-"""Strict JSON: it has no NaN and no infinity, so those are written as texts, and read back as numbers."""
+"""Strict JSON, which has no NaN and no infinity: they are written as strings and read back as numbers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def finite_or_text(value: float) -> float | str:
-    """Return ``value``, or "NaN", "Infinity" or "-Infinity": neither strict JSON nor a chart takes those as numbers."""
+    """Return a finite ``value`` as it is, others as "NaN", "Infinity" or "-Infinity", which strict JSON can hold."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` as strict JSON can hold it: non-finite floats as texts, an unknown thing as its text."""
+    """Return ``value`` as strict JSON can hold it: non-finite floats, and objects of other types, as strings."""
     if value is None or isinstance(value, (str, int)):
         return value
     if isinstance(value, float):
@@ -33,7 +33,7 @@ def plain(value: Any) -> Any:
 def revive(fields: dict[str, Any], names: Iterable[str] | None = None) -> None:
     """Make "NaN", "Infinity" and "-Infinity" floats again, in place: in these fields, and in the lists among them.
 
-    ``None`` takes every field. Where a field may hold a user's text, which may be "NaN", name the others.
+    ``None`` takes every field. Name fields where others may hold a user's text, which could be "NaN".
     """
     for name, value in fields.items() if names is None else [(n, fields[n]) for n in names if n in fields]:
         if value.__class__ is str:

@@ -10,18 +10,19 @@ from typing import Any
 from pplmon.report import layout
 
 Decode = Callable[[list[int]], str]
+PIECE = 200  # characters of one token's own text: context_text has the whole
 Row = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class WorstToken:
-    """One token, what was expected there, what the model said, and where to find it.
+    """One token with its loss, its target, the model's prediction, and its address in the run.
 
     Attributes:
-        loss: its loss, in nats; NaN or inf where that is what it came out as.
+        loss: its loss, in nats, which may be NaN or inf.
         step: the optimizer step, 0-based.
-        micro_batch: which micro-batch of the step, 0-based.
-        rank: the rank, of all ranks, that had it.
+        micro_batch: the micro-batch of the step, 0-based.
+        rank: the rank that had it, counted over the whole run.
         sequence: the row of the batch, 0-based.
         position: the column of the target in the targets that were given, 0-based; its ``position_ids`` where those were given.
         target: the id that was expected.
@@ -50,12 +51,14 @@ class WorstToken:
     context_text: str | None = None
     target_text: str | None = None
     predicted_text: str | None = None
+    context_pieces: tuple[str | None, ...] | None = None  # each context token's own text; None where its id is None
 
     def decoded(self, decode: Decode) -> WorstToken:
         """Return this token with its texts. ``decode`` is given known, non-negative ids only."""
         return replace(
             self,
             context_text=decode([i for i in self.context_ids if i is not None]),
+            context_pieces=tuple(None if i is None else decode([i])[:PIECE] for i in self.context_ids),
             target_text=decode([self.target]),
             predicted_text=None if self.predicted is None else decode([self.predicted]),
         )
@@ -69,8 +72,8 @@ class WorstSequence:
         loss: the mean loss of its valid tokens, in nats per token.
         tokens: how many valid tokens it has.
         step: the optimizer step, 0-based.
-        micro_batch: which micro-batch of the step, 0-based.
-        rank: the rank, of all ranks, that had it.
+        micro_batch: the micro-batch of the step, 0-based.
+        rank: the rank that had it, counted over the whole run.
         sequence: the row of the batch, 0-based.
         position: its first column, 0-based: 0 but for packed documents.
         document_id: its document, where ``document_ids`` were given.
@@ -145,7 +148,7 @@ def _optional(value: int) -> int | None:
 
 
 def _probability(bits: int) -> float | None:
-    """A probability; ``None`` where it was not given, or is NaN because the whole row is sick."""
+    """Return a probability; ``None`` where it was not given, or is NaN because its logits are non-finite."""
     value = layout.float_from_bits(bits) if bits >= 0 else math.nan
     return None if math.isnan(value) else value
 

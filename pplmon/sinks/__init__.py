@@ -1,6 +1,6 @@
-"""SHOW: one file per place. A backend is imported when its sink is first used, never by ``import pplmon``.
+"""Show numbers and alerts: one file per place. A backend is imported when its sink is first used.
 
-A new file in this folder is found by itself.
+A new file in this folder is found automatically.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pplmon.sinks.wandb import WandB as WandB
 
     def __getattr__(name: str) -> Any:
-        """Let a type checker take a sink that has no line above for what it may be."""
+        """Tell a type checker that a sink without a line above is ``Any``."""
 
 
 __all__ = ["ALL", "Sink", "read_journal"]

@@ -1,4 +1,4 @@
-"""What a place that shows things is: a few verbs, each of which may be left out."""
+"""``Sink``, the base of places that show numbers and alerts: a few methods, none of which has to be overridden."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pplmon.report.report import Report
 
 
 class Sink:
-    """One place where numbers and alerts are shown. It is called on one thread, on the writing rank only.
+    """A place where numbers and alerts are shown. Its methods are called on one thread, on the writing rank only.
 
     A sink may raise: the monitor reports the failure once, says what is lost, and training goes on.
     """
@@ -19,7 +19,7 @@ class Sink:
         """Begin a run. ``run`` holds plain values: versions, settings, the rules' texts."""
 
     def judged(self, report: Report) -> None:
-        """Take one read-out as the rules saw it (every ``judge_every_n_steps``)."""
+        """Take one read-out, exactly as the rules saw it (every ``judge_every_n_steps``)."""
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Take one logged window or pass: ``scalars`` are the log keys with finite values, at ``report.step``."""
@@ -31,4 +31,4 @@ class Sink:
         """Take the worst tokens and sequences of the whole run, without numbers, when it ends (``report.stage`` is "run")."""
 
     def close(self) -> None:
-        """Write what is held back and let go of files. A sink that was given its backend does not close it."""
+        """Write everything that is buffered and close files. A backend that was passed in stays open."""

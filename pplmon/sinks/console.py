@@ -25,8 +25,8 @@ LABELS = {
 class Console(Sink):
     """Print to a ``rich.console.Console``, by default one on standard output.
 
-    ``print`` takes what was rendered as one string, so that a progress bar can make room for it. ``reports=False``
-    shows alerts only, for where the bar shows the numbers already.
+    ``print`` is called with each rendered text, so that a progress bar can make room for it. ``reports=False``
+    shows alerts only, for use beside a bar that shows the numbers already.
     """
 
     def __init__(self, console: Any = None, print: Callable[[str], Any] | None = None, reports: bool = True) -> None:
@@ -36,14 +36,14 @@ class Console(Sink):
         self._shown: tuple[WorstToken, ...] = ()  # the evidence of the last panel
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
-        """Print one line: where we are, and the main numbers."""
+        """Print one line: the step, and the main numbers."""
         if self._reports:
             from rich.text import Text
 
             self._show(Text(report_line(report)), soft_wrap=True)
 
     def alert(self, alert: Alert) -> None:
-        """Print a panel: what happened, and the worst tokens in their context, if they are not those just shown."""
+        """Print a panel with the alert's text, and with its worst tokens in context unless they were just shown."""
         from rich.console import Group
         from rich.panel import Panel
         from rich.text import Text
@@ -78,15 +78,15 @@ class Console(Sink):
 
 
 def report_line(report: Report) -> str:
-    """Return a window as one line. Losses are in nats; sick tokens are named only where there are any."""
+    """Return a window as one line. Losses are in nats; non-finite tokens are counted only where there are any."""
     numbers = [f"{label} {brief(v)}" for name, label in LABELS.items() if (v := report.numbers.get(name)) is not None]
     if report.numbers.get("nonfinite_tokens"):
-        numbers.append(f"sick tokens {report.numbers['nonfinite_tokens']}")
+        numbers.append(f"non-finite tokens {report.numbers['nonfinite_tokens']}")
     return "  ".join([f"step {report.step}", report.stage, *numbers])
 
 
 def _token_table(tokens: Sequence[WorstToken]) -> Any:
-    """Few columns, because a terminal is narrow; texts as ``Text``, so that no markup in them is obeyed."""
+    """Return a table of few columns, because a terminal is narrow; no markup in texts is obeyed."""
     from rich.table import Table
     from rich.text import Text
 
@@ -107,7 +107,7 @@ def _token_table(tokens: Sequence[WorstToken]) -> Any:
 
 
 def _sequence_line(sequence: WorstSequence) -> str:
-    """Name the worst sequence: what a person looks up first."""
+    """Return a line on the worst sequence, which a person looks up first."""
     parts = [f"sequence {sequence.sequence}"]
     parts += [] if sequence.document_id is None else [f"document {sequence.document_id}"]
     parts += [] if sequence.sample_id is None else [f"sample {sequence.sample_id}"]
@@ -116,7 +116,7 @@ def _sequence_line(sequence: WorstSequence) -> str:
 
 
 def _where(token: WorstToken) -> str:
-    """The address, short enough for a narrow terminal: what is 0 for most people is left out where it is 0."""
+    """Return the address, short enough for a narrow terminal: micro-batch and rank are left out where they are 0."""
     parts = [f"step {token.step}"]
     parts += [f"micro-batch {token.micro_batch}"] if token.micro_batch else []
     parts += [f"rank {token.rank}"] if token.rank else []

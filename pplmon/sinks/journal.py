@@ -1,6 +1,6 @@
-"""The journal: everything that was seen, as one JSON object per line in ``<directory>/pplmon.jsonl``.
+"""The journal: every number and alert, one JSON object per line in ``<directory>/pplmon.jsonl``.
 
-It needs no service and survives a kill: alerts are on the disk before anything else hears of them. Lines are strict
+It needs no service and survives a kill: alerts are on the disk before any other sink has them. Lines are strict
 JSON, so NaN and ±inf stand there as the strings "NaN", "Infinity" and "-Infinity".
 """
 
@@ -20,18 +20,19 @@ from pplmon.report.numbers import CORE
 from pplmon.report.report import Report
 from pplmon.report.strict_json import plain, revive
 from pplmon.sinks.base import Sink
+from pplmon.sinks.json_lines import no_collection, objects
 
 FILE_NAME = "pplmon.jsonl"
 _BESIDE = ("worst_1pct_loss", "max_token_excess", "relative_cross_entropy", "tokens", "invalid_targets")
 SERIES = tuple(dict.fromkeys((*CORE, *_BESIDE)))
-_LOSSES = ("loss", "context_losses", "predicted_probability")  # of a worst token or sequence: what may be non-finite
+_LOSSES = ("loss", "context_losses", "predicted_probability")  # fields of the worst that may be non-finite
 
 
 class Journal(Sink):
-    """Append to ``<directory>/pplmon.jsonl``; the directory is made on first use.
+    """A sink that appends to ``<directory>/pplmon.jsonl``; the directory is made on first use.
 
     ``series`` names the numbers of a ``judged`` row, one of which is written per read-out: keep it compact. ``None``
-    takes ``SERIES`` and what the monitor's rules watch, so that ``pplmon replay`` sees what they saw.
+    takes ``SERIES`` and the numbers that the monitor's rules watch, so that ``pplmon replay`` can run them.
     ``prefix`` tells the rows of two monitors in one file apart.
     """
 
@@ -46,26 +47,26 @@ class Journal(Sink):
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Return the path of the file."""
         return self._path
 
     def start(self, run: Mapping[str, Any]) -> None:
-        """Write what is known of the run."""
+        """Write the description of the run: versions, settings, rules."""
         if self._adds_watched:
             self._series = tuple(dict.fromkeys((*self._series, *run.get("watched", ()))))
         self._write({"kind": "run"} | {name: value for name, value in run.items() if name != "kind"}).flush()
 
     def judged(self, report: Report) -> None:
-        """Write the series that rules watch. It is not flushed: that comes with the next report or alert."""
+        """Write the series that rules watch. It is flushed with the next report or alert."""
         numbers = {name: report.numbers[name] for name in self._series if name in report.numbers}
         self._write({"kind": "judged", "step": report.step, "stage": report.stage, "numbers": _known(numbers)})
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
-        """Write every number and the evidence, whatever is logged elsewhere."""
+        """Write every number and the evidence, even if fewer are logged elsewhere."""
         self._write({"kind": "report"} | _report_fields(report)).flush()
 
     def alert(self, alert: Alert) -> None:
-        """Write an alert through to the disk: what comes next may be the crash that it announces."""
+        """Write an alert through to the disk, because the run may crash next."""
         fields = _known(asdict(alert))
         for name in ("worst", "worst_sequences"):
             fields[name] = [_known(row) for row in fields[name]]
@@ -78,7 +79,7 @@ class Journal(Sink):
         self._write({"kind": "worst"} | _report_fields(report)).flush()
 
     def local(self, report: Report, rank: int) -> None:
-        """Write what one rank counted and could not merge, to ``pplmon.rank{r}.jsonl`` beside the journal."""
+        """Write the totals that one rank could not merge, to ``pplmon.rank{r}.jsonl`` beside the journal."""
         own = _open_to_append(self._path.with_name(f"pplmon.rank{rank}.jsonl"))
         with own:
             own.write(_line({"kind": "local", "rank": rank} | _report_fields(report)))
@@ -108,15 +109,14 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Return the rows of a journal (the file, or its directory), with non-finite numbers as floats again.
 
     A resumed run repeats steps: of the rows for the same step and stage (alerts: and the same rule) the last is kept,
-    where it stands. A line that a kill tore is passed over.
+    where it stands. An incomplete line, left by a kill, is skipped.
     """
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     kept: dict[tuple[Any, ...], dict[str, Any]] = {}
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file):
-            row = _parse(line)
-            if row is not None:
+    with open(path, encoding="utf-8", errors="replace") as file, no_collection():
+        for number, row in enumerate(objects(file)):
+            if "kind" in row:
                 learn(row.get("declared"))  # what extras of the run measured, in a process that may not know them
                 key = _identity(row, number)
                 kept.pop(key, None)  # so that the new one comes at its own place
@@ -136,12 +136,14 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def _report_fields(report: Report) -> dict[str, Any]:
+    first, counts = report.histogram.eighths()
     return {
         "step": report.step,
         "stage": report.stage,
         "numbers": report.as_dict(),
         "worst": [_known(asdict(token)) for token in report.worst],
         "worst_sequences": [_known(asdict(sequence)) for sequence in report.worst_sequences],
+        **({"histogram": {"first": first, "counts": counts}} if counts else {}),
         **({"saturated": True} if report.saturated else {}),
     }
 
@@ -160,16 +162,8 @@ def _open_to_append(path: Path) -> BinaryIO:
     return file
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and "kind" in row else None
-
-
 def _identity(row: Mapping[str, Any], number: int) -> tuple[Any, ...]:
-    """What makes a row a repetition of another."""
+    """Return the fields by which a row repeats another."""
     address = (row["kind"], row.get("prefix"), row.get("stage"), row.get("step"))
     if row["kind"] in ("judged", "report", "worst"):
         return address

@@ -1,4 +1,4 @@
-"""TensorBoard: scalars, one "pplmon" page of custom charts, and alerts as text with their worst tokens."""
+"""TensorBoard: scalars, one page of custom charts, and alerts as text with their worst tokens."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CHARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sequence loss (nats per token)": (("train",), ("cross_entropy", "max_sequence_loss")),
     "perplexity": (("train", "val"), ("perplexity",)),
     "accuracy": (("train", "val"), ("token_accuracy", "inverse_perplexity", "mean_target_probability")),
-    "sick tokens": (("train", "val"), ("nonfinite_tokens",)),
+    "non-finite tokens": (("train", "val"), ("nonfinite_tokens",)),
 }
 
 
 class TensorBoard(Sink):
-    """Write to ``log_dir``, or to a ``writer`` that one has (a ``SummaryWriter``; Lightning's ``logger.experiment``).
+    """Writes to ``log_dir``, or to a given ``writer`` (a ``SummaryWriter``; Lightning's ``logger.experiment``).
 
-    ``layout`` and ``alert`` stand alone, for a caller whose scalars reach the writer by another way.
+    ``layout`` and ``alert`` can be called alone, where something else writes the scalars.
     """
 
     def __init__(self, log_dir: str | os.PathLike[str] | None = None, writer: Any = None) -> None:
@@ -38,7 +38,7 @@ class TensorBoard(Sink):
 
     @property
     def writer(self) -> Any:
-        """The ``SummaryWriter``; ours is made on first use."""
+        """Return the ``SummaryWriter``; pplmon's own is made on first use."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -52,7 +52,7 @@ class TensorBoard(Sink):
             self.writer.add_scalar(key, value, report.step)
 
     def layout(self, scalars: Iterable[str]) -> None:
-        """Write the custom charts, once, as soon as ``scalars`` (the log keys) hold train keys; they give the prefix."""
+        """Write the custom charts once, as soon as ``scalars`` (by log key) hold train keys, which give the prefix."""
         prefixes = [key.prefix for key in map(split_key, scalars) if key is not None and key.stage == "train"]
         if self._laid_out or not prefixes:
             return
@@ -70,7 +70,7 @@ class TensorBoard(Sink):
         self.writer.add_text("pplmon/worst_of_run", evidence_markdown(report), report.step)
 
     def close(self) -> None:
-        """Close a writer of ours; only flush one that was given."""
+        """Close pplmon's own writer; only flush one that was given."""
         if self._writer is None:
             return
         self._writer.flush()

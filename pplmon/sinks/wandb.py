@@ -15,16 +15,16 @@ from pplmon.report.report import Report
 from pplmon.sinks.base import Sink
 
 STEP = "trainer/global_step"  # Lightning's x axis: wandb's own step drops rows that go backwards, as a resumed run's do
-# Seconds for which W&B would swallow alerts of the same title. 0 means a minute to it, and our rules are quiet already.
+# Seconds for which W&B drops alerts of the same title. 0 would mean a minute, and the rules limit themselves already.
 WAIT = 0.001
 LEVELS = {"info": "INFO", "warning": "WARN", "critical": "ERROR"}
 _BETTER = {"min": operator.lt, "max": operator.gt}
 
 
 class WandB(Sink):
-    """Log to ``run``, or to one that ``wandb.init(**init)`` makes on first use and ``close`` finishes.
+    """A sink that logs to ``run``, or to one that ``wandb.init(**init)`` makes on first use and ``close`` finishes.
 
-    ``best`` and ``alert`` stand alone, for a caller whose scalars reach the run by another way.
+    ``best`` and ``alert`` can be called alone, where something else logs the scalars.
     """
 
     def __init__(self, run: Any = None, **init: Any) -> None:
@@ -37,7 +37,7 @@ class WandB(Sink):
 
     @property
     def run(self) -> Any:
-        """The run; ours is made on first use."""
+        """Return the run; pplmon's own is made on first use."""
         if self._run is None:
             import wandb
 
@@ -78,7 +78,7 @@ class WandB(Sink):
         self._tables("pplmon/run_worst", report, report.step)
 
     def close(self) -> None:
-        """Finish a run of ours; one that was given is its owner's to finish."""
+        """Finish pplmon's own run; one that was given is left open."""
         if self._ours and self._run is not None:
             self._run.finish()
             self._run = None
@@ -105,7 +105,7 @@ class WandB(Sink):
 
 
 def _extreme(key: str) -> str | None:
-    """Which extreme of a log key is worth keeping: "min", "max" or neither."""
+    """Return the extreme of a log key that is worth keeping: "min", "max" or neither."""
     parts = split_key(key)
     number = None if parts is None else find(parts.name)
     return None if number is None else number.best

@@ -1,4 +1,4 @@
-"""ACCUMULATE: tokens become integers, which are merged over micro-batches, steps and ranks."""
+"""Turn tokens into integers, and merge these over micro-batches, steps and ranks."""
 
 from pplmon.tally.readout import ReadOut
 from pplmon.tally.same_layout import UnlikeLayouts

@@ -1,6 +1,6 @@
-"""A tally's tensors in a ``state_dict``, where the names of their integers stand beside them.
+"""Save the names of a tally's integers beside its tensors in a ``state_dict``.
 
-The names are a tensor, too: what takes state dicts apart (safetensors, averages of checkpoints) expects nothing else there.
+The names are a tensor, too: tools that read state dicts (safetensors, averages of checkpoints) expect tensors only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def names_of(extras: Sequence[Measures]) -> Tensor:
 def translate(
     state_dict: dict[str, Any], prefix: str, own: State, empty: Mapping[str, Any], extras: Sequence[Measures]
 ) -> None:
-    """Put the integers that ``state_dict`` holds for a tally into the order of its own; ``empty`` ones for those of another version."""
+    """Put a tally's integers in ``state_dict`` into this version's order; ``empty`` ones where it cannot be read."""
     note = state_dict.pop(prefix + KEY, None)
     given = [name for name in State._fields if prefix + name in state_dict]
     if not given:

@@ -1,4 +1,4 @@
-"""What ``TokenTally`` is given, checked: a wrong shape or dtype is told at once, with what was expected."""
+"""Check the arguments of ``TokenTally``: a wrong shape or dtype raises at once and says what was expected."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pplmon.tally.ranks import Group
 from pplmon.tally.records import Given
 
 
-def check_extras(extras: Any) -> tuple[Any, ...]:
-    """Return extras as a tuple of objects that measure, each once."""
+def check_extras(extras: Any, context_parallel: bool) -> tuple[Any, ...]:
+    """Return extras as a tuple; raise for one that does not measure and for one that is there twice."""
     if not isinstance(extras, Sequence) or isinstance(extras, str):
         raise TypeError(f"extras takes a list, got {extras!r}; write extras=[pplmon.Entropy()]")
     for extra in extras:
@@ -27,6 +27,11 @@ def check_extras(extras: Any) -> tuple[Any, ...]:
                 f"an extra is an object with size, update and numbers, got {extra!r}; write [pplmon.Entropy()]"
             )
         _check_extra(extra)
+        if context_parallel and getattr(extra, "needs_sequences", False):
+            raise ValueError(
+                f"{extra!r} needs whole sequences, and with context_parallel=True a rank has a part of each: leave it out, or "
+                "measure it where the sequences are whole"
+            )
     names = sizes_of(extras)
     if len(names) < len(extras):
         raise ValueError(
@@ -38,7 +43,7 @@ def check_extras(extras: Any) -> tuple[Any, ...]:
 
 
 def _check_extra(extra: Measures) -> None:
-    """Check how many integers an extra has, and that it gives the numbers that it declares."""
+    """Check the sizes of an extra, and that it gives the numbers that it declares."""
     size = size_of(extra)
     at_least(f"{extra!r}: size", size.sums, 0)
     at_least(f"{extra!r}: maxima", size.maxima, 0)
@@ -52,7 +57,7 @@ def _check_extra(extra: Measures) -> None:
 
 
 def _given(extra: Measures, size: Size) -> list[str]:
-    """Return the names of the numbers that an extra gives where nothing was counted."""
+    """Return the names of the numbers that an extra gives when nothing was counted."""
     try:
         return list(extra.numbers((0,) * size.sums + (-1,) * size.maxima))
     except Exception:  # whoever asks for a report is told
@@ -60,7 +65,7 @@ def _given(extra: Measures, size: Size) -> list[str]:
 
 
 def split(extra: Measures, found: Any) -> tuple[Tensor, Tensor]:
-    """Return what an extra counted in a batch, its sums and its maxima."""
+    """Split the integers that an extra returned for a batch into its sums and its maxima."""
     size = size_of(extra)
     if not isinstance(found, Tensor) or found.is_floating_point() or tuple(found.shape) != (sum(size),):
         what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
@@ -70,7 +75,7 @@ def split(extra: Measures, found: Any) -> tuple[Tensor, Tensor]:
 
 
 def for_extras(given: Given, stats: TokenStats) -> dict[str, Tensor]:
-    """Return what extras are told by name of the arguments that a tally has itself, in the shape in which they were given."""
+    """Return the tally's own arguments that extras also get, by name and in the caller's shapes."""
     data = {
         "document_ids": None if given.documents is None else given.documents.view(stats.batch_shape),
         "sample_ids": given.sample_ids,
@@ -80,7 +85,7 @@ def for_extras(given: Given, stats: TokenStats) -> dict[str, Tensor]:
 
 
 def check_documents(document_ids: Tensor | None, stats: TokenStats) -> Tensor | None:
-    """Return [R, T] int64 on the device of the stats; flat ones are one row."""
+    """Return document ids as [R, T] int64 on the device of the stats; flat ones are one row."""
     if document_ids is None:
         return None
     if tuple(document_ids.shape) != stats.batch_shape:
@@ -93,7 +98,7 @@ def check_documents(document_ids: Tensor | None, stats: TokenStats) -> Tensor | 
 
 
 def check_counted_once(stats: TokenStats, group: Group) -> None:
-    """Refuse tokens that several ranks of the group hold, each of which would count them."""
+    """Raise if several ranks of the group hold the same tokens, because each would count them."""
     if len(stats.shared_by) < 2 or group.size < 2:
         return
     sharing = sorted(set(stats.shared_by) & set(group.ranks))
@@ -107,7 +112,7 @@ def check_counted_once(stats: TokenStats, group: Group) -> None:
 
 
 def check_samples(sample_ids: Tensor | None, stats: TokenStats) -> Tensor | None:
-    """Return [B] int64 on the device of the stats."""
+    """Return sample ids as [B] int64 on the device of the stats."""
     if sample_ids is None:
         return None
     if len(stats.batch_shape) != 2 or tuple(sample_ids.shape) != stats.batch_shape[:1]:
@@ -119,7 +124,7 @@ def check_samples(sample_ids: Tensor | None, stats: TokenStats) -> Tensor | None
 
 
 def check_positions(position_ids: Tensor | None, stats: TokenStats) -> Tensor | None:
-    """Return [N] int64 on the device of the stats."""
+    """Return position ids as [N] int64 on the device of the stats."""
     if position_ids is None:
         return None
     if tuple(position_ids.shape) != stats.batch_shape:
@@ -129,7 +134,7 @@ def check_positions(position_ids: Tensor | None, stats: TokenStats) -> Tensor | 
 
 
 def byte_table(token_bytes: Sequence[int] | Tensor | None) -> Tensor | None:
-    """Return [V] int64."""
+    """Return the bytes of each id as [V] int64."""
     if token_bytes is None:
         return None
     table = torch.as_tensor(token_bytes)
@@ -139,7 +144,7 @@ def byte_table(token_bytes: Sequence[int] | Tensor | None) -> Tensor | None:
 
 
 def natural(name: str, value: int, bits: int) -> int:
-    """Return a number that fits so many bits of an address."""
+    """Return ``value`` if it fits into ``bits`` bits of an address, else raise."""
     if not 0 <= value < 2**bits:
         raise ValueError(f"{name} must be from 0 to 2^{bits} − 1, got {value}")
     return value

@@ -1,6 +1,6 @@
-"""How the tensors of a tally are merged: the same functions for micro-batches, ranks, ``forward`` and resume.
+"""Merge the tensors of a tally: the same functions serve micro-batches, ranks, ``forward`` and resume.
 
-Each takes a stack [2, …] of two parts and is associative and commutative to the bit, because all cells are integers.
+Each takes a stack [2, …] of two parts and is exactly associative and commutative, because all cells are integers.
 Two parts at the ceiling of 2**62 − 1 add to less than 2**63, so a sum is clamped before it could wrap.
 """
 

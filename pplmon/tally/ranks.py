@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
 
 from pplmon.measure.vocab_parallel.shard import running
@@ -17,23 +18,31 @@ class Group(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Number of ranks; 1 without torch.distributed, −1 seen from outside the group."""
+        """Return the number of ranks; 1 without torch.distributed, −1 outside the group."""
         return dist.get_world_size(self.handle) if running() else 1
 
     @property
     def rank(self) -> int:
-        """This process's rank within the group; −1 outside it."""
+        """Return this process's rank within the group, −1 outside it."""
         return dist.get_rank(self.handle) if running() else 0
 
     @property
     def global_rank(self) -> int:
-        """This process's rank in the run, which addresses are given in."""
+        """Return this process's rank in the run, which addresses contain."""
         return dist.get_rank() if running() else 0
 
     @property
     def ranks(self) -> list[int]:
-        """The global ranks of the group."""
+        """Return the global ranks of the group."""
         return dist.get_process_group_ranks(self.handle or dist.group.WORLD) if running() else [0]
+
+    def sum(self, values: list[int], device: torch.device) -> list[int]:
+        """Return the sums of a few integers over the ranks. Every rank of the group calls it, and waits."""
+        if self.size <= 1:
+            return values
+        summed = torch.tensor(values, dtype=torch.int64, device=device)
+        dist.all_reduce(summed, group=self.handle)
+        return [int(value) for value in summed.tolist()]
 
     def private(self) -> Group:
         """Return the same ranks on a communicator of our own. Every rank of the group calls it.

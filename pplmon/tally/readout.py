@@ -1,4 +1,4 @@
-"""Reading a tally out: one SUM and one MAX over the ranks, one copy to the host, and rows only when they are wanted.
+"""Read a tally out: one SUM and one MAX over the ranks, one copy to the host, and rows only on request.
 
 This file and its neighbours are the only users of torch.distributed (but for vocabulary-parallel kernels).
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pplmon.report import layout
 from pplmon.report.histogram import Histogram
-from pplmon.report.report import Derives, Totals
+from pplmon.report.totals import Derives, Totals
 from pplmon.report.worst import Row
 from pplmon.tally.merge import merge_rows
 from pplmon.tally.ranks import Group
@@ -31,10 +31,10 @@ _FLAT = (*_SUMMED, "maxima", "extra_maxima")
 
 
 class ReadOut:
-    """One read-out under way: started at a step, taken in later."""
+    """One read-out that has been started at a step and is taken in later."""
 
     def __init__(self, state: State, group: Group, extras: tuple[Derives, ...], own_layout: Layout) -> None:
-        """Copy the state, and start its reduction (every rank of the group does) and the way to the host; wait for none."""
+        """Copy the state, start its reduction (every rank of the group does) and its copy to the host. No wait."""
         # A copy in the order of the step: what is counted from here on changes the states in place.
         mark = own_layout.mark(state.sums.device)
         rows = state.token_rows.flatten(), state.sequence_rows.flatten()
@@ -60,13 +60,13 @@ class ReadOut:
         return self._read(self._all)
 
     def arrived(self) -> bool:
-        """True when ``totals`` would not wait. Asks no other rank."""
+        """Return True if ``totals`` would not wait, without asking any other rank."""
         if self._copied is not None:
             return bool(self._copied.query())  # type: ignore[no-untyped-call]
         return all(work.is_completed() for work in self._work)
 
     def local(self) -> Totals:
-        """Return this rank's own totals, whatever became of the others. No collective."""
+        """Return this rank's own totals, even if other ranks are gone. No collective."""
         return self._read(self._own)
 
     def _read(self, packed: Tensor) -> Totals:
@@ -90,7 +90,7 @@ class ReadOut:
         )
 
     def _check(self, largest: int) -> bool:
-        """Say so when a sum may have reached the ceiling on some rank."""
+        """Return True, and warn, if a sum may have reached the ceiling on some rank."""
         saturated = largest >= self._ceiling
         if saturated:
             warnings.warn(
@@ -120,7 +120,7 @@ class ReadOut:
         self._work = []
 
     def _start_beside_the_step(self, group: Group) -> None:
-        """On a stream of its own: a copy that is queued on the step's stream would wait for the whole next step."""
+        """Copy on a separate stream: a copy that is queued on the step's stream would wait for the whole next step."""
         device = self._own.device
         stream = _side_stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
@@ -135,7 +135,7 @@ class ReadOut:
 
 
 class _Alone(Group):
-    """This rank by itself."""
+    """A group of this rank alone."""
 
     @property
     def size(self) -> int:
@@ -191,7 +191,7 @@ def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int
 
 
 class _Taker:
-    """Takes pieces off a flat list, in order."""
+    """Takes pieces off a flat list one after the other."""
 
     def __init__(self, values: list[int]) -> None:
         self._values, self._at = values, 0

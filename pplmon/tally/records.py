@@ -1,4 +1,4 @@
-"""What meets when a batch is counted: the tally's states, what came with the batch, and the tally's settings."""
+"""The records that counting a batch takes: the tally's states, the batch's own data, and the tally's settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class State(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What came with a batch, checked and on its device. Shapes: R rows, T columns, N = R·T."""
+    """The data that came with a batch, checked and on its device. Shapes: R rows, T columns, N = R·T."""
 
     step: int
     micro_batch: int
@@ -31,10 +31,10 @@ class Given(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What of a tally's settings counting needs."""
+    """The settings of a tally that counting needs."""
 
     min_sequence_tokens: int
     context: int
     whole_sequences: bool  # False under context parallelism
     token_bytes: Tensor | None  # [V] int64
-    wants_valid: bool  # someone asks which tokens were counted
+    wants_valid: bool  # the caller needs the mask of the tokens that were counted

@@ -1,7 +1,7 @@
-"""Ranks can merge their integers only where all hold the same ones in the same order: they compare before they do.
+"""Compare the layouts of ranks before they merge: all must hold the same integers in the same order.
 
-Reductions of unlike sizes would end in a crash or wait for ever, so sizes and a hash of all names are compared once
-before the first read-out. The hash then travels with the maxima of every read-out, at no collective more.
+Reductions of different sizes would crash or wait for ever, so sizes and a hash of all names are compared once
+before the first read-out. The hash then travels with the maxima of every read-out, with no further collective.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pplmon.tally.records import State
 
 
 class UnlikeLayouts(ValueError):
-    """Ranks of one group hold unlike integers. It is raised on all of them."""
+    """Raised on every rank of a group whose ranks hold different integers."""
 
 
 class Layout:
@@ -63,7 +63,7 @@ class Layout:
         self._agreed.add(world)
 
     def mark(self, device: torch.device) -> Tensor:
-        """Return the hash [2] int64 as its maximum over ranks shows whether it was the same on all."""
+        """Return the hash as [2] int64 whose maximum over ranks shows if all ranks have the same one."""
         return _mark(self._facts["hash"], device)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layout:
@@ -74,7 +74,7 @@ class Layout:
 
 
 def check(mark: Sequence[int]) -> None:
-    """Raise where the maximum of ``Layout.mark`` over ranks is that of unlike ones."""
+    """Raise if the maximum of ``Layout.mark`` over ranks shows that layouts differ."""
     highest, lowest = mark
     if highest != -lowest:
         raise _unlike({})

@@ -1,4 +1,4 @@
-"""Views: ``TokenTally`` with another ``compute``, for those who want one number. Drop-in where torchmetrics has the name.
+"""Metrics of one number each: ``TokenTally`` with another ``compute``. Drop-in where torchmetrics has the name.
 
 They measure outside of graphs: what ``forward`` returns has no gradient, and ``torch.jit.script`` refuses them.
 """
@@ -13,12 +13,12 @@ from pplmon.measure.tokens import TokenStats
 from pplmon.report import layout
 from pplmon.report.checks import invalid_targets
 from pplmon.report.histogram import Losses
-from pplmon.report.report import Totals
+from pplmon.report.totals import Totals
 from pplmon.tally import TokenTally
 
 
 class View(TokenTally):
-    """One number of a tally. All views share their states, so a ``MetricCollection`` of them updates once a batch."""
+    """A metric of one number. All share their states, so a ``MetricCollection`` of them updates once a batch."""
 
     number = ""
     # As torchmetrics' own, a view is no part of a module's checkpoint: it counts an epoch, and begins anew.

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from pplmon.extras import Measures
 from pplmon.measure.private_names import copy_each
 from pplmon.report import layout, saved
-from pplmon.report.report import Totals
+from pplmon.report.totals import Totals
 from pplmon.tally import checkpoint
 from pplmon.tally.merge import merge_counts, merge_maxima, merge_rows, merge_sums
 from pplmon.tally.ranks import Group
@@ -71,12 +71,12 @@ class States(Metric):
 
     @property
     def synced(self) -> bool:
-        """True while the group's totals stand in place of this rank's own."""
+        """Return True while the group's totals stand in place of this rank's own."""
         return bool(self._is_synced)
 
     @property
     def group(self) -> Group:
-        """The ranks whose tokens are counted together."""
+        """Return the ranks whose tokens are counted together."""
         return Group(self.process_group)
 
     def local_totals(self) -> Totals:
@@ -84,7 +84,7 @@ class States(Metric):
         return self._read_out(ALONE).totals()
 
     def add_totals(self, totals: Totals) -> None:
-        """Add host totals, as from a checkpoint. Of a group's ranks one does, or they would count W times."""
+        """Add host totals, as from a checkpoint, on one rank of a group only: on W ranks they would count W times."""
         own = self._writable()
         for name, part in state_of(totals, own)._asdict().items():
             state: Tensor = getattr(own, name)

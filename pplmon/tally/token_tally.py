@@ -1,6 +1,6 @@
-"""ACCUMULATE: ``TokenTally``, a ``torchmetrics.Metric`` whose states are integers on the device.
+"""``TokenTally``: a ``torchmetrics.Metric`` whose states are integers on the device.
 
-Shapes: B sequences, T positions, N = B·T tokens, V vocabulary, K worst rows.
+Shapes: B rows, T positions, N = B·T tokens, V vocabulary, K worst rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pplmon.measure.tokens import TokenStats, VocabShard, check_kernel, is_dtens
 from pplmon.measure.waiting import waiting_allowed
 from pplmon.report import layout
 from pplmon.report.checks import at_least
-from pplmon.report.report import Report, Totals
+from pplmon.report.report import Report
+from pplmon.report.totals import Totals
 from pplmon.tally import checks
 from pplmon.tally.count.choose import add
 from pplmon.tally.records import Given, Settings
@@ -28,7 +29,7 @@ _SETTINGS = ("ignore_index", "shift", "top_k", "context", "min_sequence_tokens",
 
 
 class TokenTally(States):
-    """Exact, mergeable totals of every token: the same numbers however the tokens are cut and in whatever order.
+    """Exact totals over all tokens: the same numbers however the tokens are cut into batches, and in any order.
 
     Args:
         ignore_index: targets of this value are not scored; ``None`` ignores nothing.
@@ -40,8 +41,8 @@ class TokenTally(States):
         token_bytes: [V] ints, the bytes that each id stands for (0 for special ones); gives ``bits_per_byte``.
         process_group: the ranks whose tokens are counted together; ``None`` is all of them.
         extras: optional measurements (see ``Extra``).
-        kernel: which way to measure logits (see ``token_stats``).
-        kwargs: what ``torchmetrics.Metric`` takes.
+        kernel: the implementation that measures logits (see ``token_stats``).
+        kwargs: the arguments of ``torchmetrics.Metric``.
 
     Memory: about 17 KiB of int64 states, whatever the number of tokens.
     """
@@ -71,7 +72,9 @@ class TokenTally(States):
                 "targets where the sequences are still whole"
             )
         check_kernel(kernel)
-        super().__init__(top_k, context, checks.check_extras(extras), process_group=process_group, **kwargs)
+        super().__init__(
+            top_k, context, checks.check_extras(extras, context_parallel), process_group=process_group, **kwargs
+        )
         self.ignore_index, self.shift, self.kernel = ignore_index, shift, kernel
         self.context_parallel = context_parallel
         self.top_k, self.context, self.min_sequence_tokens = top_k, context, min_sequence_tokens
@@ -107,16 +110,16 @@ class TokenTally(States):
             targets: [B, T] or [N] int ids.
             mask: bool like targets, True = scored.
             document_ids: int like targets: runs of equal ids are sequences (packing).
-            sample_ids: [B] int64, the dataset's row of each sequence.
+            sample_ids: [B] int64, the sample (row of the dataset) of each row.
             step: optimizer step, for the addresses of the worst tokens.
-            micro_batch: within the step.
+            micro_batch: the micro-batch within the step, for the addresses.
             position_ids: int like targets: reported as positions instead of the column (a part of a longer sequence).
-            vocab_shard: which part of the vocabulary plain logits hold (see ``token_stats``).
-            batch_data: what extras read.
+            vocab_shard: the part of the vocabulary that plain logits hold (see ``token_stats``).
+            batch_data: further tensors of the batch that extras read, by name.
 
         Raises:
-            ValueError: shapes that do not fit each other; ranks that share a vocabulary, and so the tokens, would each
-                count them. TypeError: a dtype that cannot be right.
+            ValueError: shapes do not fit each other, or ranks of the group share a vocabulary, so that each would count
+                the same tokens. TypeError: a dtype is wrong.
         """
         stats, raw = self._measure(logits, targets, mask, vocab_shard)
         checks.check_counted_once(stats, self.group)
@@ -147,7 +150,7 @@ class TokenTally(States):
                 torch.maximum(state.extra_maxima, found, out=state.extra_maxima)
 
     def compute(self) -> Any:
-        """Return the numbers of §2 of the contract, as 0-dim tensors by name, over all ranks (every rank calls it).
+        """Return every number as a 0-dim tensor, by name, over all ranks (every rank calls it).
 
         Counts are int64, the others float64 (float32 on devices without it). Numbers that cannot be had are left out.
         """
@@ -161,7 +164,7 @@ class TokenTally(States):
         return self.gather(self.read_out().totals())
 
     def report(self, step: int = 0, stage: str = "train") -> Report:
-        """Return the report of what was accumulated, merged over ranks (every rank calls it)."""
+        """Return the report of everything counted so far, merged over ranks (every rank calls it)."""
         return self.totals().report(step, stage)
 
     def add_duplicates(self, sequences: int | Tensor) -> None:
@@ -171,7 +174,7 @@ class TokenTally(States):
         sums[layout.place("duplicate_sequences")] += sequences
 
     def signal(self, cell: str) -> None:
-        """Add 1 to "stop_votes" or "leaving": what a rank tells all others with the next read-out."""
+        """Add 1 to "stop_votes" or "leaving": it reaches all other ranks with the next read-out."""
         self._writable().sums[layout.place(cell)] += 1
 
     def _measure(

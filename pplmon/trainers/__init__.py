@@ -1,1 +1,1 @@
-"""Wire pplmon into trainers. Nothing is computed here."""
+"""Connect pplmon to trainers. Nothing is computed here."""

@@ -1,7 +1,7 @@
-"""Watch one run of any trainer: ``Session`` turns what happens in its loop into counting, judging and logging.
+"""Watch one run of any trainer: ``Session`` turns the events of its loop into counting, judging and logging.
 
-A wire calls ``begin_batch`` and ``end_batch`` around every batch, ``step_to`` after an optimizer step, ``begin_pass`` and
-``end_pass`` around validation, and ``close``, or ``abandon`` after an exception.
+The code that connects a trainer calls ``begin_batch`` and ``end_batch`` around every batch, ``step_to`` after an
+optimizer step, ``begin_pass`` and ``end_pass`` around validation, and ``close``, or ``abandon`` after an exception.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ from pplmon.report.report import Report
 from pplmon.report.worst import Decode
 from pplmon.sinks.base import Sink
 from pplmon.trainers.capture import Capture
+from pplmon.trainers.choosing import Choosing
 from pplmon.trainers.settings import Settings
 
 EPOCH_NUMBERS = ("cross_entropy", "perplexity", "token_accuracy", "max_token_loss")
 
 
 class Session:
-    """Watches one run of a trainer, which tells it of every batch, step and pass.
+    """Watches one run of a trainer, by calls for every batch, step and pass.
 
     Args:
-        settings: what the user asked for.
+        settings: the user's settings.
         model: the module that is trained; its logits are looked for in it.
-        sinks: where to show things.
+        sinks: the places to show numbers and alerts.
         every_n_steps: optimizer steps in a logged window where the user named none; 0 and ``None`` log none.
-        device: where to count, before there are logits.
-        group: the ranks that hold different data where the user named none; ``None`` is all of them.
+        device: the device of the tally before there are logits.
+        group: the group of ranks with different data, unless the user named one; ``None`` is all ranks.
         decode: ids -> str where the user named none.
         places: the trainer's own places for numbers.
     """
@@ -65,45 +66,47 @@ class Session:
             decode=settings.decode or decode,
             places=places,
         )
-        self._guard = LossGuard()
+        self._guard, self._pass_guard = LossGuard(), LossGuard()
         self._micro_batch = 0
         self._pass: Pass | None = None
         self._repeated = RepeatedRows()
         self._loader = 0
+        self._choosing = Choosing(self.monitor)
         self.listen_to(model)
 
     def listen_to(self, model: nn.Module) -> None:
-        """Look for logits in a model from here on. It has to happen before the model's first compiled call."""
+        """Hook a model to find logits in it. It has to happen before the model's first compiled call."""
         self._capture = Capture(self.settings.logits, self.settings.targets, self.settings.shift)
         self._capture.attach(model)
+        self._choosing.listen(self._capture)
 
     def stop_listening(self) -> None:
-        """Leave the model alone, and forget a pass that was not ended."""
+        """Remove the hooks, and forget a pass that was not ended."""
         self._capture.detach()
         self._pass = None
 
     @property
     def listening(self) -> bool:
-        """True while logits are looked for in a model."""
+        """Return True while a model is hooked."""
         return self._capture.attached
 
     @property
     def should_stop(self) -> bool:
-        """True once the run is to stop: at the same step on all ranks."""
+        """Return True once the run is to stop: at the same step on all ranks."""
         return self.monitor.should_stop
 
     # Batches and steps.
 
     def wait_for(self, keys: Iterable[str]) -> None:
-        """Read each logged window at its own step if one of these log keys is a window's: someone decides by it there."""
+        """Read each logged window at its own step if one of these keys, which a callback watches, is a window's."""
         head = f"{self.monitor.prefix}train/"
         ours = [key.removeprefix(head) for key in keys if key.startswith(head)]
         self.monitor.wait_for_window = any(find(name) is not None for name in ours)
 
     def begin_batch(self, batch: Any, step: int | None = None, loader: int = 0) -> None:
-        """Listen to a micro-batch of the optimizer step ``step`` (0-based; ``None``: the next), or to a batch of a pass.
+        """Begin a micro-batch of the optimizer step ``step`` (0-based; ``None``: the next), or a batch of a pass.
 
-        In a pass ``step`` is the one that the batch's addresses bear, and ``loader`` the number of the batch's loader.
+        In a pass ``step`` is the one in the batch's addresses, and ``loader`` the number of the batch's loader.
         """
         monitor = self.monitor
         if self._pass is not None:
@@ -113,28 +116,47 @@ class Session:
         if monitor.takes_part:
             self._capture.begin_batch("train", monitor.tally, batch, step, self._micro_batch)
         monitor.see(step, self._micro_batch, batch)
-        self._guard.before(monitor.tally)
+        if not self._capture.undecided("train"):
+            self._guard.before(monitor.tally)
 
     def end_batch(self, outputs: Any = None, divided_by: int = 1) -> None:
         """Count the batch. ``outputs`` are what its step returned: the loss or a dict, the loss divided by ``divided_by``."""
-        self._capture.end_batch(outputs)
+        training = self._pass is None
+        loss = _loss(outputs, divided_by if training else 1)  # nothing is accumulated in a pass
+        self._capture.end_batch(outputs, loss)
+        self._choosing.after_batch("train" if self._pass is None else self._pass.stage)
+        items = self._capture.items
+        if items is not None and loss is not None:
+            loss = loss / (divided_by if training else 1)  # they are those of all accumulated micro-batches
         if self._pass is not None:
             self._repeated.note(self._loader, self._capture.left_out)
+            self._pass_guard.after(self._pass.tallies[self._loader], loss, items)
             return
-        if not self._guard.done:
-            self._guard.after(self.monitor.tally, _loss(outputs, divided_by))
+        self._guard.after(self.monitor.tally, loss, items)
         self._micro_batch += 1
 
     def step_to(self, step: int | None = None) -> Report | None:
-        """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``."""
+        """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``.
+
+        While it is not chosen which logits and shift to count, in the first steps, nothing is read out.
+        """
         self._micro_batch = 0
-        report = self.monitor.step_to(self.monitor.current_step if step is None else step)
+        step = self.monitor.current_step + self._choosing.held if step is None else step
+        self._doubt("train", self._guard)
+        report = self._choosing.step_to(step)
         if report is not None:
-            self._guard.check(warn=self.monitor.writes)
+            self._guard.end_window()
         return report
+
+    def _doubt(self, stage: str, guard: LossGuard, wait: bool = False) -> None:
+        """Tell of a loss that does not agree, and look closer at the next batch."""
+        gap = guard.gap(wait)
+        if gap is not None:
+            self._choosing.doubt(stage, gap)
 
     def end_epoch(self) -> None:
         """Publish the numbers of the epoch. Every rank calls it."""
+        self._choosing.finish("train")
         self._capture.conclude("train")
         report = self.monitor.end_epoch().report(self.monitor.last_step, "train")
         kept = Report(report.step, "train_epoch", {name: report.numbers[name] for name in EPOCH_NUMBERS})
@@ -144,17 +166,18 @@ class Session:
 
     @property
     def in_pass(self) -> bool:
-        """True between ``begin_pass`` and ``end_pass``."""
+        """Return True between ``begin_pass`` and ``end_pass``."""
         return self._pass is not None
 
     def begin_pass(self, stage: str, loaders: Sequence[Any] = (None,)) -> None:
-        """Begin a whole pass over val or test data; batches up to ``end_pass`` are counted apart, for each loader.
+        """Begin a whole pass over val or test data; batches up to ``end_pass`` are counted separately, for each loader.
 
-        A loader that is given may show which rows it repeats; ``None`` stands for one that is not known, unless accelerate
-        knows it.
+        The rows that a given loader repeats are found; ``None`` stands for an unknown loader, unless accelerate knows it.
         """
+        self._choosing.finish("train")
         self.monitor.collect()  # an alert must not wait for the pass to end
         self._pass = self.monitor.begin_pass(stage, len(loaders))
+        self._pass_guard = LossGuard()
         self._repeated = RepeatedRows(loaders)
 
     def _begin_pass_batch(self, opened: Pass, batch: Any, step: int, loader: int) -> None:
@@ -162,40 +185,51 @@ class Session:
         if self.monitor.takes_part:
             repeated = self._repeated.in_batch(opened, loader)
             self._capture.begin_batch(opened.stage, opened.tallies[loader], batch, step, number, repeated)
+        if not self._capture.undecided(opened.stage):
+            self._pass_guard.before(opened.tallies[loader])
 
     def end_pass(self, step: int | None = None) -> Report:
         """Publish the pass at ``step`` and return its report over all loaders. Every rank calls it."""
         if self._pass is None:
             raise RuntimeError("end_pass was called without begin_pass")
+        self._choosing.finish(self._pass.stage)
         opened, self._pass = self._pass, None
         self._capture.conclude(opened.stage)
         self._repeated.record(opened)
-        return self.monitor.finish(opened, self.monitor.last_step if step is None else step)
+        report = self.monitor.finish(opened, self.monitor.last_step if step is None else step)
+        self._pass_guard.end_window()
+        self._doubt(opened.stage, self._pass_guard, wait=True)  # the pass was waited for
+        return report
 
     # The end.
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same."""
+        self._choosing.finish("train")
         return self.monitor.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was saved, on any number of ranks. Every rank loads the same."""
+        """Restore a saved state, on any number of ranks. Every rank loads the same one."""
         self.monitor.load_state_dict(state)
 
     def close(self) -> Report | None:
         """Log the last, shorter window, let go of files, and return the last report. Every rank calls it."""
+        self._choosing.finish("train")
         self._capture.conclude("train")
         last = self.monitor.close()
-        self._guard.check(warn=self.monitor.writes)
+        self._doubt("train", self._guard, wait=True)
+        self._guard.end_window()
+        self._doubt("train", self._guard, wait=True)
         return last
 
     def abandon(self) -> None:
         """End after an exception: leave the model alone and write what is held back. Nothing is sent to other ranks."""
+        self._choosing.give_up()
         self._capture.detach()
         self.monitor.abandon()
 
     def release(self) -> None:
-        """Leave the model alone and let go of files; another pass may follow."""
+        """Remove hooks and close files; another pass may follow."""
         self._capture.detach()
         self.monitor.release()
 
@@ -203,4 +237,6 @@ class Session:
 def _loss(outputs: Any, divided_by: int) -> Tensor | None:
     """Return the loss of one micro-batch that a step returned, not divided by the accumulation."""
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-    return loss * divided_by if isinstance(loss, Tensor) else None
+    if not isinstance(loss, Tensor):
+        return None
+    return loss.detach() * divided_by if divided_by != 1 else loss.detach()

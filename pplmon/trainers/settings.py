@@ -1,4 +1,4 @@
-"""The settings of a wire, which are checked when it is made and hold for every run."""
+"""The settings of a trainer's connection, checked when it is made and the same for every run."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from pplmon.trainers.capture import Logits, Targets
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user asks of a wire; see ``PerplexityMonitor``. A session is one run with these settings."""
+    """The user's settings; see ``PerplexityMonitor``. A session is one run with these settings."""
 
     logits: Logits | None = None
     targets: Targets | None = None
     shift: bool | None = None
-    every_n_steps: int | None = None  # None: as the trainer logs
+    every_n_steps: int | None = None  # None: the trainer's own cadence
     judge_every_n_steps: int = 1
     numbers: str | Sequence[str] = "core"
     prefix: str = ""
     tally: TokenTally | None = None
     alerts: Sequence[Rule] | None = None
     on_alert: Handler | Sequence[Handler] = ()
-    decode: Decode | None = None  # None: that of a tokenizer which the wire finds
+    decode: Decode | None = None  # None: that of a tokenizer that the trainer's connection finds
 
     def __post_init__(self) -> None:
         Cadence(self.every_n_steps, self.judge_every_n_steps)
@@ -43,11 +43,11 @@ class Settings:
 
     @property
     def own_group(self) -> bool:
-        """True where the tally names the ranks that are counted together."""
+        """Return True if the tally names the ranks that are counted together."""
         return self.tally is not None and self.tally.process_group is not None
 
     def rules(self) -> list[Rule] | None:
-        """Return the rules of one run. Ours remember what they saw, so each run has its own; a user's stays the object it is."""
+        """Return the rules of one run: a copy of each ``MetricRule``, which has state, and other rules themselves."""
         if self.alerts is None:
             return None
         return [copy.deepcopy(rule) if isinstance(rule, MetricRule) else rule for rule in self.alerts]

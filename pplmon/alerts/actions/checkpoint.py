@@ -38,7 +38,7 @@ class Checkpoint:
         at_most: int = 3,
     ) -> None:
         self._directory, self._save, self._at_most = directory, save, at_least("Checkpoint: at_most", at_most)
-        self._folder: Path | None = None
+        self.folder: Path | None = None  # where its files go, once a run has begun
         self._trainer: Any = None
         self._due: Alert | None = None
         self._count = 0
@@ -52,7 +52,7 @@ class Checkpoint:
                 "Checkpoint has no trainer here: say how to save, as in "
                 'Checkpoint("runs/a", save=lambda path: torch.save(model.state_dict(), path))'
             )
-        self._folder = folder(self._directory, monitor, "Checkpoint")
+        self.folder = folder(self._directory, monitor, "Checkpoint")
         self._due, self._count, self._busy = None, 0, False
 
     def __call__(self, alert: Alert) -> None:
@@ -63,13 +63,13 @@ class Checkpoint:
 
     def settle(self) -> None:
         """Save, if an alert asked for it. Every rank comes here at the same step."""
-        if self._due is None or self._busy or self._folder is None:
+        if self._due is None or self._busy or self.folder is None:
             return
         alert, self._due = self._due, None
         self._busy = True
         self._count += 1  # before it may fail, on one rank: all have to go on saving equally often
         try:
-            self._write(str(self._folder / f"{stem(alert)}.ckpt"))
+            self._write(str(self.folder / f"{stem(alert)}.ckpt"))
         except Exception as error:
             self._failed(error)
         finally:

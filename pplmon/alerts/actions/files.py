@@ -13,7 +13,7 @@ FOLDER = "alerts"  # within the trainer's log directory, where none is named
 
 
 def folder(directory: str | os.PathLike[str] | None, monitor: Any, who: str) -> Path:
-    """Return the directory to write to: the one that the user named, else ``alerts/`` beside the trainer's logs.
+    """Return the directory to write to: the user's, else ``alerts/`` beside the trainer's logs.
 
     Raises:
         ValueError: none was named, and there is no trainer that has one.

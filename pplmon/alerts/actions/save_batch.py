@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pplmon.alerts import Alert
+from pplmon.alerts import Alert, at_fault
 from pplmon.alerts.actions.files import folder, stem
 from pplmon.report.checks import at_least
 from pplmon.report.worst import WorstSequence, WorstToken
@@ -40,13 +40,13 @@ class SaveBatch:
     sample_id), the alert's text, and ``batch``, the tensors by name. The rank that had the batch writes it.
 
     Until then references to the integer tensors of the last ``judge_every_n_steps + 1`` steps are held, and nothing is
-    copied; a loop that writes its next batch into the same tensors is told so.
+    copied; a loop that writes its next batch into the same tensors gets a warning.
 
     Args:
         directory: where to; ``None`` is ``alerts/`` in the trainer's log directory.
-        everything: floating-point tensors, strings and numbers of the batch, too, not ids alone.
-        max_bytes: the most that a file has of tensors: of a larger micro-batch only the row at fault.
-        max_held_bytes: the most that is held; of more the oldest are let go.
+        everything: also save the floating-point tensors, strings and numbers of the batch, not ids alone.
+        max_bytes: the most bytes of tensors in a file; of a larger micro-batch only the row at fault is saved.
+        max_held_bytes: the most bytes that are held; beyond that the oldest are released.
         at_most: files of one rank in a run.
     """
 
@@ -65,19 +65,19 @@ class SaveBatch:
         self._max_held_bytes = at_least("SaveBatch: max_held_bytes", max_held_bytes)
         self._at_most = at_least("SaveBatch: at_most", at_most)
         self._monitor: Any = None
-        self._folder: Path | None = None
+        self.folder: Path | None = None  # where its files go, once a run has begun
         self._seen: deque[Seen] = deque()
         self._saved: set[tuple[int, int]] = set()
 
     def bind(self, monitor: Any) -> None:
         """Begin a run; the monitor calls it."""
         self._monitor = monitor
-        self._folder = folder(self._directory, monitor, "SaveBatch")
+        self.folder = folder(self._directory, monitor, "SaveBatch")
         self._seen.clear()
         self._saved.clear()
 
     def see(self, step: int, micro_batch: int, batch: Any) -> None:
-        """Hold a micro-batch of training until no alert can name it any more."""
+        """Hold a micro-batch of training for as long as an alert can still be about it."""
         tensors: dict[str, Tensor] = {}
         plain: dict[str, Any] = {}
         for name, value in _leaves(batch, "", DEPTH):
@@ -118,7 +118,7 @@ class SaveBatch:
             held -= self._seen.popleft().bytes
 
     def _write(self, alert: Alert, culprit: WorstToken | WorstSequence, seen: Seen) -> None:
-        assert self._folder is not None
+        assert self.folder is not None
         tensors, left_out = _capped(seen.tensors, culprit.sequence, self._max_bytes)
         changed = sorted(name for name in tensors if times_written(seen.tensors[name]) != seen.versions[name])
         if changed:
@@ -135,22 +135,14 @@ class SaveBatch:
             "left_out": left_out,
             "changed_in_place": changed,
         }
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{stem(alert)}-rank={culprit.rank}.pt"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{stem(alert)}-rank={culprit.rank}.pt"
         whole = path.with_suffix(".tmp")  # a kill in between leaves no half of a file under the name
         torch.save(content, whole)
         whole.replace(path)
 
     def __repr__(self) -> str:
         return "SaveBatch()" if self._directory is None else f"SaveBatch({str(self._directory)!r})"
-
-
-def at_fault(alert: Alert) -> WorstToken | WorstSequence | None:
-    """Return what an alert is about: the worst token for a number of tokens, else the worst sequence."""
-    token = next(iter(alert.worst), None)
-    sequence = next(iter(alert.worst_sequences), None)
-    of_tokens = alert.metric is None or "token" in alert.metric or alert.metric == "invalid_targets"
-    return (token or sequence) if of_tokens else (sequence or token)
 
 
 def _address(culprit: WorstToken | WorstSequence) -> dict[str, Any]:
@@ -181,7 +173,7 @@ def _items(batch: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _capped(tensors: Mapping[str, Tensor], row: int, most: int) -> tuple[dict[str, Tensor], list[str]]:
-    """Return copies on the host of at most so many bytes, and what was left out.
+    """Return copies on the host of at most so many bytes, and the names of tensors that were left out.
 
     If all is too much, only the row at fault is taken of each (marked by its first dimension being 1), and if that is
     too much, too, the largest are left out.
@@ -202,5 +194,5 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def times_written(tensor: Tensor) -> int | None:
-    """Return how often a tensor was written to in place, ``None`` where torch does not count."""
+    """Return how often a tensor was written to in place; ``None`` where torch does not count it."""
     return None if tensor.is_inference() else tensor._version

@@ -1,4 +1,4 @@
-"""A URL with a secret in it, that cannot be shown or saved by accident."""
+"""A URL that contains a secret, and cannot be shown or saved by accident."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Address:
         """Return the URL.
 
         Raises:
-            Undelivered: it was left behind when this was pickled.
+            Undelivered: this was pickled, and a pickle does not contain the URL.
         """
         if self._url is None and self._variable is not None:
             self._url = os.environ.get(self._variable)

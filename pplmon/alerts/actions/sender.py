@@ -64,7 +64,7 @@ class Remote:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of alerts ``sent``, ``failed``, ``dropped`` (full queue, end of the run) and ``held_back`` by the limit."""
+        """Return how many were ``sent``, ``failed``, ``dropped`` (full queue, run ended) and ``held_back`` (limit)."""
         worker = self._worker
         return {
             "sent": worker.sent,

@@ -21,8 +21,8 @@ class Webhook(Remote):
     """POST an alert as JSON to ``url``: in Slack's or Discord's own shape where the host is theirs.
 
     A worker thread does it, so no step waits for the host: it tries ``tries`` times, waiting longer each time, while at
-    most ``queue`` alerts wait their turn. What comes beyond is dropped and counted (``counts``). A host that fails is one
-    warning. At the end of the run what is under way is waited for, at most ``drain_s`` seconds.
+    most ``queue`` alerts wait their turn. Further alerts are dropped and counted (``counts``). A host that fails is one
+    warning. At the end of the run it waits at most ``drain_s`` seconds for alerts that are being sent.
 
     The URL is a secret: it is shown as ``scheme://host/…`` and never written anywhere, so that a pickled Webhook has lost
     it, unless it was given as "$NAME", an environment variable. Redirects are not followed.
@@ -71,7 +71,7 @@ class Webhook(Remote):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """An alert goes to the host that was named and to no other; a redirect is an answer like any other."""
+    """Refuses redirects: an alert goes to the host that the user named and to no other."""
 
     def redirect_request(self, *args: Any) -> None:
         return None
@@ -105,7 +105,7 @@ def _request(parts: SplitResult, content: bytes) -> urllib.request.Request:
 
 
 def _reason(error: Exception) -> str:
-    """Say why without the URL: an exception's own text may have it."""
+    """Return the reason of a failure without the URL, which an exception's own text may contain."""
     cause = getattr(error, "reason", None)
     cause = cause if isinstance(cause, Exception) else error
     text = getattr(cause, "strerror", None)

@@ -23,7 +23,7 @@ DRAIN_S = 5.0
 
 
 class Worker(Generic[Message]):
-    """Calls ``send(message)`` for one message after another on a daemon thread of its own.
+    """Calls ``send(message)`` for one message after another on its own daemon thread.
 
     ``send`` raises ``Undelivered``, or anything else, of which only the type is ever shown.
     """
@@ -61,7 +61,7 @@ class Worker(Generic[Message]):
         return True
 
     def drain(self, seconds: float = DRAIN_S) -> None:
-        """Wait until all is delivered, at most so long. What is left then is dropped."""
+        """Wait until all is delivered, at most ``seconds``. Messages left by then are dropped."""
         if self._pid != os.getpid():
             return
         self._hurry.set()

@@ -1,4 +1,4 @@
-"""A rolling median and MAD: what a number usually is, and how much it usually varies."""
+"""A rolling median and MAD: the usual value of a number, and how much it usually varies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LEAST_RELATIVE, LEAST_SCALE = 1e-3, 1e-6
 
 
 class Baseline:
-    """The ``window`` values before the newest ``gap``: a young spike stays out of what it is judged against.
+    """The ``window`` values before the newest ``gap``, so that a recent spike does not enter its own baseline.
 
     Kept sorted, so that a step costs a few microseconds whatever the window.
     """
@@ -24,11 +24,11 @@ class Baseline:
 
     @property
     def armed(self) -> bool:
-        """True once half a window is known."""
+        """Return True once half a window is known."""
         return len(self._old) >= self._size // 2
 
     def push(self, value: float) -> None:
-        """Take in one finite value."""
+        """Add one finite value."""
         self._new.append(value)
         if len(self._new) <= self._gap:
             return
@@ -39,23 +39,23 @@ class Baseline:
             del self._sorted[bisect_left(self._sorted, self._old.popleft())]
 
     def median(self) -> float:
-        """The middle of the window."""
+        """Return the median of the window."""
         values, half = self._sorted, len(self._sorted) // 2
         return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
 
     def scale(self, middle: float) -> float:
-        """A robust standard deviation, never so small that rounding would look like a spike."""
+        """Return a robust standard deviation, never so small that rounding would look like a spike."""
         half = len(self._sorted) // 2
         upper = self._distance(middle, half)
         mad = upper if len(self._sorted) % 2 else (self._distance(middle, half - 1) + upper) / 2
         return max(MAD_TO_SD * mad, LEAST_RELATIVE * abs(middle), LEAST_SCALE)
 
     def newest(self, count: int) -> list[float]:
-        """The last ``count`` values, the gap included."""
+        """Return the last ``count`` values, including the gap."""
         return [*self._old, *self._new][-count:]
 
     def values(self) -> list[float]:
-        """Every value that is kept, oldest first."""
+        """Return every value that is kept, the oldest first."""
         return [*self._old, *self._new]
 
     def restore(self, values: Iterable[float]) -> None:
@@ -65,7 +65,7 @@ class Baseline:
             self.push(value)
 
     def _distance(self, middle: float, rank: int) -> float:
-        """The ``rank``-th smallest distance from ``middle``: of two sorted runs, leftwards and rightwards from it."""
+        """Return the ``rank``-th smallest distance from ``middle``, by a search in the two sorted halves beside it."""
         values = self._sorted
         start = bisect_right(values, middle)
         low, high = max(0, rank + 1 - (len(values) - start)), min(rank + 1, start)

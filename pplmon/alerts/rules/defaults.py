@@ -20,10 +20,10 @@ def default_alerts() -> list[Rule]:
         Above("max_token_excess", 14.0),  # nats; for a calibrated model less than one window in a million
     ]
     for rule in rules:
-        rule.warns = False  # who did not choose a rule need not hear that a number of it cannot be had
+        rule.warns = False  # no warning for a missing number: the user did not choose this rule
     return [*rules]
 
 
 def watched(rules: Sequence[Rule]) -> tuple[str, ...]:
-    """Return the names of the numbers that these rules read, as far as they say."""
+    """Return the names of the numbers that these rules read, as far as they declare them."""
     return tuple(dict.fromkeys(m for rule in rules if isinstance(m := getattr(rule, "metric", None), str)))

@@ -1,4 +1,4 @@
-"""Targets outside the vocabulary: an error at the first read-out, an alert later."""
+"""Check for targets outside the vocabulary: an error at the first read-out, an alert later."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pplmon.alerts.alert import Alert
 
 
 class TargetCheck:
-    """Targets outside the vocabulary: an error at the first read-out that there is, later an alert on the edge."""
+    """Checks for targets outside the vocabulary: an error at the first read-out, later an alert when they begin."""
 
     RULE, METRIC = "InvalidTargets", "invalid_targets"
 
@@ -18,9 +18,9 @@ class TargetCheck:
         self._invalid = False
 
     def verdict(self, count: int) -> str | None:
-        """Say what ``count`` such targets in this read-out call for: "error", "alert" or nothing."""
+        """Return "error", "alert" or ``None`` for ``count`` such targets in this read-out."""
         was, first = self._invalid, self.first
-        # Who goes on after the error is told once more, by an alert.
+        # A user who goes on after the error is warned once more, by an alert.
         self.first, self._invalid = False, count > 0 and not first
         if not count or was:
             return None
@@ -31,9 +31,9 @@ class TargetCheck:
         return Alert(self.RULE, f"step {step}: {text}", self.METRIC, step, stage, count, 0.0, "critical")
 
     def state_dict(self) -> dict[str, bool]:
-        """Return what it remembers."""
+        """Return the state of the check."""
         return {"first": self.first, "invalid": self._invalid}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Restore the state that ``state_dict`` returned."""
         self.first, self._invalid = state["first"], state["invalid"]

@@ -17,7 +17,7 @@ NOT_BACK = 2.0  # robust standard deviations above the frozen baseline
 
 
 class Spike(MetricRule):
-    """Alert on a jump that earlier steps do not explain: one step far above them, or several a little above.
+    """Alerts on a jump that earlier steps do not explain: one step far above them, or several a little above.
 
     Each step asks how many robust standard deviations the value lies above the median of ``window`` earlier steps,
     leaving out the newest ``gap``; a bucket gains that number and leaks ``leak`` a step. Past ``limit`` it alerts, is
@@ -59,11 +59,11 @@ class Spike(MetricRule):
         self._frozen: tuple[int, float, float] | None = None  # step to look again, median and scale before the spike
 
     def judge(self, value: float, report: Report) -> Alert | None:
-        """Fill the bucket with one value; return an alert when it runs over, or when a spike did not go away."""
+        """Add one value to the bucket; return an alert when it overflows, or when the level did not recover."""
         quiet = self._quiet_until is not None and report.step < self._quiet_until
         if not math.isfinite(value):
             if report.tokens == 0:
-                return None  # no value at all: what made every token sick is for NonFinite to say
+                return None  # no value at all: every token is non-finite, and NonFinite alerts on that
             return None if quiet else self._fire(report, value, math.nan, "is not finite")
         if not self._baseline.armed:
             self._baseline.push(value)
@@ -81,7 +81,7 @@ class Spike(MetricRule):
         return self._not_recovered(report)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the baseline, the bucket, until when the rule is quiet, and what it waits to come back to."""
+        """Return the baseline, the bucket, the end of the quiet time, and the level to recover to."""
         return {
             "past": self._baseline.values(),
             "bucket": self._bucket,
@@ -90,7 +90,7 @@ class Spike(MetricRule):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Restore the state that ``state_dict`` returned."""
         self._baseline.restore(state["past"])
         self._bucket, self._quiet_until = float(state["bucket"]), state["quiet_until"]
         frozen = state["frozen"]

@@ -1,6 +1,6 @@
-"""A set of rules as one thing: what they answer, what they remember, and the check that stands before them.
+"""Check the answers of a set of rules, and save and restore their states.
 
-The monitor and ``pplmon replay`` both judge by these, so that a replay cannot differ from what it replays.
+The monitor and ``pplmon replay`` both use these functions, so that a replay cannot differ from the live run.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pplmon.alerts.alert import Alert, MetricRule, Rule
 
 
 def remembered(rules: Sequence[Rule]) -> list[list[Any]]:
-    """Return what rules remember, as plain values; a rule of the user's takes part if it has ``state_dict``."""
+    """Return the states of rules as plain values; a user's rule takes part if it has ``state_dict``."""
     return [[_identity(rule), getattr(rule, "state_dict", dict)()] for rule in rules]
 
 
 def remind(rules: Sequence[Rule], memory: Sequence[Sequence[Any]]) -> None:
-    """Give each rule back what ``remembered`` gave; a rule that was not there before begins anew."""
+    """Restore the state of each rule from ``remembered``; a rule that is not in it begins anew."""
     saved = [tuple(entry) for entry in memory]
     for rule in rules:
         found = next((entry for entry in saved if entry[0] == _identity(rule)), None)
@@ -28,7 +28,7 @@ def remind(rules: Sequence[Rule], memory: Sequence[Sequence[Any]]) -> None:
 
 
 def _identity(rule: Rule) -> str:
-    """What tells a rule from another in a checkpoint. Of several alike, the first saved is the first to be restored."""
+    """Return the name of a rule in a checkpoint. Of several with one name, the first saved is the first restored."""
     if isinstance(rule, MetricRule):
         return repr(rule)
     named = rule if hasattr(rule, "__qualname__") else type(rule)
@@ -36,7 +36,7 @@ def _identity(rule: Rule) -> str:
 
 
 def checked(rule: Rule, answer: Any) -> Alert:
-    """Return a rule's answer as an alert: what is no alert is one all the same, for somebody meant to be told."""
+    """Return a rule's answer as an alert: any other object that is not ``None`` becomes an alert with its text."""
     if isinstance(answer, Alert):
         return answer
     name = getattr(rule, "__name__", repr(rule))

@@ -13,7 +13,7 @@ from pplmon.report.report import Report
 
 
 class _Threshold(MetricRule):
-    """Fire once when a number has been beyond a threshold for a while; re-arm at the first value back inside."""
+    """A rule that fires when a number stays beyond a threshold, and re-arms at the first value back inside."""
 
     tuned_by: str | None = "threshold"
     word = ""
@@ -60,11 +60,11 @@ class _Threshold(MetricRule):
         return self.alert(report, value, self.threshold, self._text(value))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how long the value has been beyond the threshold, and whether that was told."""
+        """Return how long the value has been beyond the threshold, and if an alert was raised for it."""
         return {"fired": self._fired, "beyond": self._beyond}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave."""
+        """Restore the state that ``state_dict`` returned."""
         self._fired, self._beyond = bool(state["fired"]), int(state["beyond"])
 
     def _text(self, value: float) -> str:
@@ -80,7 +80,7 @@ class _Threshold(MetricRule):
 
 
 class Above(_Threshold):
-    """Alert when a number is above ``threshold`` (in its own unit) for ``for_steps`` judged values in a row.
+    """Alerts when a number is above ``threshold`` (in its own unit) for ``for_steps`` judged values in a row.
 
     It looks from ``after_step`` on, fires once, and re-arms at the first value not above ``threshold − hysteresis``.
     """
@@ -93,7 +93,7 @@ class Above(_Threshold):
 
 
 class Below(_Threshold):
-    """Alert when a number is below ``threshold`` (in its own unit) for ``for_steps`` judged values in a row.
+    """Alerts when a number is below ``threshold`` (in its own unit) for ``for_steps`` judged values in a row.
 
     It looks from ``after_step`` on, fires once, and re-arms at the first value not below ``threshold + hysteresis``.
     """
@@ -107,7 +107,7 @@ class Below(_Threshold):
 
 
 class NonFinite(_Threshold):
-    """Alert when a scored token has a loss of NaN or ±inf. It fires on the edge and re-arms at the first clean window."""
+    """Alerts at the first window with a non-finite token loss, and re-arms at the first without one."""
 
     word = "above"
     severity = "critical"

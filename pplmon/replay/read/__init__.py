@@ -1,1 +1,1 @@
-"""Read a run that is over, one file per format."""
+"""Read a finished run, one file per format."""

@@ -1,4 +1,4 @@
-"""Which columns of a log are ours: log keys under any prefix, plain names, and what the user maps."""
+"""Choose the columns of a log that hold numbers: log keys under any prefix, plain names, and those the user maps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def parse_map(text: str) -> tuple[str, Place]:
 
 
 def choose(columns: Sequence[str], mapped: Mapping[str, Place]) -> tuple[dict[str, Place], list[str]]:
-    """Return which columns are which numbers, and what the user should know about the choice.
+    """Return the number that each column holds, and notes for the user about the choice.
 
     Raises:
         ReplayError: a mapped column is not there.
@@ -57,7 +57,7 @@ def choose(columns: Sequence[str], mapped: Mapping[str, Place]) -> tuple[dict[st
     notes: list[str] = []
     chosen: dict[str, Place] = {}
     for place, rivals in places.items():
-        # The user's word first; then ours under the name that it takes beside a key of the module's own.
+        # The user's mapping first; then our key, which has another name beside a like key of the module.
         rivals.sort(key=lambda column: (column not in mapped, not column.startswith("pplmon/"), len(column)))
         chosen[rivals[0]] = place
         if len(rivals) > 1:

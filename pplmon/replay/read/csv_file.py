@@ -10,7 +10,7 @@ from pplmon.replay.read.series import ReplayError
 
 
 class CsvReader(LogReader):
-    """Reads a CSV file: in a directory Lightning's, by its name any."""
+    """Reads a CSV file: Lightning's in a directory, any other by its own path."""
 
     kind = "csv"
     pattern = "metrics.csv"

@@ -1,12 +1,8 @@
-"""A journal as a series: the judged rows of every process that wrote it, the rules it had, and the alerts it raised."""
+"""Read a journal as a series: the judged rows of every process that wrote it, with its rules and its alerts."""
 
 from __future__ import annotations
 
-import gc
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +12,11 @@ from pplmon.replay.read.series import Given, ReplayError, Row, Segment, Series
 from pplmon.report.declared import learn
 from pplmon.report.strict_json import revive
 from pplmon.sinks.journal import FILE_NAME
-
-BATCH = 1000  # lines
+from pplmon.sinks.json_lines import no_collection, objects
 
 
 class JournalReader(Reader):
-    """Reads pplmon's own journal, whose numbers have their names and steps already."""
+    """Reads pplmon's own journal, whose rows have steps and names of numbers already."""
 
     kind = "journal"
     pattern = FILE_NAME
@@ -50,8 +45,8 @@ def read_journal_file(path: Path) -> Series:
     segments: list[Segment] = []
     live: list[dict[str, Any]] = []
     reported: set[tuple[str, str]] = set()
-    with open(path, encoding="utf-8", errors="replace") as file, _no_collection():
-        for row in _objects(file):
+    with open(path, encoding="utf-8", errors="replace") as file, no_collection():
+        for row in objects(file):
             kind = row.get("kind")
             if kind == "run":
                 learn(row.get("declared"))
@@ -72,18 +67,6 @@ def read_journal_file(path: Path) -> Series:
     return Series(path, "journal", segments, live, frozenset(reported))
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Hold back the collector of garbage: it would look again and again through rows that are all kept (40 % of the time)."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
 def _segment(row: dict[str, Any]) -> Segment:
     rules, resumed_at, memory = row.get("alerts"), row.get("resumed_at"), row.get("memory")
     return Segment(
@@ -91,25 +74,6 @@ def _segment(row: dict[str, Any]) -> Segment:
         resumed_at=resumed_at if isinstance(resumed_at, int) else None,
         memory=memory if isinstance(memory, dict) else None,
     )
-
-
-def _objects(file: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Return each line's object. Many lines are parsed at once, as one array: that takes half the time."""
-    lines = iter(file)
-    while batch := list(islice(lines, BATCH)):
-        try:
-            rows = json.loads(f"[{','.join(batch)}]")
-        except ValueError:  # a line among them is torn
-            rows = map(_parse, batch)
-        yield from (row for row in rows if isinstance(row, dict))
-
-
-def _parse(line: str) -> Any:
-    """Return one line's object; nothing for one that a kill tore."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
 
 
 def _revived(fields: dict[str, Any]) -> Given:

@@ -1,4 +1,4 @@
-"""What a reader is: a class that knows one format. A file with one in this folder is found by itself."""
+"""``Reader``, the base of classes that read one format. A new file in this folder is found automatically."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Cells = Iterable[tuple[int, Mapping[str, Any]]]
 
 
 class Reader:
-    """Knows one format: which paths are its own, and how they become a series.
+    """Reads one format: recognises its files, and turns them into a series.
 
     Attributes:
-        kind: what its series are called in messages.
-        pattern: what its files are called, to find them in a directory.
-        expects: the files that it takes by their name, for messages.
-        order: of two readers that find something in one directory the one with the lower is taken.
+        kind: the name of the format in messages.
+        pattern: the glob pattern of its files, to find them in a directory.
+        expects: a description of the files that it reads, for messages.
+        order: of two readers that find something in one directory, the one with the lower order reads it.
     """
 
     kind = ""
@@ -31,44 +31,44 @@ class Reader:
     order = 50
 
     def matches(self, file: Path) -> bool:
-        """True for a file of this format, by its name."""
+        """Return True for a file of this format, by its name."""
         return file.match(self.pattern)
 
     def place(self, file: Path) -> Path:
-        """Return what to read where ``file`` was found in a directory: the file, unless a run lies in several."""
+        """Return the path to read where ``file`` was found in a directory: the file, unless a run has several."""
         return file
 
     def read(self, path: Path, mapped: Mapping[str, Place], step: str | None) -> Series:
         """Return the series.
 
         Args:
-            path: what ``matches`` or ``place`` said.
-            mapped: column -> (stage, name), as the user gave it.
-            step: the column that counts optimizer steps, as the user gave it.
+            path: a path that ``matches`` accepted or ``place`` returned.
+            mapped: column -> (stage, name), from the user.
+            step: the column that counts optimizer steps, from the user.
 
         Raises:
-            ReplayError: nothing is there to be read, or not what is needed.
+            ReplayError: there is nothing to read, or needed columns are missing.
         """
         raise NotImplementedError
 
 
 class LogReader(Reader):
-    """A reader of a log with columns, ours or not: it says in ``table`` what they are."""
+    """The base of readers of logs with columns: a subclass gives the table, this one picks the numbers."""
 
     def table(self, path: Path, step: str | None) -> tuple[list[str], Cells]:
         """Return the names of the columns, and rows as (step, {column: value}).
 
         Raises:
-            ValueError: it cannot be read.
+            ValueError: the file cannot be read.
         """
         raise NotImplementedError
 
     def notes(self, path: Path) -> list[str]:
-        """Return what else the user should know."""
+        """Return further notes for the user."""
         return []
 
     def read(self, path: Path, mapped: Mapping[str, Place], step: str | None) -> Series:
-        """Choose the columns that are numbers of ours, and return their rows."""
+        """Choose the columns that hold known numbers, and return their rows."""
         try:
             columns, cells = self.table(path, step)
         except ReplayError:
@@ -85,7 +85,7 @@ class LogReader(Reader):
 
 
 def readers() -> list[Reader]:
-    """Return one reader of each format that is known, the most exact first."""
+    """Return one reader for each known format, the most exact first."""
     classes_in("pplmon.replay.read", Reader)
     return sorted((kind() for kind in subclasses_of(Reader) if kind.pattern), key=lambda reader: reader.order)
 
@@ -107,7 +107,7 @@ def step_column(columns: list[str], wanted: str | None, path: Path) -> str:
 
 
 def by_step(rows: Iterable[Mapping[str, Any]], column: str) -> Cells:
-    """Return rows with the step that their column says; one without is a row of something else."""
+    """Return rows with the step in their column; rows without a step are left out."""
     for row in rows:
         step = _whole(row.get(column))
         if step is not None:

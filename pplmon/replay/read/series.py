@@ -1,4 +1,4 @@
-"""What a replay judges: rows of (step, stage, numbers), in the order in which the rules saw them."""
+"""``Series``: the rows that a replay judges, each (step, stage, numbers), in the order in which rules saw them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pplmon.report.report import Report
 
 
 class ReplayError(ValueError):
-    """Something that the user gave does not fit: what was expected, what came, and the likely fix."""
+    """An error in the user's arguments or files; its text says what was expected, what came, and the likely fix."""
 
 
 class Given(dict[str, Value]):
@@ -29,7 +29,7 @@ class Given(dict[str, Value]):
 
 
 class Noted(Given):
-    """Numbers that put on record which known names were asked for in vain."""
+    """Numbers that record which known names were read although they are missing."""
 
     def __init__(self, given: Mapping[str, Value], missed: set[str]) -> None:
         super().__init__(given)
@@ -42,43 +42,43 @@ class Noted(Given):
 
 
 class Row(Report):
-    """A report that is made in a fraction of a microsecond: of what a journal or a log kept, without evidence."""
+    """A report without evidence, made from a row of a journal or log in a fraction of a microsecond."""
 
     def __init__(self, step: int, stage: str, numbers: Given) -> None:
-        # A frozen dataclass cannot be assigned to; this also leaves out its copy of the numbers.
+        # Fields of a frozen dataclass cannot be assigned; this also skips its copy of the numbers.
         self.__dict__.update(step=step, stage=stage, numbers=numbers)
 
 
 @dataclass
 class Segment:
-    """One process's rows: a resumed run appends a segment that repeats steps."""
+    """The rows of one process. A resumed run appends a segment that may repeat steps."""
 
     rows: list[Row] = field(default_factory=list)
     rules: tuple[str, ...] | None = None  # the live rules' texts, where they are known
     resumed_at: int | None = None  # the step at which it went on; None: it began anew
-    memory: Mapping[str, Any] | None = None  # what the live rules remembered of what came before
+    memory: Mapping[str, Any] | None = None  # the states that the live rules began with
 
 
 @dataclass
 class Series:
-    """A run (or several, one after the other) as a replay sees it."""
+    """The rows of a run, or of several runs one after the other, for a replay."""
 
     path: Path
     kind: str  # "journal", "tensorboard", "wandb" or "csv"
     segments: list[Segment]
     live: list[dict[str, Any]] = field(default_factory=list)  # the journal's alerts, every one
     reported: frozenset[tuple[str, str]] = frozenset()  # (stage, name) in the journal's reports, judged or not
-    columns: tuple[str, ...] = ()  # what the file has, ours or not
-    notes: list[str] = field(default_factory=list)  # for the user to read
+    columns: tuple[str, ...] = ()  # all that the file has, known numbers or not
+    notes: list[str] = field(default_factory=list)  # notes for the user
 
     def rows(self) -> Iterator[Row]:
-        """Every row, in order."""
+        """Return every row, in order."""
         for segment in self.segments:
             yield from segment.rows
 
     @cached_property
     def runs(self) -> list[list[Row]]:
-        """Each run's rows without those that a resumed process repeated."""
+        """Return each run's rows, without those that a resumed process repeated."""
         runs: list[list[Row]] = []
         for segment in self.segments:
             if segment.resumed_at is None or not runs:
@@ -89,18 +89,18 @@ class Series:
         return [rows for rows in runs if rows]
 
     def spans(self) -> list[tuple[int, int]]:
-        """First and last step of each run, both included."""
+        """Return the first and last step of each run, both included."""
         return [(min(row.step for row in rows), max(row.step for row in rows)) for rows in self.runs]
 
     def spacing(self) -> int:
-        """The usual distance between two rows of train (of any stage where there is none), in optimizer steps."""
+        """Return the median distance of rows of train (else of any stage), in optimizer steps."""
         rows = [row for run in self.runs for row in run]
         steps = [row.step for row in rows if row.stage == "train"] or [row.step for row in rows]
         gaps = [b - a for a, b in pairwise(steps) if b > a]
         return median_low(gaps) if gaps else 1
 
     def numbers(self) -> set[tuple[str, str]]:
-        """Every (stage, name) that any row has."""
+        """Return every (stage, name) that any row has."""
         return names_of(self.rows())
 
 

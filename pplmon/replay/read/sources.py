@@ -1,4 +1,4 @@
-"""Find out which format a path is of, and read it as a series."""
+"""Find the reader for a path, and read it as a series."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ def read(path: str | Path, mapped: Mapping[str, Place] | None = None, step: str 
 
     Args:
         path: a journal, a TensorBoard directory or event file, a W&B offline run or its ``.wandb`` file, or a CSV file.
-        mapped: column -> (stage, name), for columns that have other names than ours.
+        mapped: column -> (stage, name), for columns with names that pplmon does not know.
         step: the column that counts optimizer steps; ``None`` finds it.
 
     Raises:
-        ReplayError: nothing is there to be read, or not what is needed.
+        ReplayError: there is nothing to read, or needed columns are missing.
     """
     reader, found = locate(Path(path))
     return reader.read(found, mapped or {}, step)
 
 
 def locate(path: Path) -> tuple[Reader, Path]:
-    """Return the reader of a path, and what it is to read: a file, or TensorBoard's directory.
+    """Return the reader for a path, and the path that it reads: a file, or TensorBoard's directory.
 
     Raises:
-        ReplayError: there is none, or there are several.
+        ReplayError: no reader fits, or several do.
     """
     known = readers()
     if not path.exists():

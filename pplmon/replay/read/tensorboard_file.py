@@ -1,4 +1,4 @@
-"""TensorBoard: the scalars of a directory of event files, or of one of them."""
+"""Read TensorBoard's scalars from a directory of event files, or from one of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pplmon.replay.read.series import ReplayError
 
 
 class TensorBoardReader(LogReader):
-    """Reads TensorBoard's scalars; a run may lie in several files of one directory."""
+    """Reads TensorBoard's scalars; a run may have several files in one directory."""
 
     kind = "tensorboard"
     pattern = "events.out.tfevents.*"

@@ -44,10 +44,10 @@ def history(path: Path) -> list[dict[str, Any]]:
 
 
 def records(path: Path) -> Iterator[Any]:
-    """Return W&B's records of one ``.wandb`` file. One that a kill cut short is passed over, with what follows.
+    """Return W&B's records of one ``.wandb`` file. Reading ends at one that a kill left incomplete.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: the file has another format.
     """
     from wandb.proto import wandb_internal_pb2
 

@@ -1,4 +1,4 @@
-"""One batch is counted by array operations, on any device; the states are changed in place."""
+"""Count one batch by array operations, on any device; the states are changed in place."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""One batch is counted: by the kernels of ``triton`` on a GPU where Triton is, once they have proved right; else by arrays.
+"""Count one batch by the best means there is: Triton kernels on a GPU, once a self-test passed, else array operations.
 
-A kernel that a compiler or a driver gets wrong would give wrong numbers that look plausible. So the first batch of a kind is
-preceded by a small one of that kind, which kernels and array operations both count. Of each kind the programs are compiled
-once; batches of other sizes are of the same kind.
+A kernel that a compiler or a driver gets wrong would give wrong numbers that look plausible. So before the first
+batch of a kind, a small example of that kind is counted by the kernels and by array operations, and the results are
+compared. The programs of a kind are compiled once, and serve batches of all sizes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _KNOWN = ("correct", "top_probability", "predicted", "vocab_size")
 
 
 class Kind(NamedTuple):
-    """What decides which programs are compiled for a batch."""
+    """The properties of a batch that decide which programs are compiled for it."""
 
     device: torch.device
     shift: bool
@@ -55,7 +55,7 @@ def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Te
 
 
 def kernels_for(state: State, stats: TokenStats, given: Given, settings: Settings) -> Any:
-    """Return the module of the kernels that count a batch; ``None`` where array operations do. Waits at a kind's first batch."""
+    """Return the module whose kernels count a batch, ``None`` for array operations. Waits at a kind's first batch."""
     if stats.nll.device.type != "cuda" or stats.nll.device in _given_up:
         return None
     kind = kind_of(state, stats, given, settings)
@@ -110,7 +110,7 @@ def _prove(kind: Kind) -> Any:
 
 
 def differences(kind: Kind, add: Any) -> list[str]:
-    """Count a small batch of a kind, twice, by ``add`` and by array operations; return which states differ."""
+    """Count a small batch of a kind twice, by ``add`` and by array operations; return which states differ."""
     stats, given, settings = _example(kind)
     states = _empty(kind), _empty(kind)
     for state, count in zip(states, (add, by_arrays.add)):
@@ -123,7 +123,7 @@ def differences(kind: Kind, add: Any) -> list[str]:
 
 
 def _example(kind: Kind) -> tuple[TokenStats, Given, Settings]:
-    """Losses with ties, NaN, inf and beyond the cap; targets ignored and impossible; two documents in a row."""
+    """Return a batch with ties, NaN, inf, losses beyond the cap, unusable targets, and two documents in a row."""
     device, shape = kind.device, (_ROWS * _LENGTH,) if kind.flat else (_ROWS, _LENGTH)
     index = torch.arange(_ROWS * _LENGTH, device=device)
     nll = (index * 37 % 11).float() / 3

@@ -1,8 +1,8 @@
 """The operations that counting needs, over torch on any device, and over numpy where the tensors are on a CPU.
 
-There an operation of torch costs 2 to 5 µs before it does anything and one of numpy about 1 µs, on the same memory; to count
-a small batch takes a hundred. Counting is therefore written once, over either: operators, slices and the functions that
-both spell alike as they are, and what they do not through one of these two classes.
+On a CPU an operation of torch costs 2 to 5 µs before it does anything, one of numpy about 1 µs, and a small batch
+takes a hundred of them. Counting is therefore written once for both: functions that both spell alike are called
+directly, the others through one of the two classes here.
 
 Nothing here waits for a device.
 """
@@ -21,7 +21,7 @@ Array: TypeAlias = Any  # a Tensor, or the numpy array over its memory
 
 
 class OnTorch:
-    """Tensors of one device."""
+    """Operations of torch on the tensors of one device."""
 
     where: Any = staticmethod(torch.where)
     concatenate: Any = staticmethod(torch.cat)
@@ -72,15 +72,15 @@ class OnTorch:
         return values.amax()
 
     def limit(self, values: Array, ceiling: int) -> None:
-        """Bring what is above the ceiling down to it, in place."""
+        """Clamp values to the ceiling, in place."""
         values.clamp_max_(ceiling)
 
     def running_maximum(self, values: Array) -> Array:
-        """Along the last dimension."""
+        """Return the running maximum along the last dimension."""
         return values.cummax(-1).values
 
     def sums_by(self, index: Array, values: Array) -> Array:
-        """Σ of the values of each index, as many cells as there are values."""
+        """Return the sum of the values of each index, in as many cells as there are values."""
         return torch.zeros_like(values).scatter_add_(0, index, values)
 
     def add_counts(self, counts: Array, index: Array, counted: Array) -> None:
@@ -90,15 +90,15 @@ class OnTorch:
         counts.scatter_add_(0, index.to(torch.int64), counted.to(torch.int64))
 
     def known_empty(self, rows: Array) -> bool:
-        """True where rows [K, C] are seen to hold nothing; a device is not asked."""
+        """Return True if rows [K, C] are empty and the host can see it without waiting for a device."""
         return False
 
     def known_none(self, count: Array) -> bool:
-        """True where a count is seen to be 0; a device is not asked."""
+        """Return True if a count is 0 and the host can see it without waiting for a device."""
         return False
 
     def top(self, keys: Array, count: int) -> tuple[Array, Array]:
-        """The largest keys, from the largest on, and where they are."""
+        """Return the largest keys in falling order, and their indices."""
         top = keys.topk(count)
         return top.values, top.indices
 
@@ -111,7 +111,7 @@ class OnTorch:
 
 
 class OnNumpy:
-    """Tensors on a CPU, as the arrays over their memory."""
+    """Operations of numpy on CPU tensors, through arrays that share their memory."""
 
     where: Any = staticmethod(np.where)
     concatenate: Any = staticmethod(np.concatenate)
@@ -191,5 +191,5 @@ Arrays: TypeAlias = "OnTorch | OnNumpy"
 
 @lru_cache
 def arrays_on(device: torch.device) -> Arrays:
-    """Return what counts tensors of this device."""
+    """Return the operations for tensors of this device."""
     return OnNumpy() if device.type == "cpu" else OnTorch(device)

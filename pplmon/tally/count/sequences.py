@@ -1,4 +1,4 @@
-"""Which tokens make a sequence: the rows of a batch, or the runs of equal document ids in it.
+"""Cut a batch into sequences: its rows, or the runs of equal document ids in them.
 
 Shapes: R rows, T columns, N = R·T tokens, all in the frame of the caller's targets (not shifted).
 """

@@ -1,4 +1,4 @@
-"""One batch of ``TokenStats`` becomes integers, which are added to a tally's sums, maxima and histogram in place.
+"""Turn one batch of ``TokenStats`` into integers, and add these to a tally's sums, maxima and histogram in place.
 
 Nothing here waits for the device: no item(), no boolean indexing, no tensor made from Python values. Shapes: R rows,
 T columns, N = R·T tokens, S sequences.
@@ -17,7 +17,7 @@ from pplmon.tally.merge import FRACTION_MASK, carry
 SCALE = 2.0**layout.FRACTION_BITS
 OVERCONFIDENT = 0.9
 ROUNDING = 1 + 2.0**-20  # exactly uniform logits give ln V up to a rounding, and are not worse than uniform
-NAN_BITS = 0x7F800001  # one pattern for every NaN, so that all sick tokens sort alike on all devices
+NAN_BITS = 0x7F800001  # one pattern for every NaN, so that all non-finite tokens sort alike on all devices
 
 
 class Columns(NamedTuple):
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
 
 
 class SequenceSums(NamedTuple):
-    """Per sequence [S]: valid tokens, and the mean loss in 2**-32 nats (−1 where too short)."""
+    """Sums of each sequence, [S]: valid tokens, and the mean loss in 2**-32 nats (−1 where too short)."""
 
     tokens: Array
     mean_units: Array
@@ -129,7 +129,7 @@ def add_sums(
 def raise_maxima(
     xp: Arrays, maxima: Array, batch: Batch, per_sequence: SequenceSums | None, token_bytes: Array | None
 ) -> None:
-    """Take the batch into the maxima of ``layout.MAXIMA`` [len(MAXIMA)], in place."""
+    """Raise to the batch's maxima those of ``layout.MAXIMA`` [len(MAXIMA)], in place."""
     columns, vocab = batch.columns, batch.columns.vocab_size
     parts = {
         "token_loss_bits": xp.integers(xp.largest(xp.where(batch.valid, batch.bits, -1))),

@@ -1,4 +1,4 @@
-"""The worst tokens and sequences of one batch, as rows of integers (see ``report.layout``), merged into a tally's in place.
+"""Merge the worst tokens and sequences of one batch into a tally's rows of integers (see ``report.layout``), in place.
 
 Shapes: R rows, T columns, N = R·T tokens, S sequences, K rows kept, C columns.
 """
@@ -15,7 +15,7 @@ _INDEX_MASK = 0xFFFFFFFF
 
 
 class Address(NamedTuple):
-    """Where a batch stands in the run."""
+    """The address of a batch in the run."""
 
     step: int
     micro_batch: int
@@ -25,21 +25,21 @@ class Address(NamedTuple):
 
     @property
     def when(self) -> int:
-        """Step and micro-batch in one integer."""
+        """Return step and micro-batch in one integer."""
         return self.step << layout.MICRO_BITS | self.micro_batch
 
     @property
     def rank_bits(self) -> int:
-        """The rank, where it stands in WHERE."""
+        """Return the rank in its bits of WHERE."""
         return self.rank << (layout.SEQUENCE_BITS + layout.POSITION_BITS)
 
     def where(self, xp: Arrays, row: Array, position: Array) -> Array:
-        """Rank, row and column in one integer. A batch beyond these bounds reads as the last that fits."""
+        """Return rank, row and column in one integer. A batch beyond these bounds reads as the last that fits."""
         row, position = xp.at_most(row, 2**layout.SEQUENCE_BITS - 1), xp.at_most(position, 2**layout.POSITION_BITS - 1)
         return (row << layout.POSITION_BITS) + position + self.rank_bits
 
     def position(self, xp: Arrays, index: Array, column: Array) -> Array:
-        """The column, or what the caller says is its place in the whole sequence."""
+        """Return the column, or the position that the caller gave for it."""
         return column if self.position_ids is None else xp.at_least(self.position_ids[index], 0)
 
 
@@ -106,7 +106,7 @@ def keep_sequences(xp: Arrays, rows: Array, batch: Batch, sums: SequenceSums | N
 def _merge(xp: Arrays, rows: Array, found: Array, in_order: bool) -> None:
     """Keep the K worst of both in ``rows``: the largest loss first, then the earliest address; empty rows (−1) last.
 
-    ``in_order`` says that what was found stands so already, as it does where addresses rise with the place in the batch.
+    ``in_order`` says that the found rows are sorted already, as where addresses rise with the place in the batch.
     """
     if in_order and xp.known_empty(rows):
         rows[: len(found)] = found

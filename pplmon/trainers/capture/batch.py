@@ -1,4 +1,4 @@
-"""Read a batch: its targets, and what else it says of its tokens."""
+"""Read targets, masks, ids and other data of the tokens from a batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DATA_NAMES = ("mask", "document_ids", "sample_ids", "group_ids", "input_ids", "p
 
 
 def targets_of(batch: Any, wanted: Targets | None) -> Tensor | None:
-    """Return the targets: a key, attribute or index of the batch, a callable of it, or what is usually so called."""
+    """Return the targets: a key, attribute or index of the batch, a callable of it, or a usual name."""
     if wanted is None:
         return _usual(batch)
     if callable(wanted):
@@ -29,7 +29,7 @@ def targets_of(batch: Any, wanted: Targets | None) -> Tensor | None:
 
 
 def data_of(batch: Any, targets: Tensor) -> Iterator[tuple[str, Tensor, str | None]]:
-    """Yield (name, value, complaint) for what ``TokenTally.update`` knows by name; a complaint says why it is not used."""
+    """Yield (name, value, complaint) for arguments of ``TokenTally.update``; a complaint says why it is not used."""
     if not isinstance(batch, Mapping):
         return
     for name in DATA_NAMES:
@@ -45,7 +45,7 @@ def data_of(batch: Any, targets: Tensor) -> Iterator[tuple[str, Tensor, str | No
             yield name, value, f"batch[{name!r}] is {value.dtype}, not integer: it is not used"
         elif value.shape == wanted or (name == "group_ids" and value.shape == targets.shape[:1]):
             yield name, value.bool() if name == "mask" else value, None
-        elif name not in ("input_ids", "position_ids"):  # a model's own business, unless it fits
+        elif name not in ("input_ids", "position_ids"):  # meant for the model only, unless it fits
             yield name, value, f"batch[{name!r}] has shape {tuple(value.shape)}, not {tuple(wanted)}: it is not used"
 
 

@@ -1,6 +1,13 @@
-"""Choose among the sources of logits: all are tried on a stage's first batch, and the stage keeps to one."""
+"""Choose among what the sources of logits give: all is tried on a stage's first batches, and the stage keeps to one.
+
+What is tried is counted in tallies of its own, one for each call and shift, so that nothing is lost whatever is chosen.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
@@ -18,41 +25,83 @@ def sources_for(logits: Logits | None, targets: Targets | None, shift: bool | No
     return Said(), Returned(targets, shift), HuggingFace(targets, shift)
 
 
+class Call(NamedTuple):
+    """The k-th call of one name in a batch."""
+
+    source: Source
+    name: str
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The calls that a stage counts: the calls of one name, all or one of them, with a shift."""
+
+    source: Source
+    name: str
+    number: int | None = None  # None: all of this name
+    shift: bool | None = None  # None: as each call says
+
+    def has(self, call: Call) -> bool:
+        """Tell whether a call is counted."""
+        return (
+            call.source is self.source
+            and call.name == self.name
+            and (self.number is None or call.number == self.number)
+        )
+
+
+@dataclass
+class Trial:
+    """The counts of a stage before its choice, for one tally: by call, and by shift."""
+
+    tally: TokenTally
+    counted: dict[tuple[Call, bool], TokenTally] = field(default_factory=dict)  # the bool: logits at t on t+1
+
+    def tally_for(self, call: Call, shift: bool) -> TokenTally:
+        """Return the tally of a call under one shift."""
+        if (call, shift) not in self.counted:
+            self.counted[call, shift] = self.tally.clone()
+            self.counted[call, shift].reset()
+            self.counted[call, shift].shift = shift
+        return self.counted[call, shift]
+
+    def settle(self, chosen: Chosen, shift_of: dict[Call, bool], into: TokenTally) -> None:
+        """Add what was chosen to the tally of the stage; ``shift_of`` is the shift that each call said."""
+        for (call, shift), tally in self.counted.items():
+            wanted = shift_of.get(call) if chosen.shift is None else chosen.shift
+            if chosen.has(call) and shift == wanted:
+                tally.shift = into.shift
+                into.merge_state(tally)
+
+
 class Choice:
-    """Keeps each stage to one source: the first, in the order of preference, that gave something on its first batch."""
+    """Keeps each stage to what was chosen for it, and until then what its batches gave."""
 
-    def __init__(self, sources: tuple[Source, ...]) -> None:
-        self._sources = sources
-        self.by_stage: dict[str, Source] = {}
-        self._trials: dict[Source, TokenTally] = {}  # what each source gave on the first batch
+    def __init__(self) -> None:
+        self.by_stage: dict[str, Chosen] = {}
+        self.trials: list[Trial] = []  # for each tally that was counted in since the stage began
+        self.shift_of: dict[Call, bool] = {}
 
-    def tally_for(self, source: Source, stage: str, tally: TokenTally) -> TokenTally | None:
-        """Return the tally that a source counts in: the stage's own once it was chosen, ``None`` once another was.
+    def trial(self, tally: TokenTally) -> Trial:
+        """Return the trial that goes with a tally."""
+        found = next((trial for trial in self.trials if trial.tally is tally), None)
+        if found is None:
+            found = Trial(tally)
+            self.trials.append(found)
+        return found
 
-        Before the choice each source has a tally of its own.
-        """
-        chosen = self.by_stage.get(stage)
-        if chosen is not None:
-            return tally if chosen is source else None
-        if source not in self._trials:
-            self._trials[source] = tally.clone()
-            self._trials[source].reset()
-        return self._trials[source]
+    def drop(self, call: Call) -> None:
+        """Forget what a call gave: it failed."""
+        for trial in self.trials:
+            trial.counted = {key: tally for key, tally in trial.counted.items() if key[0] != call}
 
-    def drop(self, source: Source) -> None:
-        """Forget what a source gave on the first batch: it failed there, and has found nothing."""
-        self._trials.pop(source, None)
+    def keep(self, shifts: Iterable[tuple[Call, bool]]) -> None:
+        """Forget all but these."""
+        wanted = set(shifts)
+        for trial in self.trials:
+            trial.counted = {key: tally for key, tally in trial.counted.items() if key in wanted}
 
     def forget(self) -> None:
-        """Forget what all sources gave on the first batch."""
-        self._trials = {}
-
-    def settle(self, stage: str, tally: TokenTally) -> bool:
-        """Choose by the first batch, and count it in the stage's tally. Returns False where no source gave anything."""
-        trials, self._trials = self._trials, {}
-        chosen = next((source for source in self._sources if source in trials), None)
-        if chosen is None:
-            return False
-        self.by_stage[stage] = chosen
-        tally.merge_state(trials[chosen])
-        return True
+        """Forget what was tried."""
+        self.trials, self.shift_of = [], {}

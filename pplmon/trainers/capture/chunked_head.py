@@ -17,21 +17,32 @@ class Pieces:
 
     @property
     def begun(self) -> bool:
-        """True once there is a piece."""
+        """Return True once there is a piece."""
         return bool(self._measured)
 
+    @property
+    def width(self) -> int:
+        """Return the columns of all pieces together."""
+        return sum(piece.batch_shape[1] for piece in self._measured)
+
     def refuse(self) -> None:
-        """Take no pieces in this batch: its logits came whole, so pieces are another call (generation)."""
+        """Refuse pieces in this batch: its logits came whole, so pieces belong to another call (generation)."""
         self._measured, self._refused = [], True
 
-    def columns_of(self, logits: Tensor, targets: Tensor) -> slice | None:
-        """Return the columns of ``targets`` [B, T] that logits, as the next piece, are for; ``None`` where they are none."""
+    def columns_of(self, logits: Tensor, targets: Tensor, is_rest: bool = False) -> slice | None:
+        """Return the columns of ``targets`` [B, T] that logits, as the next piece, are for; ``None`` where they are none.
+
+        ``is_rest``: these are known to be the last column, which may stand alone.
+        """
         if self._refused or logits.dim() != 3 or targets.dim() != 2 or logits.shape[0] != targets.shape[0]:
             return None
-        if logits.shape[1] < 2:  # one position at a time is generation
-            return None
-        start = sum(piece.batch_shape[1] for piece in self._measured)
+        sizes = [piece.batch_shape[1] for piece in self._measured]
+        start = self.width
         stop = start + logits.shape[1]
+        if logits.shape[1] < 2:  # one position at a time is generation, unless it is the rest of equal chunks
+            rest = len(sizes) > 1 and len(set(sizes)) == 1 and stop == targets.shape[1]
+            if not (is_rest or rest or (sizes and logits.requires_grad)):
+                return None
         return slice(start, stop) if stop <= targets.shape[1] else None
 
     def measure(

@@ -1,4 +1,4 @@
-"""Count logits and targets that were found, with what else their batch says of them."""
+"""Count logits and targets that were found, with the masks and ids in their batch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from pplmon.monitor.repeated_rows import Repeated
 from pplmon.report import layout
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import data_of, part_with
-from pplmon.trainers.capture.choose import Choice
+from pplmon.trainers.capture.choose import Call, Choice
 from pplmon.trainers.capture.documents import Documents
-from pplmon.trainers.capture.sources.source import Source
+from pplmon.trainers.capture.evidence import BATCHES, Batch, Heard, hear
+from pplmon.trainers.capture.sources.source import Found, Source
 
 
 class Counter:
-    """Counts the batch under way in the tally of its source."""
+    """Counts the current batch in the tally of its source."""
 
     def __init__(self, choice: Choice) -> None:
         self.stage: str | None = None  # None between batches
@@ -30,6 +31,11 @@ class Counter:
         self._tally: TokenTally | None = None
         self._address: dict[str, int] = {}
         self._leave_out: Repeated | None = None
+        self._numbers: dict[tuple[Source, str], int] = {}  # of calls in this batch
+        self.items: float | None = None  # what the loss of this batch is divided by, where a model was told
+        self._looks = False  # at this batch once more
+        self.heard: list[Heard] = []  # in this batch, before the stage's choice
+        self.batches: dict[str, list[Batch]] = {}  # of each stage, before its choice
         self._warned: set[str] = set()
         self._overwritten = Overwritten()
         self._documents = Documents()
@@ -41,47 +47,95 @@ class Counter:
         return self._tally
 
     def begin(
-        self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: Repeated | None
+        self,
+        stage: str,
+        tally: TokenTally,
+        batch: Any,
+        step: int,
+        micro_batch: int,
+        leave_out: Repeated | None,
+        looks: bool,
     ) -> None:
-        """Count from here on in ``tally``, but for the rows of ``leave_out``."""
+        """Begin a batch, counted in ``tally``, except for the rows of ``leave_out``."""
         self.stage, self._tally, self.batch, self._leave_out = stage, tally, batch, leave_out
         self._address = {"step": step, "micro_batch": min(micro_batch, 2**layout.MICRO_BITS - 1)}
         self.left_out = None
+        self._numbers, self.heard, self.items = {}, [], None
+        self._looks = looks
 
     def end(self) -> None:
-        """Let go of the batch."""
+        """Forget the batch."""
         self.stage, self._tally, self.batch = None, None, None
 
-    def count(
-        self,
-        source: Source,
-        logits: Tensor | TokenStats,
-        targets: Tensor | None,
-        shift: bool | None,
-        data: dict[str, Any],
-    ) -> None:
-        """Count what a source gave, unless the stage keeps to another."""
-        assert self.stage is not None and self._tally is not None
-        tally = self._choice.tally_for(source, self.stage, self._tally)
-        if tally is None:
+    def count(self, source: Source, found: Found, data: dict[str, Any], stats: TokenStats | None = None) -> None:
+        """Count what a source gave, unless the stage keeps to another; ``stats`` are of logits that came in pieces."""
+        assert self.stage is not None
+        number = self._numbers.get((source, found.call), 0)
+        self._numbers[source, found.call] = number + 1
+        call, chosen = Call(source, found.call, number), self._choice.by_stage.get(self.stage)
+        said = self.tally.shift if found.shift is None else found.shift
+        self.items = found.items if found.items is not None else self.items
+        if chosen is None:
+            self._try(call, found, said, data, stats)
+        elif chosen.has(call):
+            shift = said if chosen.shift is None else chosen.shift
+            self._update(self.tally, found, shift, data, stats)
+            if self._looks and stats is None:
+                heard = hear(call, found, shift, data, self.tally.ignore_index)
+                self.heard += [heard] if heard is not None else []
+            if self.stage == "train" and stats is None:
+                self._overwritten.look(found.logits, found.targets, self.tally.ignore_index, shift)
+
+    def count_stats(self, source: Source, stats: TokenStats, data: dict[str, Any]) -> None:
+        """Count losses that a module shows by itself: they are of certain targets, and there is nothing to try."""
+        assert self.stage is not None
+        call, chosen = Call(source, ""), self._choice.by_stage.get(self.stage)
+        if chosen is None:
+            self._choice.shift_of[call] = self.tally.shift
+            self._choice.trial(self.tally).tally_for(call, self.tally.shift).update(stats, **data)
+        elif chosen.has(call):
+            self.tally.update(stats, **data)
+
+    def _try(self, call: Call, found: Found, said: bool, data: dict[str, Any], stats: TokenStats | None) -> None:
+        """Count a call under the shift that it says, and under the other one where that is open."""
+        assert self.stage is not None
+        trial, self._choice.shift_of[call] = self._choice.trial(self.tally), said
+        try:
+            self._update(trial.tally_for(call, said), found, said, data, stats)
+        except Exception:
+            self._choice.drop(call)
+            raise
+        if stats is not None or (len(self.batches.get(self.stage, ())) >= BATCHES and call not in self.open_calls()):
             return
-        usual, shift = tally.shift, tally.shift if shift is None else shift
+        usable = found.logits.dim() == 3 and found.targets.dim() == 2 and not self.tally.context_parallel
+        if not found.stated and usable:
+            self._update(trial.tally_for(call, not said), found, not said, data, None)
+        if len(self.batches.get(self.stage, ())) < BATCHES:
+            heard = hear(call, found, said, data, self.tally.ignore_index)
+            self.heard += [heard] if heard is not None else []
+
+    def open_calls(self) -> set[Call]:
+        """Return the calls that were heard in this stage."""
+        assert self.stage is not None
+        return {heard.call for batch in self.batches.get(self.stage, ()) for heard in batch.heard}
+
+    def _update(
+        self, tally: TokenTally, found: Found, shift: bool, data: dict[str, Any], stats: TokenStats | None
+    ) -> None:
+        usual = tally.shift
         if shift != usual:  # setting an attribute of a Metric is slow
             tally.shift = shift
         try:
-            tally.update(logits, targets, **(data if targets is None else self.without_repeated(data, targets)))
-        except Exception:
-            self._choice.drop(source)
-            raise
+            if stats is None:
+                tally.update(found.logits, found.targets, **self.without_repeated(data, found.targets))
+            else:
+                tally.update(stats, **data)
         finally:
             if shift != usual:
                 tally.shift = usual
-        chosen = "train" in self._choice.by_stage  # before that, several sources are tried on one batch
-        if self.stage == "train" and chosen and isinstance(logits, Tensor) and targets is not None:
-            self._overwritten.look(logits, targets, tally.ignore_index, shift)
 
     def data(self, targets: Tensor, keywords: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the address, and what else the batch says of these targets, for ``TokenTally.update``.
+        """Return the arguments for ``TokenTally.update``: the address, and the batch's data about these targets.
 
         Its documents may also be in the ``keywords`` that a hooked model was called with.
         """
@@ -89,7 +143,7 @@ class Counter:
         batch = part_with(self.batch, targets)
         for name, value, complaint in data_of(batch, targets):
             if name == "position_ids" and not self.tally.context_parallel:
-                continue  # in a packed batch they begin anew with each document; the column tells more
+                continue  # in a packed batch they begin anew with each document; the column is more useful
             if complaint is None:
                 found[name] = value
             else:
@@ -109,7 +163,7 @@ class Counter:
         return data
 
     def warn(self, about: str, text: str) -> None:
-        """Warn once about each thing."""
+        """Warn once for each key."""
         if about not in self._warned:
             self._warned.add(about)
             warnings.warn(f"pplmon: {text}", stacklevel=3)

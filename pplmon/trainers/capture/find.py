@@ -11,71 +11,80 @@ one used there:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pplmon.measure.tokens import TokenStats
+from pplmon.doctor import Finding, Loss
+from pplmon.measure.tokens import TokenStats, is_dtensor
 from pplmon.monitor.repeated_rows import Repeated
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
-from pplmon.trainers.capture.choose import Choice, sources_for
+from pplmon.trainers.capture.choose import Choice, Chosen, Trial, sources_for
 from pplmon.trainers.capture.chunked_head import Pieces
 from pplmon.trainers.capture.count import Counter
-from pplmon.trainers.capture.help_text import nothing_found
+from pplmon.trainers.capture.evidence import BATCHES, Batch, Verdict, findings, weigh
+from pplmon.trainers.capture.help_text import no_fit, nothing_found
 from pplmon.trainers.capture.hooks import listen_to
 from pplmon.trainers.capture.modules import fitted
 from pplmon.trainers.capture.observe import listen
 from pplmon.trainers.capture.silent_steps import SilentSteps, returned_nothing
 from pplmon.trainers.capture.sources.configured import Logits
 from pplmon.trainers.capture.sources.said import shown_targets
-from pplmon.trainers.capture.sources.source import Found, Source
+from pplmon.trainers.capture.sources.source import Called, Found, Source
 
 
 class Capture:
-    """Asks the sources of logits, batch by batch, and has what they give counted in the stage's tally."""
+    """Asks the sources of logits for each batch, and has their logits counted in the stage's tally."""
 
     def __init__(self, logits: Logits | None, targets: Targets | None, shift: bool | None) -> None:
         self._logits, self._shift = logits, shift
         self._sources = sources_for(logits, targets, shift)
         self._said = self._sources[0]
-        self._choice = Choice(self._sources)
+        self._choice = Choice()
         self._counter = Counter(self._choice)
         self._module: nn.Module | None = None
         self._hooked = False
-        self._ends: list[Callable[[], None]] = []  # of what listens to the module
+        self._ends: list[Callable[[], None]] = []  # handles of the hooks on the module
         self._pieces = Pieces()
+        self._piece: tuple[Source, Found] | None = None  # the last
         self._whole: Callable[[], None] | None = None  # counts the pieces, if no whole call comes
+        self._models: dict[
+            tuple[int, tuple[int, ...]], Found
+        ] = {}  # what hooked models gave in this batch, by its memory
+        self._looks: frozenset[str] = frozenset()  # stages whose next batch is to be looked at
+        self.looked: Batch | None = None  # what was then heard
+        self.items: float | None = None  # what the last batch's loss was divided by, where a model was told
         self._silent = SilentSteps()
         self._excuse: Exception | None = None  # why a source that was tried on the first batch failed
 
     # A module.
 
     def attach(self, module: nn.Module) -> None:
-        """Listen to a module. It has to happen before the module's first compiled call."""
+        """Hook a module. It has to happen before the module's first compiled call."""
         self.detach()
         self._module = module
         self._ends.append(listen(module, self))
         for source in self._sources:
-            hooked = source.module_in(module)
-            if hooked is not None:
-                self._ends.append(listen_to(hooked, partial(self._called, source)).remove)
+            for path, hooked in source.modules_in(module).items():
+                self._ends.append(listen_to(hooked, partial(self._called, source, path)).remove)
                 self._hooked = True
 
     def detach(self) -> None:
-        """Leave the module alone, and forget the batch under way."""
+        """Remove the hooks, and forget the current batch."""
         for end in self._ends:
             end()
         self._ends, self._hooked, self._module = [], False, None
         self._choice.forget()
+        self._counter.batches.clear()
         self._close()
 
     @property
     def attached(self) -> bool:
-        """True between ``attach`` and ``detach``."""
+        """Return True between ``attach`` and ``detach``."""
         return self._module is not None
 
     # A batch.
@@ -84,53 +93,129 @@ class Capture:
         self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: Repeated | None = None
     ) -> None:
         """Count what is found from here on in ``tally``, but for the rows of ``leave_out``."""
-        self._counter.begin(stage, tally, batch, step, micro_batch, leave_out)
-        self._pieces, self._whole = Pieces(), None
+        self._counter.begin(stage, tally, batch, step, micro_batch, leave_out, stage in self._looks)
+        self._pieces, self._whole, self._models = Pieces(), None, {}
 
-    def end_batch(self, outputs: Any) -> None:
-        """Look at what the step returned, and after a stage's first batch choose its source. Then stop listening."""
+    def end_batch(self, outputs: Any, loss: Tensor | None = None) -> None:
+        """Look at what the step returned, and at its ``loss``, not divided by the accumulation. Then stop listening."""
         stage = self._counter.stage
-        if stage is not None and self._choice.by_stage.get(stage) is not self._said:
-            self._look_at(outputs, stage)
+        if stage is not None:
+            chosen = self._choice.by_stage.get(stage)
+            if chosen is None or chosen.source is not self._said:
+                self._look_at(outputs, stage)
+            if chosen is None:
+                self._note(stage, loss, outputs)
+            elif self._counter.heard:
+                self.looked, self._looks = Batch(self._counter.heard, _loss(loss)), self._looks - {stage}
+        self.items = self._counter.items
         self._close()
 
     @property
     def left_out(self) -> Tensor | None:
-        """Return how many rows were left out of the last batch: a count on the device, ``None`` where nobody can tell."""
+        """Return how many rows were left out of the last batch: a count on the device, ``None`` if unknown."""
         return self._counter.left_out
 
     def observe(
-        self, logits: Tensor | TokenStats, targets: Tensor | None = None, shift: bool | None = None, **data: Any
+        self,
+        logits: Tensor | TokenStats,
+        targets: Tensor | None = None,
+        shift: bool | None = None,
+        loss: Tensor | None = None,
+        **data: Any,
     ) -> None:
-        """Count what ``pplmon.observe`` shows. Does nothing between batches."""
+        """Count the arguments of ``pplmon.observe``. Does nothing between batches."""
         counter = self._counter
         if counter.stage is None:
             return
-        found = counter.data(shown_targets(logits, targets))
+        shown = shown_targets(logits, targets)
+        found = {**counter.data(shown), **data}
         if isinstance(logits, TokenStats):
-            found.pop("mask", None)  # the stats were masked when they were made
-        counter.count(self._said, logits, targets, self._shift if shift is None else shift, {**found, **data})
+            if "mask" not in data:
+                found.pop("mask", None)  # the stats were masked when they were made
+            counter.count_stats(self._said, logits, found)
+            return
+        stated = self._shift if shift is None else shift
+        ids = found.get("input_ids")
+        counter.count(self._said, Found(logits, shown, stated, stated is not None, loss=loss, input_ids=ids), found)
+
+    # The choice.
+
+    def undecided(self, stage: str) -> bool:
+        """Tell whether something was found for a stage, and it is not yet chosen what of it counts."""
+        return stage not in self._choice.by_stage and bool(self._choice.trials)
+
+    def batches(self, stage: str) -> int:
+        """Return how many batches were compared before the choice."""
+        return len(self._counter.batches.get(stage, ()))
+
+    def verdict(self, stage: str, ranks: int = 1) -> Verdict | None:
+        """Return what this rank would count; ``None`` where nothing was found. Waits for the device."""
+        calls = {call for trial in self._choice.trials for call, _ in trial.counted}
+        verdict = weigh(self._counter.batches.get(stage, ()), self._sources, ranks)
+        if verdict is None and calls:
+            first = min(calls, key=lambda call: (self._sources.index(call.source), call.number))
+            default = Chosen(first.source, first.name)
+            verdict = Verdict(default, default)
+        return verdict
+
+    def chosen(self, stage: str) -> Chosen | None:
+        """Return what a stage counts."""
+        return self._choice.by_stage.get(stage)
+
+    def look(self, stage: str) -> None:
+        """Measure the next batch of a stage under every shift, once more; ``looked`` is then what was heard."""
+        self._looks = self._looks | {stage}
+
+    def verdict_of(self, batches: Sequence[Batch], ranks: int) -> Verdict | None:
+        """Return what these batches tell."""
+        return weigh(batches, self._sources, ranks)
+
+    def findings(self, batches: Sequence[Batch], ranks: int) -> tuple[Finding, ...]:
+        """Return what does not agree in these batches."""
+        heard = [batch.heard[0] for batch in batches]
+        return findings(heard, [batch.loss for batch in batches], ranks)
+
+    def take_trials(self) -> list[Trial]:
+        """Return what was tried since the last call, to be settled later."""
+        trials, self._choice.trials = self._choice.trials, []
+        return trials
+
+    def choose(self, stage: str, chosen: Chosen) -> None:
+        """Keep a stage to what was chosen. What was tried before has to be settled by then, or is lost."""
+        self._choice.by_stage[stage] = chosen
+        self._choice.forget()
+        self._counter.batches.pop(stage, None)
+
+    def settle(self, trials: Sequence[Trial], chosen: Chosen, into: TokenTally | None = None) -> None:
+        """Count what was chosen of what was tried, in ``into`` or in the tallies that it was tried for."""
+        for trial in trials:
+            trial.settle(chosen, self._choice.shift_of, trial.tally if into is None else into)
+
+    def _note(self, stage: str, loss: Tensor | None, outputs: Any) -> None:
+        """Keep what was measured of a batch to compare it; complain where there was nothing."""
+        counter = self._counter
+        seen = counter.batches.setdefault(stage, [])
+        if counter.heard and len(seen) < BATCHES:
+            seen.append(Batch(counter.heard, _loss(loss)))
+        if not self._choice.trials:
+            self._found_nothing(stage, outputs)
 
     def _close(self) -> None:
         self._counter.end()
-        self._pieces, self._whole = Pieces(), None
+        self._pieces, self._piece, self._whole, self._models, self._excuse = Pieces(), None, None, {}, None
 
     @torch.no_grad()
     def _look_at(self, outputs: Any, stage: str) -> None:
         chosen = self._choice.by_stage.get(stage)
-        for source in self._sources if chosen is None else (chosen,):
+        for source in self._sources if chosen is None else (chosen.source,):
             self._try(self._take_step, source, outputs)
         if self._whole is not None:
             self._whole()
         elif self._pieces.begun and not returned_nothing(outputs):
-            self._counter.warn(
-                "pieces", "a hooked module gave logits for a part of the targets only; they are not counted"
-            )
-        if chosen is None and not self._choice.settle(stage, self._counter.tally):
-            self._found_nothing(stage, outputs)
+            self._end_of_pieces()
 
-    def _found_nothing(self, stage: str, outputs: Any = None) -> None:
-        """Raise in training, which would go unwatched; elsewhere, and where no step returned a loss yet, warn."""
+    def _found_nothing(self, stage: str, outputs: Any) -> None:
+        """Raise in training, which would not be watched; elsewhere, and where no step returned a loss yet, warn."""
         excuse, self._excuse = self._excuse, None
         if self._silent.excuse(stage, outputs):
             return
@@ -149,15 +234,23 @@ class Capture:
             text = nothing_found(stage, self._module, self._logits, self._hooked)
             self._counter.warn(f"none in {stage}", f"{text}\n{steps} steps returned nothing.")
 
-    # What a source gives.
+    # Logits from a source.
 
     def _called(
-        self, source: Source, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        self,
+        source: Source,
+        path: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
     ) -> None:
         if self._counter.stage is not None:
-            self._try(self._take_call, source, module, args, kwargs, output)
+            self._try(
+                self._take_call, source, Called(path, module, args, kwargs, output, self._counter.stage == "train")
+            )
 
-    def _try(self, take: Callable[..., None], *args: Any) -> None:
+    def _try(self, take: Callable[..., object], *args: Any) -> None:
         """Take from a source. One that fails on the first batch may be meant by nobody; later it is one odd batch."""
         try:
             take(*args)
@@ -171,43 +264,103 @@ class Capture:
 
     def _take_step(self, source: Source, outputs: Any) -> None:
         found = source.of_step(outputs, self._counter.batch)
-        if found is not None:
-            fit = fitted(found.logits, found.targets)
-            self._count(source, found if fit is None else found._replace(logits=fit))
-
-    def _take_call(
-        self, source: Source, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        found = source.of_call(module, args, kwargs, output, self._counter.batch)
         if found is None:
             return
         fit = fitted(found.logits, found.targets)
+        if fit is None:
+            raise ValueError(no_fit("the step's logits", found.logits.shape, found.targets.shape))
+        model = self._models.get(_memory(found.logits))
+        if model is not None and found.shift is None:  # the model knows its own shift, whoever hands its logits on
+            found = found._replace(
+                shift=model.shift if model.targets.shape == found.targets.shape else None,
+                loss=model.loss,
+                items=model.items,
+                input_ids=model.input_ids,
+                attention_mask=model.attention_mask,
+            )
+        self._count(source, found._replace(logits=fit))
+
+    def _take_call(self, source: Source, called: Called) -> None:
+        found = source.of_call(called, self._counter.batch)
+        if found is None:
+            return
+        self._models[_memory(found.logits)] = found
+        targets = found.targets if found.columns is None else found.targets[:, found.columns]
+        fit = fitted(found.logits, targets)
         if fit is not None:
             self._pieces.refuse()
             self._whole = None
-            self._count(source, found._replace(logits=fit), kwargs)
-        elif not self._take_piece(source, found, kwargs):
-            self._counter.warn(
-                "shape",
-                f"a call of {type(module).__name__} gave logits {tuple(found.logits.shape)}, which do not fit targets "
-                f"{tuple(found.targets.shape)}; it is not counted (generation?)",
-            )
+            self._count(source, found._replace(logits=fit), called.kwargs)
+        elif not self._take_piece(source, found, keywords=called.kwargs):
+            self._complain(no_fit(f"a call of {type(called.module).__name__}", found.logits.shape, found.targets.shape))
+
+    def _end_of_pieces(self) -> None:
+        """Count pieces that lack the last column, where no target is expected of it; else say what is missing."""
+        assert self._piece is not None
+        source, found = self._piece
+        shift = self._counter.tally.shift if found.shift is None else found.shift
+        if shift and self._pieces.width == found.targets.shape[1] - 1:
+            self._try(self._take_piece, source, found._replace(logits=torch.zeros_like(found.logits[:, :1])), True)
+            if self._whole is not None:
+                self._whole()
+            return
+        given = (*found.targets.shape[:1], self._pieces.width, found.logits.shape[-1])
+        self._complain(no_fit(f"calls of {found.call}", given, found.targets.shape))
+
+    def _complain(self, text: str) -> None:
+        """Say that a call is not counted; where nothing else is found, that is why."""
+        if self._counter.stage in self._choice.by_stage:
+            self._counter.warn("shape", f"{text}. It is not counted")
+        elif self._excuse is None:
+            self._excuse = ValueError(text)
 
     def _count(self, source: Source, found: Found, keywords: dict[str, Any] | None = None) -> None:
-        self._counter.count(source, *found, self._counter.data(found.targets, keywords))
+        data = self._counter.data(found.targets, keywords)
+        if found.columns is not None:
+            data, found = _columns(data, found)
+        self._counter.count(source, found, data)
 
-    def _take_piece(self, source: Source, found: Found, keywords: dict[str, Any]) -> bool:
+    def _take_piece(
+        self, source: Source, found: Found, is_rest: bool = False, keywords: dict[str, Any] | None = None
+    ) -> bool:
         """Keep what a head gives that is applied to chunks of positions, to count it when all are there."""
-        (logits, targets, shift), counter = found, self._counter
-        columns = self._pieces.columns_of(logits, targets)
+        logits, targets, counter = found.logits, found.targets, self._counter
+        columns = self._pieces.columns_of(logits, targets, is_rest)
         if columns is None:
             return False
         assert counter.stage is not None
-        if self._choice.by_stage.get(counter.stage, source) is not source:
+        chosen = self._choice.by_stage.get(counter.stage)
+        if chosen is not None and chosen.source is not source:
             return True
-        shift = counter.tally.shift if shift is None else shift
+        self._piece = source, found
+        shift = counter.tally.shift if found.shift is None else found.shift
         data = counter.without_repeated(counter.data(targets, keywords), targets)
         whole = self._pieces.measure(logits, columns, targets, data.pop("mask", None), shift, counter.tally)
         if whole is not None:
-            self._whole = partial(counter.count, source, whole, None, None, data)
+            self._whole = partial(counter.count, source, found, data, whole)
         return True
+
+
+def _loss(loss: Tensor | None) -> Loss | None:
+    usable = isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()
+    return Loss.of(loss) if usable else None
+
+
+def _memory(logits: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Tell logits by where they are: a trainer detaches what a step returns."""
+    return (0 if is_dtensor(logits) else logits.data_ptr()), tuple(logits.shape)
+
+
+def _columns(data: dict[str, Any], found: Found) -> tuple[dict[str, Any], Found]:
+    """Cut what a batch says of its tokens to the columns that there are logits for; addresses stay those of the batch."""
+    targets, cut = found.targets, found.columns
+    assert cut is not None
+    parts = {k: v[:, cut] if isinstance(v, Tensor) and v.shape == targets.shape else v for k, v in data.items()}
+    places = torch.arange(targets.shape[1], device=targets.device).expand(targets.shape)[:, cut]
+
+    def of(value: Tensor | None) -> Tensor | None:
+        return value[:, cut] if isinstance(value, Tensor) and value.shape == targets.shape else None
+
+    return {"position_ids": places, **parts}, found._replace(
+        targets=targets[:, cut], columns=None, input_ids=of(found.input_ids), attention_mask=of(found.attention_mask)
+    )

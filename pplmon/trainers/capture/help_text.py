@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -33,3 +34,26 @@ def _near(module: nn.Module | None, logits: Any, hooked: bool) -> str:
         f"\nlogits={logits!r} is neither a submodule of {type(module).__name__} (nearest: {', '.join(near) or 'none'}) "
         "nor a key of what the step returned."
     )
+
+
+def no_fit(who: str, logits: Sequence[int], targets: Sequence[int]) -> str:
+    """Say that logits of this shape do not fit targets of that shape, and which columns to cut."""
+    return f"{who} gave logits {tuple(logits)}, which do not fit targets {tuple(targets)}: {_cut(logits, targets)}"
+
+
+def _cut(logits: Sequence[int], targets: Sequence[int]) -> str:
+    rows = len(logits) == 3 and len(targets) == 2 and logits[0] == targets[0]
+    more = logits[1] - targets[1] if rows else 0
+    if more > 0:
+        return (
+            f"if {more} columns stand before the text (a prefix, a soft prompt), give logits[:, {more}:], or "
+            f"logits[:, {more - 1}:-1] where targets are not shifted by pplmon"
+        )
+    if more == -1:
+        return (
+            "if the last id has no logits, the targets are those from the second column on: "
+            'targets=lambda batch: batch["input_ids"][:, 1:], or shift=True'
+        )
+    if more < 0 and logits[1] > 1:
+        return f"if they are of the last {logits[1]} columns, give targets[:, -{logits[1]}:] with shift=True"
+    return "logits [B, T, V] need targets [B, T], and [N, V] need [N]; calls that generate are not counted"

@@ -1,4 +1,4 @@
-"""Listen to the calls of a module: outside the graph of a compiled step, and not while backward recomputes a forward."""
+"""Hook the calls of a module, outside the graph of a compiled step, and not while backward recomputes a forward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read the logits in what a module returned, and fit them to their targets."""
+"""Read the logits from a module's output, and fit them to their targets."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pplmon.measure import private_names as private
 from pplmon.measure.tokens import held_rows
 
 
-def logits_in(output: Any, has_loss: bool = False) -> Tensor | None:
-    """Return the logits: a tensor, ``.logits``, ``["logits"]``, or a tuple's first (its second, after a loss)."""
+def logits_in(output: Any) -> Tensor | None:
+    """Return the logits: a tensor, ``.logits``, ``["logits"]``, or of a tuple the first that is no single number (a loss)."""
     if isinstance(output, (tuple, list)) and not hasattr(output, "logits"):
-        after_loss = has_loss and len(output) > 1 and isinstance(output[0], Tensor) and output[0].dim() == 0
-        output = output[int(after_loss)] if output else None
+        output = next((part for part in output if not (isinstance(part, Tensor) and part.dim() == 0)), None)
     elif isinstance(output, Mapping) and "logits" in output:
         output = output["logits"]
     else:

@@ -1,4 +1,4 @@
-"""``pplmon.observe``: show logits and targets from inside a module, whether or not a monitor listens."""
+"""``pplmon.observe``: pass logits and targets from inside a module to the monitors, if there are any."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from pplmon.measure.tokens import TokenStats
 
 
 class Listener(Protocol):
-    """An object that hears what a module shows."""
+    """An object that receives what a module passes to ``observe``."""
 
     def observe(self, logits: Tensor | TokenStats, targets: Tensor | None = None, **data: Any) -> None:
-        """Take in what was shown."""
+        """Receive one call of ``pplmon.observe``."""
 
 
-# By module, and weak on both sides: a run that nobody ended keeps neither its model nor its monitor alive.
+# By module, and weak on both sides: a run that was never ended keeps neither its model nor its monitor alive.
 _listeners: WeakKeyDictionary[nn.Module, list[ref[Listener]]] = WeakKeyDictionary()
 
 
 @outside_graphs
 def observe(module: nn.Module, logits: Tensor | TokenStats, targets: Tensor | None = None, **data: Any) -> None:
-    """Show logits [B, T, V] or [N, V] and targets, or ``TokenStats``, to the monitors of the run that trains ``module``.
+    """Pass logits [B, T, V] or [N, V] and targets, or ``TokenStats``, to the monitors of ``module``'s run.
 
-    ``module`` is the one that is trained, or any module inside it. Does nothing where no monitor listens. ``data`` are what
-    ``TokenTally.update`` takes (mask, document_ids, sample_ids, vocab_shard, …) and ``shift``.
+    ``module`` is the one that is trained, or any module inside it. Does nothing without a monitor. ``data`` are
+    arguments of ``TokenTally.update`` (mask, document_ids, sample_ids, vocab_shard, …) and ``shift``.
     """
     for listener in _listeners.get(module, ()):
         listening = listener()
@@ -37,7 +37,7 @@ def observe(module: nn.Module, logits: Tensor | TokenStats, targets: Tensor | No
 
 
 def listen(module: nn.Module, listener: Listener) -> Callable[[], None]:
-    """Tell ``listener`` of what a module and those inside it show; returns a function that ends it."""
+    """Pass ``observe`` calls of a module, and of those inside it, to ``listener``; return a function that ends it."""
     told, parts = ref(listener), list(module.modules())
     for part in parts:
         _listeners[part] = [*(other for other in _listeners.get(part, ()) if other() is not None), told]

@@ -1,4 +1,4 @@
-"""Wire pplmon into a Lightning ``Trainer``."""
+"""Connect pplmon to a Lightning ``Trainer``."""
 
 from pplmon.trainers.lightning.callback import PerplexityMonitor
 

@@ -1,4 +1,4 @@
-"""``PerplexityMonitor``, the callback for ``pytorch_lightning`` and ``lightning.pytorch``: each hook tells the session."""
+"""``PerplexityMonitor``, the callback for ``pytorch_lightning`` and ``lightning.pytorch``: hooks call a session."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pplmon.trainers.settings import Settings
 
 
 class PerplexityMonitor(Callback):
-    """Add it to a ``Trainer``: exact perplexity, accuracy and worst tokens in the trainer's loggers, and alerts.
+    """A callback that logs exact perplexity, accuracy and worst tokens to the trainer's loggers, and raises alerts.
 
     Args:
-        logits: where logits are: a submodule's path, a key of the step's output, or a callable(outputs, batch).
-        targets: where targets are: a key, attribute or index of the batch, or a callable(batch).
+        logits: the source of logits: a submodule's path, a key of the step's output, or a callable(outputs, batch).
+        targets: the source of targets: a key, attribute or index of the batch, or a callable(batch).
         shift: logits at t predict the target at t+1. ``None``: true for a Hugging Face causal model, else the tally's.
         every_n_steps: optimizer steps in a logged window; ``None`` is the trainer's ``log_every_n_steps``.
         judge_every_n_steps: optimizer steps between two read-outs, at which the rules judge.
@@ -37,7 +37,7 @@ class PerplexityMonitor(Callback):
         on_alert: callables that are given each alert, on the first rank.
         decode: ids -> str, to show text; ``None`` takes that of a tokenizer which the datamodule or the module holds.
 
-    How logits and targets are found when neither is named is told in ``pplmon.trainers.capture``.
+    Without ``logits`` and ``targets`` they are found as described in ``pplmon.trainers.capture.find``.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class PerplexityMonitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """Tell two monitors in one trainer apart by their prefix and by where they look for logits."""
+        """Return a key that differs between monitors of one trainer with different prefixes or sources of logits."""
         return self._state_key  # Lightning asks in every hook
 
     # A run begins.
@@ -110,15 +110,15 @@ class PerplexityMonitor(Callback):
     # Training.
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Learn who needs our numbers at their own step."""
+        """Find out if a scheduler or callback needs the numbers at their own step."""
         self._running().wait_for(facts.watched_keys(trainer))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Send the epoch before to the loggers, now that it is known which keys the module logs itself."""
+        """Send the previous epoch to the loggers, now that the module's own keys are known."""
         self._running().monitor.publisher.send_held()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Listen to this micro-batch."""
+        """Begin this micro-batch."""
         self._running().begin_batch(batch, facts.step_of(trainer))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -136,13 +136,13 @@ class PerplexityMonitor(Callback):
         trainer.should_stop = trainer.should_stop or session.should_stop
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log the last, shorter window and let go of files."""
+        """Log the last, shorter window and close files."""
         self._running().close()
 
     # Validation and test.
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin a pass, but for the sanity check."""
+        """Begin a pass, except for the sanity check."""
         if not trainer.sanity_checking:
             self._begin_pass(trainer, pl_module, "val")
 
@@ -160,7 +160,7 @@ class PerplexityMonitor(Callback):
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Listen to this batch."""
+        """Begin this batch."""
         if self._session is not None and self._session.in_pass:
             self._session.begin_batch(batch, facts.step_of(trainer), dataloader_idx)
 
@@ -184,7 +184,7 @@ class PerplexityMonitor(Callback):
     on_test_epoch_end = on_validation_epoch_end
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Send the pass to the loggers, likewise."""
+        """Send the pass to the loggers."""
         if not trainer.sanity_checking:
             self._running().monitor.publisher.send_held()
 
@@ -193,7 +193,7 @@ class PerplexityMonitor(Callback):
     # A run ends.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the open window, the rules' memory and the counts. Lightning asks every rank, and saves one answer."""
+        """Return the open window, the rules' states and the counts. Lightning asks every rank, and saves one."""
         return {} if self._session is None else {"monitor": self._session.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -208,12 +208,12 @@ class PerplexityMonitor(Callback):
             self._resumed = None
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Let go of the module and write what is held back; nothing is sent to other ranks."""
+        """Remove hooks and write everything that is buffered; nothing is sent to other ranks."""
         if self._session is not None:
             self._session.abandon()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Let go of the module and of files."""
+        """Remove hooks and close files."""
         if self._session is not None:
             self._session.release()
         facts.finish_forked_runs(trainer)

@@ -31,7 +31,7 @@ class LightningLogger(Sink):
             self._run.best(scalars)
 
     def alert(self, alert: Alert) -> None:
-        """Show the alert where the backend can show one."""
+        """Send the alert if the backend has alerts, text or tables."""
         if self._board is not None:
             self._board.alert(alert)
         if self._run is not None:
@@ -40,14 +40,14 @@ class LightningLogger(Sink):
             _alert_by_experiment(getattr(self._logger, "experiment", None), alert)
 
     def finished(self, report: Report) -> None:
-        """Show the run's worst where the backend can show text or tables."""
+        """Send the run's worst tokens if the backend has text or tables."""
         if self._board is not None:
             self._board.finished(report)
         if self._run is not None:
             self._run.finished(report)
 
     def close(self) -> None:
-        """Write what the logger holds back; the trainer owns it and closes it."""
+        """Flush the logger; the trainer owns it and closes it."""
         self._logger.save()
 
 
@@ -60,7 +60,7 @@ def _backend(logger: Any) -> tuple[TensorBoard | None, WandB | None]:
 
 
 def is_a(thing: Any, name: str) -> bool:
-    """True for an instance of a class of this name or of a subclass: Lightning has each class twice."""
+    """Return True for an instance of a class of this name or of a subclass: Lightning has each class twice."""
     return any(base.__name__ == name for base in type(thing).__mro__)
 
 

@@ -1,4 +1,4 @@
-"""Show reports in a Lightning ``Trainer``: to its callbacks and its progress bar, and to its loggers under free keys."""
+"""Show reports in a Lightning ``Trainer``: to callbacks, to the progress bar, and to loggers under free keys."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pplmon.trainers.lightning import private_names as facts
 
 
 class TrainerPlaces(Places):
-    """The places of one ``Trainer``. A key that the module logs itself is never mixed with ours: ours gets another name.
+    """The places of one ``Trainer``. A number whose key the module logs itself gets another key.
 
-    Outside training it is known which keys these are only when the module's hooks are through, so reports are held.
+    Outside training the module's keys are known only after its hooks have run, so reports are held until then.
     """
 
     def __init__(self, trainer: Any, own_group: bool) -> None:
@@ -26,7 +26,7 @@ class TrainerPlaces(Places):
         self._renamed: set[str] = set()
 
     def show(self, report: Report, head: str, tail: str) -> None:
-        """Give the numbers to callbacks, and the perplexity to the progress bar."""
+        """Pass the numbers to callbacks, and the perplexity to the progress bar."""
         metrics, bar = self.trainer.callback_metrics, self.trainer.progress_bar_metrics
         own = facts.module_keys(self.trainer)
         for name, value in report.as_dict().items():
@@ -38,11 +38,11 @@ class TrainerPlaces(Places):
                 bar[self.key(key)] = float(value)
 
     def holds(self, report: Report) -> bool:
-        """Hold everything but the windows of training."""
+        """Return True for all reports but the windows of training."""
         return report.stage != "train"
 
     def key(self, key: str) -> str:
-        """Return the key, or its other name where the module has one like it."""
+        """Return the key, or another one if the module logs this key itself."""
         return f"pplmon/{key}" if key in self._renamed else key
 
     def _rename(self, key: str) -> None:

@@ -1,4 +1,4 @@
-"""Read a Lightning ``Trainer``: its steps, directories, loggers and keys. Its private names are used here alone."""
+"""Read a Lightning ``Trainer``: its steps, directories, loggers and keys. Its private names are used here only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pplmon.trainers.lightning.logger import LightningLogger, is_a
 
 
 def step_of(trainer: Any) -> int:
-    """Return the 0-based optimizer step under way: the x of the rows of ``self.log``."""
+    """Return the current optimizer step, 0-based: the x of the rows of ``self.log``."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
@@ -72,14 +72,14 @@ def loaders_of(trainer: Any) -> list[Any]:
 
 
 def data_parallel_group(trainer: Any) -> Any:
-    """Return the ranks that hold different data; ``None`` is all of them. Tensor-parallel replicas of a batch count once."""
+    """Return the group of ranks with different data, ``None`` for all ranks. Tensor-parallel replicas count once."""
     mesh: Any = getattr(trainer.strategy, "device_mesh", None)
     names = getattr(mesh, "mesh_dim_names", None) or ()
     return mesh["data_parallel"].get_group() if "data_parallel" in names else None
 
 
 def finish_forked_runs(trainer: Any) -> None:
-    """End W&B runs that live in a forked child: nobody else will, and what they hold back would be lost."""
+    """Finish W&B runs in a forked child, because nothing else does and their buffered rows would be lost."""
     launcher = getattr(trainer.strategy, "launcher", None)
     if getattr(launcher, "_start_method", None) != "fork" or not trainer.is_global_zero:
         return

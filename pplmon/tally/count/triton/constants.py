@@ -1,8 +1,8 @@
-"""Constants of the programs that count, each made from ``report.layout``, and a loss as bits.
+"""Constants of the counting programs, made from ``report.layout``, and the bits of a loss.
 
 Triton reads globals only as ``constexpr``, and only those of a program's own module tell two compiled programs apart. So a
-program imports each by its name: a constant of ``report.layout`` under its own, the place of a sum or a maximum under the cell's in
-capitals, as NLL_WHOLE.
+program imports each by its name: a constant of ``report.layout`` under its own name, the index of a sum or a maximum
+under its cell's name in capitals, such as NLL_WHOLE.
 """
 
 from __future__ import annotations
@@ -38,6 +38,6 @@ def __getattr__(name: str) -> Any:
 
 @triton.jit
 def loss_bits(nll):
-    """The bits of a loss, one pattern for every NaN, as int64."""
+    """Return the bits of a loss as int64, with one pattern for every NaN."""
     bits = nll.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     return tl.minimum(bits, NAN).to(tl.int64)

@@ -1,4 +1,4 @@
-"""The programs that add a batch up on a GPU. They say in Triton what ``count`` and ``sequences`` say over arrays.
+"""The programs that add up a batch on a GPU. They compute what ``sums`` and ``sequences`` compute over arrays.
 
 Shapes: R rows, T columns, N = R·T tokens, S sequences, K rows kept, C columns of a row.
 """
@@ -56,7 +56,7 @@ def _larger(a, b):
 # the arguments, in the midst of training, and what it made would not be what was proved.
 @triton.jit(do_not_specialize=list(range(4)))
 def cut(documents, first, crosses, length, SHIFT: tl.constexpr, WIDTH: tl.constexpr):
-    """A program per row: name each token's sequence after its first token, in the order of the stats."""
+    """Name each token's sequence after its first token, in the order of the stats; one program per row."""
     row = tl.program_id(0).to(tl.int64) * length
     begun = row
     for start in range(0, length, WIDTH):
@@ -76,7 +76,7 @@ def cut(documents, first, crosses, length, SHIFT: tl.constexpr, WIDTH: tl.conste
 
 @triton.jit
 def _rounded(x):
-    """float32 >= 0 to the nearest int64, half to even."""
+    """Round float32 >= 0 to the nearest int64, half to even."""
     low = tl.floor(x)
     rest, whole = x - low, low.to(tl.int64)
     return whole + ((rest > 0.5) | ((rest == 0.5) & (whole % 2 == 1))).to(tl.int64)
@@ -84,7 +84,7 @@ def _rounded(x):
 
 @triton.jit
 def _best(candidates, keys, K: tl.constexpr):
-    """Write the K largest of unlike keys, from the largest on, filled up with −1."""
+    """Write the K largest of distinct keys in falling order, filled up with −1."""
     below = tl.full((), 2**63 - 1, tl.int64)
     for k in range(K):
         below = tl.max(tl.where(keys < below, keys, -1), 0)
@@ -129,7 +129,7 @@ def count(
     K: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """A program per WIDTH tokens: sums, maxima, histogram, sums of sequences, and the program's K worst tokens."""
+    """Count WIDTH tokens per program: sums, maxima, histogram, sums of sequences, and the program's K worst tokens."""
     start = tl.program_id(0).to(tl.int64) * WIDTH
     index = start + tl.arange(0, WIDTH)
     inside = index < tokens
@@ -211,7 +211,7 @@ def close_sequences(
     K: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """A program per WIDTH sequences: their number, the largest mean loss, and the program's K worst."""
+    """Count WIDTH sequences per program: their number, the largest mean loss, and the program's K worst."""
     name = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
     inside = name < sequences
     tokens = tl.load(of_sequences + name, mask=inside, other=0)

@@ -1,4 +1,4 @@
-"""The program that ends a batch on a GPU: it carries sums, and keeps the worst rows, as ``layout`` and ``worst`` say over arrays.
+"""The program that ends a batch on a GPU: it carries sums and keeps the worst rows, as ``merge`` and ``worst`` do.
 
 Shapes: R rows, T columns, N = R·T tokens, S sequences, K rows kept, C columns of a row.
 """
@@ -50,7 +50,7 @@ from pplmon.tally.count.triton.constants import (
 
 @triton.jit
 def _next(candidates, count, below, WIDTH: tl.constexpr):
-    """The largest key below a bound; −1 where there is none."""
+    """Return the largest key below a bound, −1 where there is none."""
     best = tl.full((), -1, tl.int64)
     for start in range(0, count, WIDTH):
         place = start + tl.arange(0, WIDTH)
@@ -61,7 +61,7 @@ def _next(candidates, count, below, WIDTH: tl.constexpr):
 
 @triton.jit
 def _merge(rows, found, K: tl.constexpr, C: tl.constexpr, TWICE: tl.constexpr, WIDE: tl.constexpr):
-    """Keep the K worst of the K rows that there are and of the K found: each goes to the place of its rank."""
+    """Keep the K worst of K stored and K found rows: each is written to the place of its rank."""
     r, c = tl.arange(0, TWICE), tl.arange(0, WIDE)
     old, new = r < K, (r >= K) & (r < 2 * K)
     at, there = r * C, (r - K) * C
@@ -103,7 +103,7 @@ def _where(row, position, rank):
 
 @triton.jit
 def _close_sums(sums, maxima, histogram, vocab, missing):
-    """Carry, keep sums at the ceiling, and note what is known beforehand."""
+    """Carry fractions, keep sums at the ceiling, and store what is known without looking at tokens."""
     s = tl.arange(0, MOST_SUMS)
     summed, wholes, fractions = s < SUMS, s < PAIRS, (s >= PAIRS) & (s < 2 * PAIRS)
     value, full = tl.load(sums + s, mask=summed, other=0), tl.load(sums + s + PAIRS, mask=wholes, other=0)
@@ -168,7 +168,7 @@ def finish(
     WIDE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """One program closes sums and keeps the worst tokens, another keeps the worst sequences."""
+    """Close sums and keep the worst tokens in one program, and keep the worst sequences in another."""
     vocab, step, rank = tl.cast(vocab, tl.int64), tl.cast(step, tl.int64), tl.cast(rank, tl.int64)
     when = (step << MICRO_BITS) + micro_batch  # handed over, it would outgrow int32 at step 2048, and compile anew
     c = tl.arange(0, WIDE)

@@ -1,66 +1,133 @@
-"""Take logits from a Hugging Face model inside the module, with the ``labels`` that it was given."""
+"""Take logits from the Hugging Face models inside the module, with the ``labels`` that they were given."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pplmon.trainers.capture.batch import Targets, targets_of
 from pplmon.trainers.capture.modules import logits_in, unwrapped
-from pplmon.trainers.capture.sources.source import Found, Source
+from pplmon.trainers.capture.sources.source import Called, Found, Source
 
-# Heads named like causal ones that score labels as given: the decoder of an encoder–decoder family by itself, mostly.
+# Heads named like causal ones that do not shift labels: mostly the decoder of an encoder–decoder family by itself.
 _UNSHIFTED_FAMILIES = frozenset(
-    "bart bigbird_pegasus blenderbot blenderbot-small cpmant marian mbart musicgen musicgen_melody mvp pegasus plbart "
-    "speech_to_text_2 trocr whisper xlnet".split()
+    "bart bigbird_pegasus blenderbot blenderbot-small cpmant flaubert marian mbart musicgen musicgen_melody mvp pegasus "
+    "plbart prophetnet speech_to_text_2 trocr whisper xlm xlnet".split()
 )
-_CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_CAUSAL_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "DoubleHeadsModel", "ModelWithLMHead")
+_CAUSAL_NAMES = ("BertGenerationDecoder",)
 
 
 class HuggingFace(Source):
-    """A Hugging Face model. The whole of it is hooked, never its head: many families scale or cap logits after it."""
+    """Hugging Face models. The whole of each is hooked, never its head: many families scale or cap logits after it."""
 
     def __init__(self, targets: Targets | None, shift: bool | None) -> None:
         self._targets, self._shift = targets, shift
 
-    def module_in(self, module: nn.Module) -> nn.Module | None:
-        """Return the outermost ``PreTrainedModel``, told by its name so that transformers need not be imported."""
-        for child in module.modules():
-            # A torch.compile wrapper is hooked itself, outside the graph.
-            if any(base.__name__ == "PreTrainedModel" for base in type(unwrapped(child)).__mro__):
-                return child
-        return None
+    def modules_in(self, module: nn.Module) -> dict[str, nn.Module]:
+        """Return the outermost models, told by the name of their class so that transformers need not be imported.
 
-    def of_call(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, batch: Any
-    ) -> Found | None:
-        """Return the model's logits with its labels, or with the batch's targets where these were named."""
-        labels = labels_given(module, args, kwargs)
-        if labels is None and self._targets is None:
+        Those that are trained stand first: a frozen teacher, reference or encoder is not what is watched.
+        """
+        found = _outermost(module, "")
+        return dict(sorted(found.items(), key=lambda item: not any(p.requires_grad for p in item[1].parameters())))
+
+    def of_call(self, called: Called, batch: Any) -> Found | None:
+        """Return a model's logits with its labels, or with the batch's targets where these were named.
+
+        Calls of one model are told apart by whether they were given labels and, in training, whether they are learnt from.
+        """
+        given = _arguments(called)
+        moved, labels = given.get("shift_labels"), given.get("labels")
+        own = labels if moved is None else moved
+        logits = logits_in(called.output)
+        if logits is None or (own is None and self._targets is None):
             return None  # called for something else, or for its logits alone
-        logits = logits_in(output, has_loss=labels is not None)
-        targets = targets_of(batch, self._targets) if labels is None else labels
-        if logits is None or targets is None:
+        learns = logits.requires_grad or not called.training
+        if own is None and not learns:
+            return None  # a teacher, a reference, or generation
+        targets = own if own is not None else _named(self._targets, given, batch)
+        if not isinstance(targets, Tensor):
             return None
-        return Found(logits, targets, shifts_labels(module) if self._shift is None else self._shift)
+        kept = given.get("logits_to_keep")
+        columns = None
+        if isinstance(kept, int) and 0 < kept == logits.shape[1] < targets.shape[-1] and targets.dim() == 2:
+            columns = slice(targets.shape[1] - kept, targets.shape[1])
+        shift = False if moved is not None else self._shift
+        words = f"{'' if own is not None else ' without labels'}{'' if learns else ' without a gradient'}"
+        return Found(
+            logits,
+            targets,
+            shifts_labels(called.module) if shift is None else shift,
+            stated=shift is not None,
+            call=f"{called.path or type(unwrapped(called.module)).__name__}{words}",
+            rank=2 * (not learns) + (own is None),
+            columns=columns,
+            loss=own_loss(called.module, called.output),
+            items=_number(given.get("num_items_in_batch")),
+            input_ids=None if _reads_elsewhere(called.module) else given.get("input_ids"),
+            attention_mask=given.get("attention_mask"),
+        )
 
 
 def shifts_labels(module: nn.Module) -> bool:
-    """Return True for a decoder-only causal model, which moves its labels by one itself."""
+    """Return True for a decoder-only causal model, which moves its labels by one itself: the default, until a loss tells."""
     model = unwrapped(module)
-    config = getattr(model, "config", None)
-    if getattr(config, "is_encoder_decoder", False) or getattr(config, "model_type", "") in _UNSHIFTED_FAMILIES:
+    name = type(model).__name__
+    if _reads_elsewhere(model) or getattr(getattr(model, "config", None), "model_type", "") in _UNSHIFTED_FAMILIES:
         return False
-    return type(model).__name__.endswith(_CAUSAL_SUFFIXES)
+    return name.endswith(_CAUSAL_SUFFIXES) or name in _CAUSAL_NAMES
 
 
-def labels_given(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return the ``labels`` that a call was given, by name or by place."""
-    if "labels" in kwargs or not args:
-        return kwargs.get("labels")
-    try:
-        return inspect.signature(unwrapped(module).forward).bind_partial(*args, **kwargs).arguments.get("labels")
-    except TypeError:
+def own_loss(module: nn.Module, output: Any) -> Tensor | None:
+    """Return the loss that a model made of its logits, without the auxiliary loss of its router."""
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
         return None
+    auxiliary = output.get("aux_loss") if isinstance(output, Mapping) else None
+    weight = getattr(getattr(unwrapped(module), "config", None), "router_aux_loss_coef", None)
+    if not isinstance(auxiliary, Tensor) or auxiliary.numel() != 1 or not weight:
+        return loss.detach()
+    added: Tensor = auxiliary.detach().to(loss.device, torch.float64) * weight
+    return (loss.detach().double() - added).to(loss.dtype)
+
+
+def _outermost(module: nn.Module, path: str) -> dict[str, nn.Module]:
+    # A torch.compile wrapper is hooked itself, outside the graph.
+    if any(base.__name__ == "PreTrainedModel" for base in type(unwrapped(module)).__mro__):
+        return {path: module}
+    found: dict[str, nn.Module] = {}
+    for name, child in module.named_children():
+        found |= {
+            p: m for p, m in _outermost(child, f"{path}.{name}" if path else name).items() if m not in found.values()
+        }
+    return found
+
+
+def _reads_elsewhere(module: nn.Module) -> bool:
+    return bool(getattr(getattr(unwrapped(module), "config", None), "is_encoder_decoder", False))
+
+
+def _arguments(called: Called) -> dict[str, Any]:
+    """Return what a call was given, by name."""
+    if not called.args:
+        return called.kwargs
+    try:
+        bound = inspect.signature(unwrapped(called.module).forward).bind_partial(*called.args, **called.kwargs)
+    except TypeError:
+        return called.kwargs
+    return {**bound.arguments, **called.kwargs}
+
+
+def _named(wanted: Targets | None, given: Mapping[str, Any], batch: Any) -> Any:
+    """Return the targets that were named: what the call itself was given under this name, else the batch's."""
+    own = given.get(wanted) if isinstance(wanted, str) else None
+    return own if isinstance(own, Tensor) else targets_of(batch, wanted)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

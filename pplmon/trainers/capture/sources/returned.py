@@ -18,10 +18,12 @@ class Returned(Source):
         self._targets, self._shift = targets, shift
 
     def of_step(self, outputs: Any, batch: Any) -> Found | None:
-        """Return both halves, or nothing: a returned Hugging Face output has logits alone, and its model knows the shift."""
+        """Return logits with their targets, ``None`` where one is missing: a Hugging Face output has logits only."""
         if not isinstance(outputs, Mapping) or not isinstance(outputs.get("logits"), Tensor):
             return None
         if self._targets is None and first_tensor(outputs) is None:
             return None
         targets = targets_beside(outputs, batch, self._targets)
-        return None if targets is None else Found(outputs["logits"], targets, self._shift)
+        if targets is None:
+            return None
+        return Found(outputs["logits"], targets, self._shift, self._shift is not None, "what the step returned")

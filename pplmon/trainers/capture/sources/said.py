@@ -1,4 +1,4 @@
-"""Take logits that the module shows by ``pplmon.observe(self, logits, targets)`` in its step."""
+"""Take logits that the module passes to ``pplmon.observe(self, logits, targets)`` in its step."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pplmon.trainers.capture.sources.source import Source
 
 
 class Said(Source):
-    """Logits, or ``TokenStats``, that the module shows by itself. There is nothing to hook and nothing to look at."""
+    """Logits, or ``TokenStats``, that the module passes itself, so that nothing has to be hooked."""
+
+    explicit = True
 
 
 def shown_targets(logits: Tensor | TokenStats, targets: Tensor | None) -> Tensor:
-    """Return the targets that were shown, in the shape of the batch."""
+    """Return the targets that were passed, in the shape of the batch."""
     if isinstance(logits, TokenStats):
         return logits.targets.view(logits.batch_shape)
     if targets is None:

@@ -1,4 +1,4 @@
-"""Say what every source of logits has to have."""
+"""The interface that every source of logits has."""
 
 from __future__ import annotations
 
@@ -10,33 +10,53 @@ from torch import Tensor, nn
 from pplmon.trainers.capture.batch import Targets, first_tensor, targets_of
 
 
+class Called(NamedTuple):
+    """A call of a hooked module."""
+
+    path: str  # of the module, in the one that is trained
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    training: bool  # in a training step
+
+
 class Found(NamedTuple):
-    """Logits, and the targets that they are to predict."""
+    """Logits, the targets that they are to predict, and what may show whether the two belong together."""
 
     logits: Tensor
     targets: Tensor
     shift: bool | None  # logits at t predict the target at t+1; None: as the tally says
+    stated: bool = False  # by the user, or by the model's own arguments: evidence does not change it
+    call: str = ""  # the call in words; of one source, calls of one name are counted together
+    rank: int = 0  # of two calls the lower counts
+    columns: slice | None = None  # of the batch that the targets are, where they are a part of it
+    loss: Tensor | None = None  # what the same call made of its logits
+    items: float | None = None  # what that loss is divided by, where it is not the tokens
+    input_ids: Tensor | None = None  # what a causal model read
+    attention_mask: Tensor | None = None
 
 
 class Source:
-    """One source of logits: a module that is hooked, or what a step returns. It gives ``None`` where it sees none."""
+    """One source of logits: modules that are hooked, or what a step returns. It gives ``None`` where it sees none."""
 
-    def module_in(self, module: nn.Module) -> nn.Module | None:
-        """Return the module inside ``module`` whose calls this source wants to see."""
-        return None
+    one_call = False  # its targets are the batch's, so that two calls would count each of them twice
+    explicit = False  # the user shows what is meant, call by call
 
-    def of_call(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, batch: Any
-    ) -> Found | None:
-        """Return what a call of the hooked module gave."""
+    def modules_in(self, module: nn.Module) -> dict[str, nn.Module]:
+        """Return the modules inside ``module`` whose calls this source wants to see, by path."""
+        return {}
+
+    def of_call(self, called: Called, batch: Any) -> Found | None:
+        """Return what a call of a hooked module gave."""
         return None
 
     def of_step(self, outputs: Any, batch: Any) -> Found | None:
-        """Return what a finished step gave."""
+        """Return logits and targets from a finished step."""
         return None
 
 
 def targets_beside(outputs: Mapping[str, Any], batch: Any, wanted: Targets | None) -> Tensor | None:
-    """Return the targets: from the batch where they were named, else from beside the logits, else from the batch."""
+    """Return the targets: from the batch if the user named them, else from beside the logits, else from the batch."""
     beside = first_tensor(outputs) if wanted is None else None
     return targets_of(batch, wanted) if beside is None else beside

@@ -1,4 +1,4 @@
-"""Numbers that could go wrong: sick tokens on any rank, none at all, beyond the cap, 10^12 of them, and beyond the ceiling."""
+"""Numbers at their limits: non-finite tokens on any rank, no tokens, beyond the cap, 10^12, and beyond the ceiling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pplmon import TokenStats, TokenTally
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.repeated_rows import RepeatedRows
 from pplmon.report import layout
-from pplmon.report.report import Totals
+from pplmon.report.totals import Totals
 from pplmon.testing import run_on_ranks
 
 LENGTH = 20
@@ -47,11 +47,11 @@ def many(tokens: int, nats: int, largest: float = 30.0) -> Totals:
 # On ranks.
 
 
-def sick_on(rank: int, sick_rank: int, value: float) -> dict[str, Any]:
-    """One token of one rank is sick."""
+def non_finite_on(rank: int, bad_rank: int, value: float) -> dict[str, Any]:
+    """One token of one rank is non-finite."""
     alerts: list[pplmon.Alert] = []
     monitor = pplmon.Monitor(alerts=[pplmon.NonFinite()], on_alert=alerts.append)
-    monitor.observe(stats(2, r1c7=value) if rank == sick_rank else stats(2))
+    monitor.observe(stats(2, r1c7=value) if rank == bad_rank else stats(2))
     monitor.step()
     report = monitor.close()
     assert report is not None
@@ -60,16 +60,16 @@ def sick_on(rank: int, sick_rank: int, value: float) -> dict[str, Any]:
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("sick_rank", [0, 1])
-def test_a_sick_token_on_any_rank(sick_rank: int, value: float) -> None:
+@pytest.mark.parametrize("bad_rank", [0, 1])
+def test_a_non_finite_token_on_any_rank(bad_rank: int, value: float) -> None:
     """It is counted, its address is at hand, the other numbers are those of the healthy, and one rank tells of it."""
-    first, second = run_on_ranks(sick_on, 2, sick_rank, value)
+    first, second = run_on_ranks(non_finite_on, 2, bad_rank, value)
     assert first["numbers"] == second["numbers"]
     assert first["numbers"]["nonfinite_tokens"] == 1 and first["numbers"]["tokens"] == 4 * LENGTH - 1
     assert first["numbers"]["cross_entropy"] == 2.0 and first["numbers"]["max_token_loss"] == 2.0
     worst = first["worst"]
-    assert repr(worst.loss) == repr(value) and (worst.rank, worst.sequence, worst.position) == (sick_rank, 1, 7)
-    assert [alert.worst[0].rank for alert in first["alerts"]] == [sick_rank] and second["alerts"] == []
+    assert repr(worst.loss) == repr(value) and (worst.rank, worst.sequence, worst.position) == (bad_rank, 1, 7)
+    assert [alert.worst[0].rank for alert in first["alerts"]] == [bad_rank] and second["alerts"] == []
 
 
 def nothing(rank: int) -> tuple[Any, dict[str, float]]:

@@ -1,0 +1,5 @@
+import sys
+
+from benchmarks.doctor import main
+
+sys.exit(main())

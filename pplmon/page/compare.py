@@ -1,0 +1,92 @@
+"""Several runs side by side: their numbers, and the settings that differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pplmon.page.runs import Run
+from pplmon.page.words import SENTENCE, number, shown
+from pplmon.report.numbers import CATALOGUE
+
+Reading = Callable[[Run], float | None]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table: what it is, each run's value, and which of them is the best."""
+
+    title: str
+    values: list[str]
+    best: list[bool]
+
+
+def differences(runs: Sequence[Run]) -> list[Line]:
+    """Return the numbers in which runs are compared, each run's beside the others'."""
+    lines = []
+    for title, reading, better in _READINGS:
+        values = [reading(run) for run in runs]
+        if any(value is not None for value in values):
+            known = [value for value in values if value is not None and math.isfinite(value)]
+            best = better(known) if better is not None and len(set(known)) > 1 else None
+            lines.append(
+                Line(title, [number(value) for value in values], [v == best and v is not None for v in values])
+            )
+    return lines
+
+
+def settings(run: Run) -> dict[str, str]:
+    """Return what the journal says of a run's settings, as text."""
+    hidden = ("kind", "memory", "prefix", "alert_folders")
+    return {
+        shown(name): shown(", ".join(map(str, value)) if isinstance(value, list) else value, SENTENCE)
+        for name, value in run.settings.items()
+        if name not in hidden and value is not None
+    }
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Return the settings that are not the same in all runs, each run's beside the others'."""
+    given: list[Mapping[str, str]] = [settings(run) for run in runs]
+    names = dict.fromkeys(name for one in given for name in one)
+    table = {name: [one.get(name, "–") for one in given] for name in names}
+    return {name: values for name, values in table.items() if len(set(values)) > 1}
+
+
+def _points(run: Run, stage: str, name: str) -> list[float]:
+    table = run.tables.get(stage)
+    return [v for _, v in table.points(name)] if table else []
+
+
+def _last(stage: str, name: str) -> Reading:
+    return lambda run: next(iter(_points(run, stage, name)[-1:]), None)
+
+
+def _extreme(stage: str, name: str, of: Callable[[Sequence[float]], float]) -> Reading:
+    def read(run: Run) -> float | None:
+        known = [value for value in _points(run, stage, name) if math.isfinite(value)]
+        return of(known) if known else None
+
+    return read
+
+
+def _readings() -> list[tuple[str, Reading, Callable[[Sequence[float]], float] | None]]:
+    rows: list[tuple[str, Reading, Callable[[Sequence[float]], float] | None]] = [
+        ("steps", lambda run: run.steps, None),
+        ("tokens trained on", _last("train", "tokens_seen"), None),
+    ]
+    for stage in ("val", "train", "test"):
+        for name in ("perplexity", "token_accuracy"):
+            better = max if CATALOGUE[name].best == "max" else min
+            rows.append((f"{stage}/{name}, last", _last(stage, name), better))
+            if stage == "val":
+                rows.append((f"{stage}/{name}, best", _extreme(stage, name, better), better))
+    for name in ("max_sequence_loss", "max_token_loss", "worst_1pct_loss"):
+        rows.append((f"train/{name}, highest", _extreme("train", name, max), min))
+    rows.append(("train/nonfinite_tokens, in all", lambda run: sum(_points(run, "train", "nonfinite_tokens")), min))
+    rows.append(("alerts", lambda run: len(run.alerts), min))
+    return rows
+
+
+_READINGS = _readings()

@@ -1,0 +1,86 @@
+"""The charts of a run, in reading order: the one list that every dashboard is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# What a line is called in a legend, in a few words. A number that is not here goes by its own name.
+LABELS = {
+    "cross_entropy": "mean",
+    "token_loss_p50": "median",
+    "token_loss_p99": "99th percentile",
+    "max_token_loss": "worst token",
+    "max_sequence_loss": "worst sequence",
+    "perplexity": "perplexity",
+    "token_accuracy": "token accuracy",
+    "mean_target_probability": "mean p(target)",
+    "inverse_perplexity": "1 / perplexity",
+    "worst_1pct_share": "share of the worst 1 %",
+    "nonfinite_tokens": "non-finite tokens",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Numbers that are read together."""
+
+    key: str  # a short name, for links and ids
+    title: str
+    names: tuple[str, ...]  # of the catalogue; what is to be seen first comes first
+    stages: tuple[str, ...] = ("train",)
+    unit: str = ""
+    meaning: str = ""  # how to read it, in one sentence
+    band: tuple[str, str] | None = None  # the lower and the upper of two numbers that hold the others between them
+    logarithmic: bool = False  # its values span orders of magnitude
+    only_above_zero: bool = False  # nothing is to be seen while all values are 0
+
+
+CHARTS = (
+    Chart(
+        key="loss",
+        title="Token loss",
+        names=("max_sequence_loss", "max_token_loss", "token_loss_p99", "cross_entropy", "token_loss_p50"),
+        unit="nats",
+        meaning="One corrupted sequence lifts its own line and hardly the mean; a run that diverges lifts the median, too.",
+        band=("token_loss_p50", "token_loss_p99"),
+    ),
+    Chart(
+        key="perplexity",
+        title="Perplexity",
+        names=("perplexity",),
+        stages=("train", "val"),
+        meaning="exp(mean loss), on a logarithmic axis: lower is better; val above train and rising is overfitting.",
+        logarithmic=True,
+    ),
+    Chart(
+        key="accuracy",
+        title="Accuracy and probability of the target",
+        names=("token_accuracy", "mean_target_probability", "inverse_perplexity"),
+        meaning="How often the first guess is right, how probable targets are on average, and their geometric mean.",
+    ),
+    Chart(
+        key="tail",
+        title="Share of the worst 1 % of tokens in the loss",
+        names=("worst_1pct_share",),
+        stages=("train", "val"),
+        meaning="A leap means that few tokens make the loss: look at the worst tokens, not at the mean.",
+    ),
+    Chart(
+        key="nonfinite",
+        title="Non-finite tokens",
+        names=("nonfinite_tokens",),
+        stages=("train", "val"),
+        unit="count",
+        meaning="Tokens whose loss is NaN or infinite: anything above 0 is broken.",
+        only_above_zero=True,
+    ),
+)
+
+# How many tokens have which loss, one column a window, from a report's histogram; its lines lie upon it.
+DISTRIBUTION = Chart(
+    key="distribution",
+    title="Loss of all tokens over time",
+    names=("token_loss_p99", "token_loss_p50"),
+    unit="nats",
+    meaning="The stronger the colour, the more tokens have that loss; a spike is a few tokens far above the others.",
+)

@@ -1,0 +1,170 @@
+"""Choose, on the first batches of a stage, which logits and shift to count: all ranks alike, before anything is shown.
+
+Until then a training step is closed but not read out; what its batches gave is counted for every candidate.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from zlib import crc32
+
+from pplmon.doctor.loss_agrees import Gap
+from pplmon.monitor import Monitor
+from pplmon.report.report import Report
+from pplmon.trainers.capture import Capture
+from pplmon.trainers.capture.choose import Chosen, Trial
+from pplmon.trainers.capture.evidence import BATCHES, Verdict
+from pplmon.trainers.said import Saying
+
+_CODES = 2**20  # their squares add up over ranks without overflow
+
+
+class Choosing:
+    """Settles the stages of one session. Whether and when it asks the other ranks depends on the schedule alone."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._steps: list[tuple[int, list[Trial]]] = []  # closed, and not yet read out
+        self._settled: set[str] = set()  # stages that all ranks are through with
+        self._shift: dict[str, bool] = {}  # what the others chose, where this rank had no tokens
+        self._open: set[str] = set()  # stages where no loss told, or it is that of several shifts
+        self._said = Saying(monitor)
+
+    def listen(self, capture: Capture) -> None:
+        """Begin anew with another capture."""
+        self._capture = capture
+        self._steps, self._settled, self._shift = [], set(), {}
+
+    @property
+    def held(self) -> int:
+        """Return how many closed steps wait to be read out."""
+        return len(self._steps)
+
+    def after_batch(self, stage: str) -> None:
+        """Choose right away where nobody else has a say, and one batch is enough or three are there."""
+        if self._capture.looked:
+            self._look_again(stage)
+        if not self._capture.undecided(stage) or (self._monitor.ranks > 1 and stage not in self._settled):
+            return
+        verdict = self._capture.verdict(stage)
+        if verdict is not None and not (stage not in self._settled and self._needs_more(stage, verdict)):
+            self._settle(stage, verdict, verdict.chosen)
+
+    def step_to(self, step: int) -> Report | None:
+        """Close an optimizer step, now or once it is chosen what it counts."""
+        if "train" not in self._settled and (self._monitor.ranks > 1 or self._capture.undecided("train")):
+            self._steps.append((step, self._capture.take_trials()))
+            return self._decide("train", last=self._monitor.wait_for_window)
+        self._settled.add("train")
+        return self._monitor.step_to(step)
+
+    def finish(self, stage: str) -> None:
+        """Choose by what there is: what follows needs the numbers. Every rank calls it."""
+        if stage not in self._settled and (
+            self._steps or (self._capture.undecided(stage) if self._monitor.ranks == 1 else stage != "train")
+        ):
+            self._decide(stage, last=True)
+
+    def give_up(self) -> None:
+        """Choose alone, after an exception, so that what was measured can be shown."""
+        if "train" not in self._settled:
+            verdict = self._capture.verdict("train")
+            if verdict is not None:
+                chosen = verdict.chosen
+                for _, trials in self._steps:
+                    self._capture.settle(trials, chosen, self._monitor.tally)
+                self._capture.settle(self._capture.take_trials(), chosen, self._monitor.tally)
+            self._steps = []
+
+    def doubt(self, stage: str, gap: Gap) -> None:
+        """Tell of a loss that stopped to agree, and compare the next batch of the stage closely."""
+        self._said.gap(stage, gap)
+        self._capture.look(stage)
+
+    def _look_again(self, stage: str) -> None:
+        """Say why the loss does not agree, by the batch that was looked at; where no loss had told before, choose by it."""
+        batch, self._capture.looked = self._capture.looked, None
+        chosen = self._capture.chosen(stage)
+        if batch is None or chosen is None:
+            return
+        verdict = self._capture.verdict_of([batch], self._monitor.ranks)
+        if verdict is None:
+            return
+        shift = verdict.chosen.shift
+        undecided = stage in self._open and self._monitor.ranks == 1  # other ranks would go on as before
+        if shift is not None and shift != batch.heard[0].shift and undecided and verdict.equals is not None:
+            self._open.discard(stage)
+            self._capture.choose(stage, replace(chosen, shift=shift))
+            self._said.tell(stage, verdict, replace(chosen, shift=shift))
+            return
+        self._said.findings(stage, self._capture.findings([batch], self._monitor.ranks))
+
+    def _needs_more(self, stage: str, verdict: Verdict) -> bool:
+        return verdict.departs and self._capture.batches(stage) < BATCHES
+
+    def _decide(self, stage: str, last: bool) -> Report | None:
+        """Choose with all ranks, unless one of them needs more batches and there may be more."""
+        verdict = self._capture.verdict(stage)
+        more = verdict is not None and self._needs_more(stage, verdict) and not last
+        chosen = None if verdict is None else verdict.chosen
+        if self._monitor.ranks > 1:
+            more, chosen = self._agree(stage, more, verdict)
+        if more:
+            return None
+        self._settled.add(stage)
+        if verdict is not None and chosen is not None:
+            return self._settle(stage, verdict, chosen)
+        return self._close_steps(None)
+
+    def _agree(self, stage: str, more: bool, verdict: Verdict | None) -> tuple[bool, Chosen | None]:
+        """Return whether a rank needs more batches, and what all choose. Only ranks whose loss tells have a vote."""
+        voted = verdict is not None and verdict.is_sure
+        code = _code(verdict.chosen) if verdict is not None and voted else 0
+        shift = verdict.chosen.shift if verdict is not None and voted else None
+        mine = [int(more), int(voted), code, code**2, int(shift is True), int(shift is False)]
+        more_, voters, codes, squares, on, off = self._monitor.sum_over_ranks(mine)
+        if more_ or verdict is None:
+            if not more_ and voters and voters in (on, off):
+                self._shift[stage] = on == voters
+            return more_ > 0, None
+        if voters * squares != codes**2:
+            if self._monitor.writes:
+                warnings.warn(
+                    f"pplmon: the losses of the ranks do not agree on which logits and shift they are of in {stage}; the "
+                    f"default is counted: {self._said.words(verdict.default)}. Name it: logits=, shift=",
+                    stacklevel=2,
+                )
+            return False, verdict.default
+        if voted or not voters:
+            return False, verdict.chosen
+        shift = True if on == voters else False if off == voters else None
+        return False, replace(verdict.default, shift=shift)
+
+    def _settle(self, stage: str, verdict: Verdict, chosen: Chosen) -> Report | None:
+        if stage in self._shift:
+            chosen = replace(chosen, shift=self._shift[stage])
+        rest = self._capture.take_trials()
+        report = self._close_steps(chosen)
+        self._capture.settle(rest, chosen)
+        self._capture.choose(stage, chosen)
+        self._settled.add(stage)
+        if not verdict.is_sure:
+            self._open.add(stage)
+        self._said.tell(stage, verdict, chosen)
+        return report
+
+    def _close_steps(self, chosen: Chosen | None) -> Report | None:
+        """Read out the steps that waited, in their order; return the last report."""
+        report: Report | None = None
+        steps, self._steps = self._steps, []
+        for step, trials in steps:
+            if chosen is not None:
+                self._capture.settle(trials, chosen, self._monitor.tally)
+            report = self._monitor.step_to(step) or report
+        return report
+
+
+def _code(chosen: Chosen) -> int:
+    name = f"{type(chosen.source).__name__} {chosen.name} {chosen.number} {chosen.shift}"
+    return crc32(name.encode()) % _CODES

@@ -1,0 +1,90 @@
+"""Say once, for each stage, which logits are counted and whether they agree with the loss."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable
+
+from pplmon.doctor import Finding
+from pplmon.doctor.loss_agrees import Gap
+from pplmon.monitor import Monitor
+from pplmon.trainers.capture.choose import Chosen
+from pplmon.trainers.capture.evidence import Verdict
+
+# What a loss may well be meant to hold, and what is no more than a rounding.
+OFTEN_MEANT = {"further_term", "label_smoothing", "z_loss", "per_sequence_mean", "low_precision_loss", "several_fit"}
+
+log = logging.getLogger("pplmon")
+
+
+class Saying:
+    """Speaks on the rank that shows things."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._told: set[str] = set()
+        self._kinds: set[tuple[str, str]] = set()
+        self._far: set[str] = set()
+
+    def words(self, chosen: Chosen) -> str:
+        """Return what is counted, in words."""
+        what = chosen.name or "what pplmon.observe shows"
+        number = "" if chosen.number is None else f", its call {chosen.number + 1} of a batch"
+        shift = "" if chosen.shift is None else f", with shift={chosen.shift}"
+        return f"{what}{number}{shift}"
+
+    def tell(self, stage: str, verdict: Verdict, chosen: Chosen) -> None:
+        """Warn of a departure from the default, and of what does not agree; else note that all agrees."""
+        if not self._monitor.writes:
+            return
+        if chosen != verdict.default:
+            if verdict.equals is not None:
+                self._warn(
+                    f"{stage} counts {self.words(chosen)}: its cross-entropy of {verdict.shown:.5g} equals the loss of "
+                    f"{verdict.equals:.5g}, and that of {self.words(verdict.default)} does not"
+                )
+            else:
+                self._warn(f"{stage} counts {self.words(chosen)}: the input ids show that the targets are shifted so")
+        elif verdict.equals is not None:
+            log.info(
+                "pplmon: %s counts %s: its cross-entropy equals the loss, %.5g nats per token",
+                stage,
+                self.words(chosen),
+                verdict.equals,
+            )
+        if verdict.others and verdict.chosen == verdict.default:
+            both = (
+                "all of them count"
+                if chosen.number is None and chosen.name in verdict.others[0]
+                else "they do not count"
+            )
+            self._warn(
+                f"{stage} counts {self.words(chosen)}, and in the same batch there are {', '.join(verdict.others)}: {both}. "
+                'To choose, name a submodule, PerplexityMonitor(logits="path", targets=...), or call pplmon.observe(self, '
+                "logits, targets) in the step"
+            )
+        self.findings(stage, verdict.told)
+
+    def findings(self, stage: str, findings: Iterable[Finding]) -> None:
+        """Warn of what does not agree in a batch that was looked at; note what may well be meant."""
+        for finding in findings if self._monitor.writes else ():
+            if finding.kind in OFTEN_MEANT:
+                log.info("pplmon: %s: %s", stage, finding)
+            elif (stage, finding.kind) not in self._kinds:
+                self._kinds.add((stage, finding.kind))
+                self._warn(f"{stage}: {finding}")
+
+    def gap(self, stage: str, gap: Gap) -> None:
+        """Warn once for each stage that the loss and the number are far apart."""
+        if gap.is_far and self._monitor.writes and stage not in self._far:
+            self._far.add(stage)
+            where, step = (
+                ("a logged window", "training_step") if stage == "train" else (f"a pass of {stage}", "the step")
+            )
+            self._warn(f"over {where} {gap.text(step)}")
+
+    def _warn(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            warnings.warn(f"pplmon: {text}", stacklevel=2)
