@@ -14,10 +14,10 @@ import torch.distributed as dist
 import pplmon
 from pplmon import TokenStats, TokenTally
 from pplmon.monitor.evaluation import Pass
+from pplmon.monitor.repeated_rows import RepeatedRows
 from pplmon.report import layout
 from pplmon.report.totals import Totals
 from pplmon.testing import run_on_ranks
-from pplmon.trainers.repeated_rows import RepeatedRows
 
 LENGTH = 20
 
@@ -239,6 +239,7 @@ def sampled(rank: int) -> dict[str, Any]:
     opened, repeated = Pass("val", TokenTally()), RepeatedRows([loader])
     for rows in loader:
         opened.begin_batch()
+        repeated.in_batch(opened, 0)
         opened.tallies[0].update(stats(len(rows)))
     repeated.record(opened)
     return opened.tallies[0].report().as_dict()

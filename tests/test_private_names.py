@@ -20,7 +20,7 @@ from tests.models import loader, make_module
 TORCH, TORCHMETRICS = f"torch {torch.__version__} changed", f"torchmetrics {torchmetrics.__version__} changed"
 
 # What a tally reads of its base class, and what it puts in place of the base class's own.
-READ = {"_defaults", "_is_synced", "_persistent", "_reductions"}
+READ = {"_defaults", "_is_synced", "_persistent", "_plot", "_reductions"}
 REPLACED = {"_load_from_state_dict", "_sync_dist"}
 
 
@@ -48,11 +48,6 @@ def test_torch_keeps_the_module_inside_a_compiled_one() -> None:
     assert of_torch.compiled_module(module) is module
 
 
-def test_torch_lists_the_leaves_of_any_collection() -> None:
-    """In order, however deep they lie."""
-    assert of_torch.tree_leaves([1, {"a": (2, 3)}]) == [1, 2, 3], f"{TORCH} utils._pytree.tree_leaves"
-
-
 def test_torch_counts_how_often_a_tensor_was_written_to() -> None:
     """A write in place is seen, and an inference tensor has no count."""
     tensor = torch.zeros(2)
@@ -66,7 +61,7 @@ def test_torch_counts_how_often_a_tensor_was_written_to() -> None:
 def test_torchmetrics_has_what_a_tally_reads_of_it() -> None:
     """By these names, a state's default, its reduction, and whether it is saved; and whether the metric is synced."""
     tally = TokenTally()
-    assert all(name in vars(tally) for name in READ), f"{TORCHMETRICS} one of {READ}"
+    assert all(hasattr(tally, name) for name in READ), f"{TORCHMETRICS} one of {READ}"
     for state in ("sums", "maxima"):
         assert torch.equal(tally._defaults[state], getattr(tally, state)), f"{TORCHMETRICS} _defaults"
         assert callable(tally._reductions[state]) and tally._persistent[state], (
@@ -120,6 +115,28 @@ def test_lightning_has_what_is_read_from_a_trainer(package: str, tmp_path: Any) 
     trainer.fit(module, loader(16))
     assert seen == [(0, False), (0, True), (1, False), (1, True)], f"{moved} epoch_loop: the steps it counts"
     assert keys == {"own", "own_step", "own_epoch"}, f"{moved} trainer._results"
+
+
+@pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])
+@pytest.mark.parametrize("mode", ["sequential", "max_size"])
+def test_lightning_says_how_it_takes_several_loaders(package: str, mode: str, tmp_path: Any) -> None:
+    """In turn, each by itself, or at once; the callbacks are told of a pass when its loaders are there."""
+    pl: Any = pytest.importorskip(package)
+    facts = importlib.import_module("pplmon.trainers.lightning.private_names")
+    combined = importlib.import_module(f"{package}.utilities.combined_loader").CombinedLoader
+    seen: list[Any] = []
+
+    class Asks(pl.Callback):  # type: ignore[misc]
+        def on_validation_start(self, trainer: Any, *args: Any) -> None:
+            seen.append(facts.loaders_of(trainer))
+
+    loaders = [loader(4), loader(4)]
+    module = make_module(pl.LightningModule)
+    module.validation_step = lambda batch, index, dataloader_idx=0: None
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", callbacks=[Asks()], default_root_dir=tmp_path, **quiet)
+    trainer.validate(module, combined(loaders, mode), verbose=False)
+    assert seen == [loaders if mode == "sequential" else [None]], f"{package} changed _evaluation_loop._combined_loader"
 
 
 @pytest.mark.parametrize("package", ["pytorch_lightning", "lightning.pytorch"])

@@ -200,6 +200,78 @@ def test_a_quantile_needs_a_share() -> None:
     assert highest.compute().item() == 4.0
 
 
+@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize(("odd", "ignore_index"), [(-1, -100), (17, -100), (-100, None)])
+def test_a_view_tells_of_targets_outside_the_vocabulary(name: str, odd: int, ignore_index: int | None) -> None:
+    """Padding that is marked by another id is no number that is plausible and wrong: compute says how many, and shows one."""
+    view = VIEWS[name](ignore_index=ignore_index)
+    preds, target = batch()
+    target.clamp_(min=0)
+    target[:, 3:] = odd
+    view.update(preds, target)
+    text = rf"^{target[:, 3:].numel()} targets are outside the vocabulary \[0, 17\), for example {odd}; ignore_index is"
+    with pytest.raises(ValueError, match=text):
+        view.compute()
+    view.reset()
+    target[:, 3:] = 16
+    view.update(preds, target)
+    assert view.compute().item() == view.compute().item()
+
+
+def test_targets_that_are_ignored_or_masked_are_no_concern_of_a_view() -> None:
+    """Whatever their value."""
+    preds, target = batch()
+    target.clamp_(min=0)
+    kept = torch.ones_like(target, dtype=torch.bool)
+    kept[:, 3:] = False
+    plain, padded, masked = pplmon.Perplexity(), pplmon.Perplexity(ignore_index=-1), pplmon.Perplexity()
+    plain.update(preds[:, :3], target[:, :3])
+    target[:, 3:] = -1
+    padded.update(preds, target)
+    masked.update(preds, target, mask=kept)
+    assert plain.compute() == padded.compute() == masked.compute()
+
+
+def test_forward_of_a_view_tells_of_them_at_once_and_has_no_gradient() -> None:
+    """It computes the batch's number, so it waits anyhow; a number that is counted is no loss to train on."""
+    preds, target = batch()
+    assert not pplmon.Perplexity()(preds.requires_grad_(), target).requires_grad
+    assert not pplmon.Perplexity.is_differentiable
+    target[0, 0] = 99
+    with pytest.raises(ValueError, match="1 targets are outside"):
+        pplmon.Perplexity()(preds, target)
+
+
+def test_a_metric_refuses_to_be_scripted_in_words() -> None:
+    """By itself, and as a part of a model, which is then told how to do without."""
+    with pytest.raises(TypeError, match=r"torch.jit.script cannot compile Perplexity.*set that to None first"):
+        torch.jit.script(pplmon.Perplexity())
+    with pytest.raises(TypeError, match=r"torch.jit.script cannot compile TokenTally"):
+        torch.jit.script(torch.nn.Sequential(torch.nn.Linear(2, 2), TokenTally()))
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_is_drawn(name: str) -> None:
+    """Its own number, or those that it is given, on an axis of one's own."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("Agg")
+    view = VIEWS[name]()
+    view.update(*batch())
+    _, axes = view.plot()
+    assert axes.lines[0].get_ydata()[0] == view.compute().item()
+    mine = plt.subplots()[1]
+    assert view.plot([torch.tensor(2.0), torch.tensor(3.0)], ax=mine)[1] is mine
+    assert list(mine.lines[0].get_ydata()) == [2.0, 3.0]
+    plt.close("all")
+
+
+def test_a_view_that_cannot_be_drawn_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """matplotlib is optional."""
+    monkeypatch.setattr("torchmetrics.utilities.plot._MATPLOTLIB_AVAILABLE", False)
+    with pytest.raises(ModuleNotFoundError, match="pip install matplotlib"):
+        pplmon.Perplexity().plot(torch.tensor(2.0))
+
+
 def test_agrees_with_torchmetrics() -> None:
     """On clean data the views give what torchmetrics' Perplexity and micro MulticlassAccuracy give."""
     theirs = torchmetrics.MetricCollection([torchmetrics.text.Perplexity(ignore_index=-100)])

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
-__all__ = ["compiled_module", "copy_each", "graph_task", "tree_leaves"]
+__all__ = ["compiled_module", "copy_each", "graph_task"]
 
 copy_each = torch._foreach_copy_  # (targets, sources): copy a list of tensors, in one launch on a GPU
 graph_task = torch._C._current_graph_task_id  # (): the backward pass that this thread is in, −1 outside one

@@ -12,6 +12,7 @@ from pplmon.alerts.rules.baseline import Baseline
 from pplmon.monitor.delivery import Delivery
 from pplmon.monitor.ranks import Link
 from pplmon.report import layout
+from pplmon.report.checks import invalid_targets
 from pplmon.report.formulas import share_of_jump
 from pplmon.report.report import Report
 from pplmon.report.totals import Totals
@@ -101,11 +102,7 @@ class Judge:
         if verdict is None:
             return []
         size, example = totals["vocab_size"], totals["invalid_target_example"] - layout.EXAMPLE_OFFSET
-        text = (
-            f"{count} targets are outside the vocabulary{f' [0, {size})' if size >= 0 else ''}, for example {example}; "
-            f"ignore_index is {self._link.pattern.ignore_index}. Does the tokenizer fit the model, and is padding marked by "
-            "ignore_index or left out by mask?"
-        )
+        text = invalid_targets(count, size, example, self._link.pattern.ignore_index)
         if verdict == "error":
             raise ValueError(text)
         return [self._targets.alert(report.step, report.stage, count, text)] if self.rules else []

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from pplmon.measure.tokens import TokenStats, VocabShard
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.readouts import Engine
+from pplmon.monitor.repeated_rows import RepeatedRows
 from pplmon.report.report import Report
 
 
@@ -38,6 +40,8 @@ class Monitor(Engine):
             targets outside the vocabulary (the counts are kept). Later ones are an alert.
     """
 
+    _repeated: RepeatedRows | None = None  # of the pass under way
+
     def observe(
         self,
         logits: Tensor | TokenStats,
@@ -59,19 +63,20 @@ class Monitor(Engine):
                 self.see(step, micro_batch, _batch(logits, targets, mask, document_ids, sample_ids, batch_data))
         else:
             tally, step, micro_batch = self._pass.tallies[0], self.last_step, self._pass.begin_batch()
-        tally.update(
-            logits,
-            targets,
-            mask=mask,
-            document_ids=document_ids,
-            sample_ids=sample_ids,
-            step=step,
-            micro_batch=micro_batch,
-            vocab_shard=vocab_shard,
-            **batch_data,
-        )
+        data: dict[str, Any] = {"mask": mask, "document_ids": document_ids, "sample_ids": sample_ids, **batch_data}
+        if self._pass is not None:
+            data = self._once(self._pass, data, targets)
+        tally.update(logits, targets, step=step, micro_batch=micro_batch, vocab_shard=vocab_shard, **data)
         if training and isinstance(logits, Tensor) and targets is not None:
             self._overwritten.look(logits, targets, tally.ignore_index, tally.shift)
+
+    def _once(self, opened: Pass, data: dict[str, Any], targets: Tensor | None) -> dict[str, Any]:
+        """Mask the rows of a pass that were given before, where it can be told which they are."""
+        repeated = self._repeated.in_batch(opened, 0) if self._repeated is not None else None
+        if self._repeated is not None and repeated is not None and targets is not None:
+            data, left_out = repeated.left_out(targets, data)
+            self._repeated.note(0, left_out)
+        return data
 
     def step(self) -> Report | None:
         """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``.
@@ -100,13 +105,19 @@ class Monitor(Engine):
             self.collect()
 
     @contextmanager
-    def stage(self, stage: str) -> Iterator[Pass]:
-        """Count a whole pass separately: ``with monitor.stage("val") as val: …``; then ``val.report``."""
+    def stage(self, stage: str, loader: Any = None) -> Iterator[Pass]:
+        """Count a whole pass separately: ``with monitor.stage("val") as val: …``; then ``val.report``.
+
+        The rows that ``loader`` repeats to fill its last batch count once, or are shown as ``duplicate_sequences``. A
+        loader that accelerate prepared is found automatically.
+        """
         opened = self.begin_pass(stage)
+        self._repeated = repeated = RepeatedRows((loader,))
         try:
             yield opened
         finally:
-            self._pass = None
+            self._pass = self._repeated = None
+        repeated.record(opened)
         self.finish(opened, self.last_step)
 
     def begin_pass(self, stage: str, loaders: int = 1) -> Pass:

@@ -23,3 +23,12 @@ def check_cadence(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be an integer number of optimizer steps, got {value!r}")
     if value <= 0:
         raise ValueError(f"{name} must be at least 1 optimizer step, got {value}")
+
+
+def invalid_targets(count: int, size: int, example: int, ignore_index: int | None) -> str:
+    """Return the text of the error for targets outside a vocabulary of ``size`` ids; −1 where that is not known."""
+    return (
+        f"{count} targets are outside the vocabulary{f' [0, {size})' if size >= 0 else ''}, for example {example}; "
+        f"ignore_index is {ignore_index}. Does the tokenizer fit the model, and is padding marked by "
+        "ignore_index or left out by mask?"
+    )

@@ -1,4 +1,7 @@
-"""Metrics of one number each: ``TokenTally`` with another ``compute``. Drop-in where torchmetrics has the name."""
+"""Metrics of one number each: ``TokenTally`` with another ``compute``. Drop-in where torchmetrics has the name.
+
+They measure outside of graphs: what ``forward`` returns has no gradient, and ``torch.jit.script`` refuses them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from torch import Tensor, nn
 
 from pplmon.measure.tokens import TokenStats
 from pplmon.report import layout
+from pplmon.report.checks import invalid_targets
 from pplmon.report.histogram import Losses
+from pplmon.report.totals import Totals
 from pplmon.tally import TokenTally
 
 
@@ -31,9 +36,21 @@ class View(TokenTally):
         super().update(preds, target, **kwargs)
 
     def compute(self) -> Tensor:
-        """Return the number over all ranks as a 0-dim tensor; NaN where it cannot be had."""
-        value = self.local_totals().numbers()[self.number]
+        """Return the number over all ranks as a 0-dim tensor; NaN where it cannot be had.
+
+        Raises:
+            ValueError: there were targets outside the vocabulary. ``update`` does not raise: it waits for nothing.
+        """
+        totals = self.local_totals()
+        count, example = totals["invalid_targets"], totals["invalid_target_example"] - layout.EXAMPLE_OFFSET
+        if count:
+            raise ValueError(invalid_targets(count, totals["vocab_size"], example, self.ignore_index))
+        value = self.number_of(totals)
         return self._tensor(float("nan") if value is None else value)
+
+    def number_of(self, totals: Totals) -> float | None:
+        """Return the number of what was counted."""
+        return totals.numbers()[self.number]
 
 
 class Perplexity(View):
@@ -75,8 +92,7 @@ class TokenLossQuantile(View):
             raise ValueError(f"q must be in (0, 1], got {q!r}; write 0.99 for the 99th percentile")
         self.q = q
 
-    def compute(self) -> Tensor:
-        """Return the quantile over all ranks as a 0-dim tensor; NaN without tokens."""
-        totals = self.local_totals()
+    def number_of(self, totals: Totals) -> float:
+        """Return the quantile of what was counted; NaN without tokens."""
         bits = totals["token_loss_bits"]
-        return self._tensor(Losses(totals.histogram, layout.float_from_bits(max(bits, 0))).quantile(self.q))
+        return Losses(totals.histogram, layout.float_from_bits(max(bits, 0))).quantile(self.q)

@@ -160,6 +160,17 @@ class States(Metric):
         """Return a copy that counts over the same group."""
         return deepcopy(self)
 
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw what ``compute`` returns, or ``val``: (figure, axes), as torchmetrics does. It needs matplotlib."""
+        return self._plot(val, ax)
+
+    def __prepare_scriptable__(self) -> Any:
+        """Refuse ``torch.jit.script`` in words."""
+        raise TypeError(
+            f"torch.jit.script cannot compile {type(self).__name__}: it counts outside of graphs. Script the model alone: "
+            "where the metric is an attribute of it, set that to None first, or keep the metric outside of the model"
+        )
+
     def set_dtype(self, dst_type: str | torch.dtype) -> Self:
         """Do nothing: the states are integers, and stay so."""
         return self

@@ -16,13 +16,13 @@ from pplmon.doctor.loss_agrees import LossGuard
 from pplmon.monitor import Monitor
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.publish import Places
+from pplmon.monitor.repeated_rows import RepeatedRows
 from pplmon.report.declared import find
 from pplmon.report.report import Report
 from pplmon.report.worst import Decode
 from pplmon.sinks.base import Sink
 from pplmon.trainers.capture import Capture
 from pplmon.trainers.choosing import Choosing
-from pplmon.trainers.repeated_rows import RepeatedRows
 from pplmon.trainers.settings import Settings
 
 EPOCH_NUMBERS = ("cross_entropy", "perplexity", "token_accuracy", "max_token_loss")
@@ -157,6 +157,7 @@ class Session:
     def end_epoch(self) -> None:
         """Publish the numbers of the epoch. Every rank calls it."""
         self._choosing.finish("train")
+        self._capture.conclude("train")
         report = self.monitor.end_epoch().report(self.monitor.last_step, "train")
         kept = Report(report.step, "train_epoch", {name: report.numbers[name] for name in EPOCH_NUMBERS})
         self.monitor.publisher.publish(kept, f"{self.monitor.prefix}train/", "_epoch")
@@ -171,7 +172,7 @@ class Session:
     def begin_pass(self, stage: str, loaders: Sequence[Any] = (None,)) -> None:
         """Begin a whole pass over val or test data; batches up to ``end_pass`` are counted separately, for each loader.
 
-        The samples that a sampler repeats are found in a given loader; ``None`` stands for an unknown loader.
+        The rows that a given loader repeats are found; ``None`` stands for an unknown loader, unless accelerate knows it.
         """
         self._choosing.finish("train")
         self.monitor.collect()  # an alert must not wait for the pass to end
@@ -193,6 +194,7 @@ class Session:
             raise RuntimeError("end_pass was called without begin_pass")
         self._choosing.finish(self._pass.stage)
         opened, self._pass = self._pass, None
+        self._capture.conclude(opened.stage)
         self._repeated.record(opened)
         report = self.monitor.finish(opened, self.monitor.last_step if step is None else step)
         self._pass_guard.end_window()
@@ -213,6 +215,7 @@ class Session:
     def close(self) -> Report | None:
         """Log the last, shorter window, let go of files, and return the last report. Every rank calls it."""
         self._choosing.finish("train")
+        self._capture.conclude("train")
         last = self.monitor.close()
         self._doubt("train", self._guard, wait=True)
         self._guard.end_window()

@@ -49,6 +49,15 @@ def data_of(batch: Any, targets: Tensor) -> Iterator[tuple[str, Tensor, str | No
             yield name, value, f"batch[{name!r}] has shape {tuple(value.shape)}, not {tuple(wanted)}: it is not used"
 
 
+def part_with(batch: Any, targets: Tensor) -> Any:
+    """Return the part of a batch, put together of several loaders' batches, that holds these targets; else the batch."""
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
+    for part in parts:
+        if isinstance(part, Mapping) and any(value is targets for value in part.values()):
+            return part
+    return batch
+
+
 def first_tensor(values: Mapping[str, Any], names: Sequence[str] = TARGET_NAMES) -> Tensor | None:
     """Return the first of these entries that is a tensor."""
     return next((values[name] for name in names if isinstance(values.get(name), Tensor)), None)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pplmon.doctor.overwritten import Overwritten
 from pplmon.measure.tokens import TokenStats
+from pplmon.monitor.repeated_rows import Repeated
 from pplmon.report import layout
 from pplmon.tally import TokenTally
-from pplmon.trainers.capture.batch import data_of
+from pplmon.trainers.capture.batch import data_of, part_with
 from pplmon.trainers.capture.choose import Call, Choice
+from pplmon.trainers.capture.documents import Documents
 from pplmon.trainers.capture.evidence import BATCHES, Batch, Heard, hear
 from pplmon.trainers.capture.sources.source import Found, Source
 
@@ -24,11 +26,11 @@ class Counter:
     def __init__(self, choice: Choice) -> None:
         self.stage: str | None = None  # None between batches
         self.batch: Any = None
-        self.left_out: Tensor | None = None  # on the device: the repeated row was masked in this batch
+        self.left_out: Tensor | None = None  # on the device: how many repeated rows were masked in this batch
         self._choice = choice
         self._tally: TokenTally | None = None
         self._address: dict[str, int] = {}
-        self._leave_out: int | None = None
+        self._leave_out: Repeated | None = None
         self._numbers: dict[tuple[Source, str], int] = {}  # of calls in this batch
         self.items: float | None = None  # what the loss of this batch is divided by, where a model was told
         self._looks = False  # at this batch once more
@@ -36,6 +38,7 @@ class Counter:
         self.batches: dict[str, list[Batch]] = {}  # of each stage, before its choice
         self._warned: set[str] = set()
         self._overwritten = Overwritten()
+        self._documents = Documents()
 
     @property
     def tally(self) -> TokenTally:
@@ -50,10 +53,10 @@ class Counter:
         batch: Any,
         step: int,
         micro_batch: int,
-        leave_out: int | None,
+        leave_out: Repeated | None,
         looks: bool,
     ) -> None:
-        """Begin a batch, counted in ``tally``, except for a last row whose sample id is ``leave_out``."""
+        """Begin a batch, counted in ``tally``, except for the rows of ``leave_out``."""
         self.stage, self._tally, self.batch, self._leave_out = stage, tally, batch, leave_out
         self._address = {"step": step, "micro_batch": min(micro_batch, 2**layout.MICRO_BITS - 1)}
         self.left_out = None
@@ -131,29 +134,33 @@ class Counter:
             if shift != usual:
                 tally.shift = usual
 
-    def data(self, targets: Tensor) -> dict[str, Any]:
-        """Return the arguments for ``TokenTally.update``: the address, and the batch's data about these targets."""
+    def data(self, targets: Tensor, keywords: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the arguments for ``TokenTally.update``: the address, and the batch's data about these targets.
+
+        Its documents may also be in the ``keywords`` that a hooked model was called with.
+        """
         found: dict[str, Any] = dict(self._address)
-        for name, value, complaint in data_of(self.batch, targets):
+        batch = part_with(self.batch, targets)
+        for name, value, complaint in data_of(batch, targets):
             if name == "position_ids" and not self.tally.context_parallel:
                 continue  # in a packed batch they begin anew with each document; the column is more useful
             if complaint is None:
                 found[name] = value
             else:
                 self.warn(name, complaint)
+        assert self.stage is not None
+        if "document_ids" not in found and not self.tally.context_parallel:
+            given = {**(batch if isinstance(batch, Mapping) else {}), **(keywords or {})}
+            documents = self._documents.of(self.stage, given, targets)
+            if documents is not None:
+                found["document_ids"] = documents
         return found
 
     def without_repeated(self, data: dict[str, Any], targets: Tensor) -> dict[str, Any]:
-        """Mask the row that a sampler repeated, where ``sample_ids`` show that it is the repeated sample."""
-        samples = data.get("sample_ids")
-        if samples is None or self._leave_out is None or targets.dim() != 2:
-            return data
-        last = torch.arange(len(samples), device=targets.device) == len(samples) - 1
-        repeated = last & (samples.to(targets.device) == self._leave_out)
-        self.left_out = repeated.any()
-        kept = ~repeated.unsqueeze(1).expand(targets.shape)
-        mask = data.get("mask")
-        return {**data, "mask": kept if mask is None else mask.to(targets.device) & kept}
+        """Mask the rows that were given before, where it can be told which they are."""
+        if self._leave_out is not None:
+            data, self.left_out = self._leave_out.left_out(targets, data)
+        return data
 
     def warn(self, about: str, text: str) -> None:
         """Warn once for each key."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pplmon.doctor import Finding, Loss
 from pplmon.measure.tokens import TokenStats, is_dtensor
+from pplmon.monitor.repeated_rows import Repeated
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
 from pplmon.trainers.capture.choose import Choice, Chosen, Trial, sources_for
@@ -30,6 +31,7 @@ from pplmon.trainers.capture.help_text import no_fit, nothing_found
 from pplmon.trainers.capture.hooks import listen_to
 from pplmon.trainers.capture.modules import fitted
 from pplmon.trainers.capture.observe import listen
+from pplmon.trainers.capture.silent_steps import SilentSteps, returned_nothing
 from pplmon.trainers.capture.sources.configured import Logits
 from pplmon.trainers.capture.sources.said import shown_targets
 from pplmon.trainers.capture.sources.source import Called, Found, Source
@@ -56,6 +58,7 @@ class Capture:
         self._looks: frozenset[str] = frozenset()  # stages whose next batch is to be looked at
         self.looked: Batch | None = None  # what was then heard
         self.items: float | None = None  # what the last batch's loss was divided by, where a model was told
+        self._silent = SilentSteps()
         self._excuse: Exception | None = None  # why a source that was tried on the first batch failed
 
     # A module.
@@ -87,9 +90,9 @@ class Capture:
     # A batch.
 
     def begin_batch(
-        self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: int | None = None
+        self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: Repeated | None = None
     ) -> None:
-        """Count what is found from here on in ``tally``, but for a last sequence whose sample id is ``leave_out``."""
+        """Count what is found from here on in ``tally``, but for the rows of ``leave_out``."""
         self._counter.begin(stage, tally, batch, step, micro_batch, leave_out, stage in self._looks)
         self._pieces, self._whole, self._models = Pieces(), None, {}
 
@@ -101,7 +104,7 @@ class Capture:
             if chosen is None or chosen.source is not self._said:
                 self._look_at(outputs, stage)
             if chosen is None:
-                self._note(stage, loss)
+                self._note(stage, loss, outputs)
             elif self._counter.heard:
                 self.looked, self._looks = Batch(self._counter.heard, _loss(loss)), self._looks - {stage}
         self.items = self._counter.items
@@ -109,7 +112,7 @@ class Capture:
 
     @property
     def left_out(self) -> Tensor | None:
-        """Return a bool on the device, True if the row to leave out was in the last batch; ``None`` if unknown."""
+        """Return how many rows were left out of the last batch: a count on the device, ``None`` if unknown."""
         return self._counter.left_out
 
     def observe(
@@ -188,14 +191,14 @@ class Capture:
         for trial in trials:
             trial.settle(chosen, self._choice.shift_of, trial.tally if into is None else into)
 
-    def _note(self, stage: str, loss: Tensor | None) -> None:
+    def _note(self, stage: str, loss: Tensor | None, outputs: Any) -> None:
         """Keep what was measured of a batch to compare it; complain where there was nothing."""
         counter = self._counter
         seen = counter.batches.setdefault(stage, [])
         if counter.heard and len(seen) < BATCHES:
             seen.append(Batch(counter.heard, _loss(loss)))
         if not self._choice.trials:
-            self._found_nothing(stage)
+            self._found_nothing(stage, outputs)
 
     def _close(self) -> None:
         self._counter.end()
@@ -208,18 +211,28 @@ class Capture:
             self._try(self._take_step, source, outputs)
         if self._whole is not None:
             self._whole()
-        elif self._pieces.begun:
+        elif self._pieces.begun and not returned_nothing(outputs):
             self._end_of_pieces()
 
-    def _found_nothing(self, stage: str) -> None:
-        """Raise in training, which would not be watched; elsewhere warn."""
+    def _found_nothing(self, stage: str, outputs: Any) -> None:
+        """Raise in training, which would not be watched; elsewhere, and where no step returned a loss yet, warn."""
         excuse, self._excuse = self._excuse, None
-        if stage == "train" and excuse is not None:
+        if self._silent.excuse(stage, outputs):
+            return
+        raises = stage == "train" and not returned_nothing(outputs)
+        if raises and excuse is not None:
             raise excuse
         text = nothing_found(stage, self._module, self._logits, self._hooked)
-        if stage == "train":
+        if raises:
             raise ValueError(text)
         self._counter.warn(f"none in {stage}", text if excuse is None else f"{text}\n{excuse}")
+
+    def conclude(self, stage: str) -> None:
+        """Warn at the end of a pass or a run in which no step returned a loss, and nothing else was found."""
+        steps = self._silent.take(stage)
+        if steps and stage not in self._choice.by_stage:
+            text = nothing_found(stage, self._module, self._logits, self._hooked)
+            self._counter.warn(f"none in {stage}", f"{text}\n{steps} steps returned nothing.")
 
     # Logits from a source.
 
@@ -241,8 +254,10 @@ class Capture:
         """Take from a source. One that fails on the first batch may be meant by nobody; later it is one odd batch."""
         try:
             take(*args)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
             if self._counter.stage in self._choice.by_stage:
+                if take == self._take_step and returned_nothing(args[1]):
+                    return  # it had nothing to score, and nothing to show
                 self._counter.warn("odd batch", f"{error}; this batch is not counted")
             elif self._excuse is None:
                 self._excuse = error
@@ -275,8 +290,8 @@ class Capture:
         if fit is not None:
             self._pieces.refuse()
             self._whole = None
-            self._count(source, found._replace(logits=fit))
-        elif not self._take_piece(source, found):
+            self._count(source, found._replace(logits=fit), called.kwargs)
+        elif not self._take_piece(source, found, keywords=called.kwargs):
             self._complain(no_fit(f"a call of {type(called.module).__name__}", found.logits.shape, found.targets.shape))
 
     def _end_of_pieces(self) -> None:
@@ -299,13 +314,15 @@ class Capture:
         elif self._excuse is None:
             self._excuse = ValueError(text)
 
-    def _count(self, source: Source, found: Found) -> None:
-        data = self._counter.data(found.targets)
+    def _count(self, source: Source, found: Found, keywords: dict[str, Any] | None = None) -> None:
+        data = self._counter.data(found.targets, keywords)
         if found.columns is not None:
             data, found = _columns(data, found)
         self._counter.count(source, found, data)
 
-    def _take_piece(self, source: Source, found: Found, is_rest: bool = False) -> bool:
+    def _take_piece(
+        self, source: Source, found: Found, is_rest: bool = False, keywords: dict[str, Any] | None = None
+    ) -> bool:
         """Keep what a head gives that is applied to chunks of positions, to count it when all are there."""
         logits, targets, counter = found.logits, found.targets, self._counter
         columns = self._pieces.columns_of(logits, targets, is_rest)
@@ -317,7 +334,7 @@ class Capture:
             return True
         self._piece = source, found
         shift = counter.tally.shift if found.shift is None else found.shift
-        data = counter.without_repeated(counter.data(targets), targets)
+        data = counter.without_repeated(counter.data(targets, keywords), targets)
         whole = self._pieces.measure(logits, columns, targets, data.pop("mask", None), shift, counter.tally)
         if whole is not None:
             self._whole = partial(counter.count, source, found, data, whole)

@@ -144,18 +144,18 @@ class PerplexityMonitor(Callback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin a pass, except for the sanity check."""
         if not trainer.sanity_checking:
-            self._begin_pass(trainer, pl_module, "val", trainer.val_dataloaders)
+            self._begin_pass(trainer, pl_module, "val")
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin a pass."""
-        self._begin_pass(trainer, pl_module, "test", trainer.test_dataloaders)
+        self._begin_pass(trainer, pl_module, "test")
 
-    def _begin_pass(self, trainer: Any, pl_module: Any, stage: str, loaders: Any) -> None:
+    def _begin_pass(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if self._session is None or self._session.monitor.trainer is not trainer:
             self._session = self._begin(trainer, pl_module)
         elif not self._session.listening:
             self._session.listen_to(pl_module)
-        self._session.begin_pass(stage, facts.loaders_of(loaders))
+        self._session.begin_pass(stage, facts.loaders_of(trainer))
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

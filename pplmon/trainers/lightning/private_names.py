@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pplmon.measure.private_names import tree_leaves
 from pplmon.sinks import Console, Journal, Sink
 from pplmon.trainers.lightning.logger import LightningLogger, is_a
 
@@ -63,10 +62,13 @@ def decoder_of(trainer: Any, module: Any) -> Any:
     return None
 
 
-def loaders_of(loaders: Any) -> list[Any]:
-    """Return the loaders of a pass, one or several in any collection, in the order of their ``dataloader_idx``."""
-    flattened = getattr(loaders, "flattened", None)  # a CombinedLoader
-    return list(flattened) if flattened is not None else list(tree_leaves(loaders))
+def loaders_of(trainer: Any) -> list[Any]:
+    """Return the loaders of the pass that begins, in the order of their ``dataloader_idx``.
+
+    A ``CombinedLoader`` that does not take them in turn gives a batch of each at once, all under index 0: it is one loader.
+    """
+    combined = trainer._evaluation_loop._combined_loader
+    return list(combined.flattened) if combined._mode == "sequential" else [None]
 
 
 def data_parallel_group(trainer: Any) -> Any:
