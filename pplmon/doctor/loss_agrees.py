@@ -91,7 +91,7 @@ class LossGuard:
             return None
         if self._copied is not None:
             if wait:
-                self._copied.synchronize()  # type: ignore[no-untyped-call]
+                self._copied.synchronize()
             if not self._copied.query():  # type: ignore[no-untyped-call]
                 return None
         (loss, nll, tokens), self._sent, self._copied = self._sent.tolist(), None, None

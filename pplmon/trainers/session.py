@@ -76,7 +76,7 @@ class Session:
 
     def listen_to(self, model: nn.Module) -> None:
         """Look for logits in a model from here on. It has to happen before the model's first compiled call."""
-        self._capture = Capture(self.settings.logits, self.settings.targets, self.settings.shift)
+        self._capture = Capture(self.settings.logits, self.settings.targets, self.settings.shift, self.settings.wire)
         self._capture.attach(model)
         self._choosing.listen(self._capture)
 

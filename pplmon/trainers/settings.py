@@ -34,6 +34,7 @@ class Settings:
     alerts: Sequence[Rule] | None = None
     on_alert: Handler | Sequence[Handler] = ()
     decode: Decode | None = None  # None: that of a tokenizer which the wire finds
+    wire: str = "loop"  # who runs the training, for what errors advise: "lightning", "hugging_face" or "loop"
 
     def __post_init__(self) -> None:
         Cadence(self.every_n_steps, self.judge_every_n_steps)

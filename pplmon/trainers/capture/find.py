@@ -38,8 +38,8 @@ from pplmon.trainers.capture.sources.source import Called, Found, Source
 class Capture:
     """Asks the sources of logits, batch by batch, and has what they give counted in the stage's tally."""
 
-    def __init__(self, logits: Logits | None, targets: Targets | None, shift: bool | None) -> None:
-        self._logits, self._shift = logits, shift
+    def __init__(self, logits: Logits | None, targets: Targets | None, shift: bool | None, wire: str = "loop") -> None:
+        self._logits, self._shift, self._wire = logits, shift, wire
         self._sources = sources_for(logits, targets, shift)
         self._said = self._sources[0]
         self._choice = Choice()
@@ -216,7 +216,7 @@ class Capture:
         excuse, self._excuse = self._excuse, None
         if stage == "train" and excuse is not None:
             raise excuse
-        text = nothing_found(stage, self._module, self._logits, self._hooked)
+        text = nothing_found(stage, self._module, self._logits, self._hooked, self._wire)
         if stage == "train":
             raise ValueError(text)
         self._counter.warn(f"none in {stage}", text if excuse is None else f"{text}\n{excuse}")
