@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import pplmon
+from pplmon.trainers.session import Session
+from pplmon.trainers.settings import Settings
 from tests.sources import SMALL, VOCAB, Module, batches, llama, mean, nll, run, said
 
 transformers = pytest.importorskip("transformers")
@@ -403,3 +405,20 @@ def test_validation_is_compared_too() -> None:
 
     shown, true, told = run(Module(body, model=Head()), "val")
     assert shown == pytest.approx(true, abs=1e-5) and any("over a pass of val" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("wire", "words"),
+    [
+        ("lightning", ("in the module's step", "PerplexityMonitor(logits=", "return {")),
+        ("hugging_face", ("in compute_loss", "pplmon.watch(trainer, logits=", "return loss, {")),
+        ("loop", ("in the loop", "Settings(logits=", "session.end_batch({")),
+    ],
+)
+def test_an_error_has_the_lines_of_the_trainer_that_is_used(wire: str, words: tuple[str, ...]) -> None:
+    """Whoever runs the training, the line can be pasted."""
+    session = Session(Settings(wire=wire), Head())
+    session.begin_batch({})
+    with pytest.raises(ValueError, match="found no logits and targets in the first train batch") as error:
+        session.end_batch(torch.tensor(1.0))
+    assert all(word in str(error.value) for word in words)

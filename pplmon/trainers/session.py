@@ -75,8 +75,8 @@ class Session:
         self.listen_to(model)
 
     def listen_to(self, model: nn.Module) -> None:
-        """Hook a model to find logits in it. It has to happen before the model's first compiled call."""
-        self._capture = Capture(self.settings.logits, self.settings.targets, self.settings.shift)
+        """Look for logits in a model from here on. It has to happen before the model's first compiled call."""
+        self._capture = Capture(self.settings.logits, self.settings.targets, self.settings.shift, self.settings.wire)
         self._capture.attach(model)
         self._choosing.listen(self._capture)
 

@@ -34,6 +34,7 @@ class Settings:
     alerts: Sequence[Rule] | None = None
     on_alert: Handler | Sequence[Handler] = ()
     decode: Decode | None = None  # None: that of a tokenizer that the trainer's connection finds
+    wire: str = "loop"  # the trainer that errors give advice for: "lightning", "hugging_face" or "loop"
 
     def __post_init__(self) -> None:
         Cadence(self.every_n_steps, self.judge_every_n_steps)

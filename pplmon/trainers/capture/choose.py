@@ -35,7 +35,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Chosen:
-    """The calls that a stage counts: the calls of one name, all or one of them, with a shift."""
+    """The choice of a stage: the calls of one name, all or one of them, with a shift."""
 
     source: Source
     name: str
@@ -53,7 +53,7 @@ class Chosen:
 
 @dataclass
 class Trial:
-    """The counts of a stage before its choice, for one tally: by call, and by shift."""
+    """Counts of a stage before its choice, for one of its tallies: by call and by shift."""
 
     tally: TokenTally
     counted: dict[tuple[Call, bool], TokenTally] = field(default_factory=dict)  # the bool: logits at t on t+1

@@ -49,7 +49,7 @@ class Heard:
 
 @dataclass
 class Batch:
-    """The calls that were heard in one batch, and the loss that its step returned, not divided by the accumulation."""
+    """The calls of one batch, and the loss that its step returned, not divided by the accumulation."""
 
     heard: list[Heard] = field(default_factory=list)
     loss: Loss | None = None
@@ -57,7 +57,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The calls to count, and the reason."""
+    """The calls and the shift to count, and the reason."""
 
     chosen: Chosen
     default: Chosen

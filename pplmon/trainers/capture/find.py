@@ -40,8 +40,8 @@ from pplmon.trainers.capture.sources.source import Called, Found, Source
 class Capture:
     """Asks the sources of logits for each batch, and has their logits counted in the stage's tally."""
 
-    def __init__(self, logits: Logits | None, targets: Targets | None, shift: bool | None) -> None:
-        self._logits, self._shift = logits, shift
+    def __init__(self, logits: Logits | None, targets: Targets | None, shift: bool | None, wire: str = "loop") -> None:
+        self._logits, self._shift, self._wire = logits, shift, wire
         self._sources = sources_for(logits, targets, shift)
         self._said = self._sources[0]
         self._choice = Choice()
@@ -222,7 +222,7 @@ class Capture:
         raises = stage == "train" and not returned_nothing(outputs)
         if raises and excuse is not None:
             raise excuse
-        text = nothing_found(stage, self._module, self._logits, self._hooked)
+        text = nothing_found(stage, self._module, self._logits, self._hooked, self._wire)
         if raises:
             raise ValueError(text)
         self._counter.warn(f"none in {stage}", text if excuse is None else f"{text}\n{excuse}")

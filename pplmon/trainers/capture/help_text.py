@@ -8,19 +8,40 @@ from typing import Any
 
 from torch import nn
 
+# By who runs the training: where its step is, the module that is shown, what takes logits=, and how logits are handed back.
+_DICT = '{"loss": loss, "logits": logits, "labels": labels}'
+WIRES = {
+    "lightning": (
+        "in the module's step:",
+        "self",
+        "PerplexityMonitor(",
+        "return them from the step:",
+        f"return {_DICT}",
+    ),
+    "hugging_face": (
+        "in compute_loss:",
+        "model",
+        "pplmon.watch(trainer, ",
+        "return them beside the loss:",
+        f"return loss, {_DICT}",
+    ),
+    "loop": ("in the loop:", "model", "Settings(", "give them to end_batch:", f"session.end_batch({_DICT})"),
+}
 SOURCES = """\
 pplmon found no logits and targets in the first {stage} batch. Use one of these:
-  1. in the module's step:       pplmon.observe(self, logits, targets)
-                                 (a fused loss has no logits: pplmon.observe(self, pplmon.TokenStats.from_losses(nll, targets)))
-  2. name them:                  PerplexityMonitor(logits="model.head", targets="labels")
+  1. {where:<27} pplmon.observe({owner}, logits, targets)
+                                 (a fused loss has no logits: pplmon.observe({owner}, pplmon.TokenStats.from_losses(nll, targets)))
+  2. name them:                  {call}logits="model.head", targets="labels")
                                  (a submodule's path or a key of the step's output; a key, attribute or index of the batch)
-  3. return them from the step:  return {{"loss": loss, "logits": logits, "labels": labels}}
+  3. {back:<27} {give}
   4. a Hugging Face model that is a submodule of the module and is called with labels=...{hint}"""
 
 
-def nothing_found(stage: str, module: nn.Module | None, logits: Any, hooked: bool) -> str:
-    """Return the text of the error (or, outside training, the warning)."""
-    return SOURCES.format(stage=stage, hint=_near(module, logits, hooked))
+def nothing_found(stage: str, module: nn.Module | None, logits: Any, hooked: bool, wire: str) -> str:
+    """Return the text of the error (or, outside training, the warning), with the lines to write for one of ``WIRES``."""
+    where, owner, call, back, give = WIRES[wire]
+    hint = _near(module, logits, hooked)
+    return SOURCES.format(stage=stage, where=where, owner=owner, call=call, back=back, give=give, hint=hint)
 
 
 def _near(module: nn.Module | None, logits: Any, hooked: bool) -> str:

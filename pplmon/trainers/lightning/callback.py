@@ -67,6 +67,7 @@ class PerplexityMonitor(Callback):
             alerts=alerts,
             on_alert=on_alert,
             decode=decode,
+            wire="lightning",
         )
         self._session: Session | None = None
         self._fitting = False
