@@ -19,9 +19,12 @@ import pplmon
 from pplmon import TokenStats, TokenTally, Totals, extras, token_stats
 from pplmon.tally.count.numpy_or_torch import OnTorch
 from pplmon.testing import assert_split_invariant, run_on_ranks
+from tests import extras_reference as reference
 from tests.extras_cases import CASES, all_extras, all_numbers, feed, real_text, tally_of
 from tests.extras_reference import Batch, Numbers, random_batch, without
+from tests.models import make_module, rows
 from tests.test_laws import watched
+from tests.test_lightning import trainer_for, windows
 
 BARE = ("document_ids", "input_ids", "sample_ids", "mask")
 BATCHES: dict[str, Callable[[], Batch]] = {
@@ -198,7 +201,11 @@ def test_nothing_counted_is_nan_and_a_count_is_0(name: str) -> None:
         tally = tally_of(batch, extra)
         if ignored:
             tally.update(batch.logits, torch.full_like(batch.targets, -100), **batch.data)
-        own = [n for n in tally.report().numbers if any(pplmon.report.declared.fits(n, d.name) for d in extra.declares)]
+        own = [
+            n
+            for n in tally.report().numbers
+            if any(pplmon.report.report.declared.fits(n, d.name) for d in extra.declares)
+        ]
         assert own
         for number in own:
             value = tally.report().numbers[number]
@@ -219,7 +226,9 @@ def test_a_flat_batch_has_no_sequences(name: str) -> None:
     neither.update(flat, batch.targets[0])
     given_numbers = {n: neither.report().numbers[n] for n in neither.report().numbers if n in line.report().numbers}
     own = {
-        n: v for n, v in given_numbers.items() if any(pplmon.report.declared.fits(n, d.name) for d in extra.declares)
+        n: v
+        for n, v in given_numbers.items()
+        if any(pplmon.report.report.declared.fits(n, d.name) for d in extra.declares)
     }
     assert own and set(own.values()) == {None}
 
@@ -301,3 +310,25 @@ def test_what_comes_with_a_batch_is_checked() -> None:
         with pytest.raises(error, match=text):
             tally.update(batch.logits, batch.targets, **data)
     assert len(all_extras(30)) == len(extras.ALL)
+
+
+def test_the_callback_takes_what_extras_read_from_the_batch(tmp_path: Any) -> None:
+    """Groups of rows and the ids that were read, by their keys, in training and in validation."""
+    pl = pytest.importorskip("pytorch_lightning")
+    data = [{**row, "group_ids": torch.tensor(i % 3 - 1), "input_ids": row["x"]} for i, row in enumerate(rows(16))]
+    names = ("web", "code")
+    extra = [pplmon.Groups(names, 1), pplmon.Novelty()]
+    monitor = pplmon.PerplexityMonitor(every_n_steps=4, tally=TokenTally(extras=extra))
+    trainer = trainer_for(tmp_path, monitor, max_epochs=1)
+    loaders = [torch.utils.data.DataLoader(data, batch_size=4) for _ in range(2)]  # type: ignore[arg-type]
+    module = make_module(pl.LightningModule)
+    trainer.fit(module, *loaders)
+    found = windows(tmp_path, "val")[0]["numbers"]
+    assert {"group/web/cross_entropy", "novel_share"} <= set(windows(tmp_path)[0]["numbers"])
+    stacked = {name: torch.stack([row[name] for row in data]) for name in data[0]}
+    batch = Batch(
+        module(stacked["x"]).detach(), stacked["labels"], group_ids=stacked["group_ids"], input_ids=stacked["x"]
+    )
+    expected = reference.groups(batch, names, 1) | reference.novelty(batch)
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-5), name

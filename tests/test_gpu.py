@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from pplmon import TokenTally
 from pplmon.doctor.overwritten import LOOKS, Overwritten
 from pplmon.tally.count.choose import differences
 from tests.counting_tasks import KINDS
+from tests.extras_cases import feed, tally_of
+from tests.extras_reference import random_batch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -165,3 +168,28 @@ def test_kernels_and_array_operations_count_alike(kind: str) -> None:
     from pplmon.tally.count.triton import launch as triton  # needs Triton
 
     assert differences(KINDS[kind], triton.add) == []
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_extras_wait_for_nothing_and_count_as_on_a_cpu(shift: bool) -> None:
+    """All of them: of the same stats the same integers, and from logits the same numbers, without a wait after the first call."""
+    given = random_batch(1, shift)
+    data = {name: value.cuda() for name, value in given.data.items()}
+    stats = pplmon.token_stats(given.logits, given.targets, mask=given.data["mask"], shift=shift, entropy=True)
+    columns = {name: value.cuda() for name, value in vars(stats).items() if isinstance(value, Tensor)}
+    more = {name: value for name, value in given.data.items() if name != "mask"}
+    here, there, read = tally_of(given), tally_of(given).to("cuda"), tally_of(given).to("cuda")
+    here.update(stats, **more)
+    there.update(replace(stats, **columns), **{name: data[name] for name in more})
+    assert there.totals().integers() == here.totals().integers()
+    logits, targets = given.logits.cuda(), given.targets.cuda()
+    read.update(logits, targets, **data)  # the first call copies the table of classes
+    with no_sync():
+        read.update(logits, targets, **data)
+    whole = tally_of(given)
+    for _ in range(2):
+        feed(whole, given, slice(None))
+    expected = whole.report().numbers
+    for name, value in read.report().numbers.items():
+        want = expected[name]
+        assert value is want or value == pytest.approx(want, rel=1e-5, abs=1e-5, nan_ok=True), name

@@ -21,7 +21,7 @@ SPECIAL = ["<pad>", "<bos>", "<eos>"]
 
 
 def byte_level() -> Any:
-    """As GPT-2's and Llama 3's: every byte is a character; and a token of spaces that was added later."""
+    """As GPT-2's and Llama 3's: every byte is a character; and tokens that were added later, which are written as they are."""
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -31,7 +31,7 @@ def byte_level() -> Any:
         vocab_size=800, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
     made.train_from_iterator([SAMPLE], trainer)
-    made.add_tokens(["        "])
+    made.add_tokens(["        ", "naïveté"])
     return made
 
 
@@ -114,7 +114,7 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
 def test_the_bytes_of_the_ids_are_the_text(make: Callable[[], Any]) -> None:
     """Character for character, of text with letters that are cut into bytes, tabs, and runs of spaces."""
     tokenizer = make()
-    text = SAMPLE + "        indented"
+    text = SAMPLE + "        indented naïveté" + "".join(map(chr, range(1, 0x180)))
     ids = ids_of(tokenizer, text)
     pieces = bytes_of_ids(tokenizer)
     assert b"".join(pieces[index] or b"" for index in ids) == text.encode()
@@ -140,11 +140,11 @@ def test_a_space_before_the_text_is_one_byte_more() -> None:
 
 
 def test_parts_of_words_lose_their_mark() -> None:
-    """ "##ing" of a WordPiece is three bytes, and the suffix of a word's end is the space after it."""
+    """The "##" of a WordPiece's part is no byte, the mark of a word's end is the space after it, and what is unknown has none."""
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     pieces = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "walk": 1, "##ing": 2}, unk_token="[UNK]"))
     pieces.decoder = tokenizers.decoders.WordPiece()
-    assert bytes_of_ids(pieces) == [b"[UNK]", b"walk", b"ing"]
+    assert bytes_of_ids(pieces) == [None, b"walk", b"ing"]
     ends = tokenizers.Tokenizer(
         tokenizers.models.BPE({"walk</w>": 0, "ing</w>": 1, "k": 2}, [], end_of_word_suffix="</w>")
     )
@@ -290,7 +290,9 @@ def test_a_model_of_more_ids_than_the_tokenizer() -> None:
     logits = torch.zeros(1, 1, 8)
     tally = TokenTally(extras=[classes])
     tally.update(logits, torch.tensor([[1]]))
+    tally.update(torch.eye(8)[7][None], torch.tensor([-100]))  # not scored, with an argmax of no class
     numbers: Any = tally.report().numbers
+    assert numbers["class_accuracy"] == 1.0
     assert numbers["structure_perplexity"] == pytest.approx(4.0) and numbers["content_perplexity"] == pytest.approx(2.0)
     tally.update(logits, torch.tensor([[7]]))
     numbers = tally.report().numbers

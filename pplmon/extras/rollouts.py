@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pplmon.extras.base import Extra
-from pplmon.extras.sequences import by_row, places_of
+from pplmon.extras.sequences import places_of
 from pplmon.measure.tokens import TokenStats
 from pplmon.report.numbers import Number
 
@@ -48,7 +48,7 @@ class Rollouts(Extra):
         tokens, places = valid.sum(), places_of(stats, batch_data)
         if places is None or stats.correct is None:
             return torch.cat([torch.stack([tokens, tokens]), stats.targets.new_zeros(self.size - 2)])
-        begins = by_row(stats, places.column == places.first)
+        begins = places.column == places.first  # where targets are shifted, the row before it is not valid
         follow, hit = (_run_lengths(x.view(begins.shape), begins) for x in (valid, valid & stats.correct))
         # There are as many starts that h tokens follow as there are tokens that end a run of h or more.
         horizons = 1 << torch.arange(DOUBLINGS, device=tokens.device)

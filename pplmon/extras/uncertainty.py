@@ -12,7 +12,7 @@ from pplmon.extras.base import Extra
 from pplmon.extras.interval import Bucket, half_width, mean_of, standard_error
 from pplmon.extras.nats import total, upper_and_lower
 from pplmon.extras.parts import add_up
-from pplmon.extras.sequences import Places, by_column, by_row, given, places_of
+from pplmon.extras.sequences import Places, by_column, given, places_of
 from pplmon.measure.tokens import TokenStats
 from pplmon.report.formulas import exp
 from pplmon.report.numbers import Number, Value
@@ -64,8 +64,8 @@ class Uncertainty(Extra):
         if places is None:
             return torch.cat([tokens, none.expand(self.size - 1)])
         named = any(name in batch_data for name in ("sample_ids", "document_ids", "input_ids"))
-        key = by_row(stats, _keys(stats, places, batch_data)).flatten()
-        bucket = torch.where(valid, bucket_of(key), -1)
+        # A valid target and its logits are of one document, so the key of the column will do where targets are shifted, too.
+        bucket = torch.where(valid, bucket_of(_keys(stats, places, batch_data)).flatten(), -1)
         sums = add_up(bucket, BUCKETS, [valid, *upper_and_lower(torch.where(valid, stats.nll, 0.0))])
         return torch.cat([none, none if named else tokens, sums])
 

@@ -44,7 +44,7 @@ def bytes_of_ids(tokenizer: Any) -> list[Piece]:
         return _of_sentencepiece(tokenizer)
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "to_str") and hasattr(backend, "get_added_tokens_decoder"):
-        return _of_tokenizers(backend, getattr(tokenizer, "all_special_ids", ()))
+        return _of_tokenizers(backend)
     raise TypeError(
         "expected a fast tokenizer of Hugging Face, a tiktoken Encoding, a sentencepiece processor, bytes (the type) or a list "
         f"with the bytes of each id, got {type(tokenizer).__name__}; of any other tokenizer make that list: "
@@ -73,24 +73,25 @@ def _of_sentencepiece(processor: Any) -> list[Piece]:
     return [piece(index) for index in range(processor.get_piece_size())]
 
 
-def _of_tokenizers(backend: Any, special_ids: Sequence[int]) -> list[Piece]:
+def _of_tokenizers(backend: Any) -> list[Piece]:
     """Read a vocabulary as the tokenizer's own decoder does. Tokens that were added later are written as they are."""
-    parts = list(_parts({name: json.loads(backend.to_str())[name] for name in ("pre_tokenizer", "decoder")}))
+    state = json.loads(backend.to_str())
+    parts = list(_parts([state["pre_tokenizer"], state["decoder"]]))
     kinds = {part["type"] for part in parts}
     added = backend.get_added_tokens_decoder()
-    special = {index for index, token in added.items() if token.special} | set(special_ids)
     spellings = [(part["replacement"], " ") for part in parts if part["type"] == "Metaspace"]
     spellings += [(part["pattern"]["String"], part["content"]) for part in parts if _replaces(part)]
     spellings += [(part["suffix"], " ") for part in parts if part["type"] == "BPEDecoder"]
     prefix = next((part["prefix"] for part in parts if part["type"] == "WordPiece"), "")
     alphabet = _alphabet()
     vocabulary = backend.get_vocab(with_added_tokens=True)
+    unknown = (vocabulary.get(state["model"].get("unk_token")), state["model"].get("unk_id"))
     pieces: list[Piece] = [None] * (max(vocabulary.values(), default=-1) + 1)
     for text, index in vocabulary.items():
-        if index in special:
+        if index in unknown:
             continue
         if index in added:
-            pieces[index] = text.encode()
+            pieces[index] = None if added[index].special else text.encode()
         elif "ByteLevel" in kinds:
             pieces[index] = b"".join(alphabet.get(character, character.encode()) for character in text)
         else:

@@ -231,7 +231,7 @@ class Capture:
         """Warn at the end of a pass or a run in which no step returned a loss, and nothing else was found."""
         steps = self._silent.take(stage)
         if steps and stage not in self._choice.by_stage:
-            text = nothing_found(stage, self._module, self._logits, self._hooked)
+            text = nothing_found(stage, self._module, self._logits, self._hooked, self._wire)
             self._counter.warn(f"none in {stage}", f"{text}\n{steps} steps returned nothing.")
 
     # Logits from a source.
