@@ -56,8 +56,8 @@ def borders(documents: Tensor | None) -> list[list[int]]:
     return [[0, *(i for i in range(1, len(row)) if row[i] != row[i - 1])] for row in documents.tolist()]
 
 
-READ: list[set[str]] = [{"position_ids"}, {"seq_idx"}, {"segments"}, {"position_ids", "attention_mask"}]
-READ += [{"position_ids", "segments"}, {"position_ids", "seq_idx", "attention_mask"}]
+READ = [("position_ids",), ("seq_idx",), ("segments",), ("position_ids", "attention_mask")]
+READ += [("position_ids", "segments"), ("position_ids", "seq_idx", "attention_mask")]
 
 
 @pytest.mark.parametrize("names", READ, ids=" ".join)
