@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -37,9 +38,9 @@ def packed(lengths: tuple[int, ...], width: int = 60, left: bool = False) -> dic
     return {**row, "x": row["labels"].clamp(min=0)}
 
 
-def stacked(rows: list[dict[str, Tensor]], names: set[str]) -> dict[str, Tensor]:
+def stacked(rows: list[dict[str, Tensor]], names: Collection[str]) -> dict[str, Tensor]:
     """A batch that has some of the names only. ``segments`` are called attention_mask, as in the batches of packers."""
-    batch = {name: torch.stack([row[name] for row in rows]) for name in {"x", "labels"} | names}
+    batch = {name: torch.stack([row[name] for row in rows]) for name in {"x", "labels", *names}}
     if "segments" in batch:
         batch["attention_mask"] = batch.pop("segments")
     return batch
@@ -61,7 +62,7 @@ READ += [("position_ids", "segments"), ("position_ids", "seq_idx", "attention_ma
 
 
 @pytest.mark.parametrize("names", READ, ids=" ".join)
-def test_documents_are_read_under_each_name(names: set[str]) -> None:
+def test_documents_are_read_under_each_name(names: tuple[str, ...]) -> None:
     """Rows of several documents and of one, in one batch."""
     rows = [packed(lengths) for lengths in LENGTHS]
     batch = stacked(rows, names)
