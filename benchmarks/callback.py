@@ -160,6 +160,7 @@ def trained(variant: str, steps: int, where: Path | None = None) -> tuple[pl.Tra
         max_epochs=1,
         accelerator="cpu",
         logger=False if where is None else TensorBoardLogger(where),
+        default_root_dir=tempfile.gettempdir(),  # the journal of a run without a logger goes there
         log_every_n_steps=LOGGED,
         callbacks=[clock, *callbacks],
         enable_progress_bar=False,

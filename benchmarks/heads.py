@@ -12,6 +12,7 @@ import argparse
 import inspect
 import logging
 import math
+import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -177,6 +178,7 @@ def row(name: str, head: Any) -> Row:
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,
+        default_root_dir=tempfile.gettempdir(),  # its journal goes there
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,

@@ -47,8 +47,8 @@ def sinks_of(trainer: Any, prefix: str) -> list[Sink]:
     if trainer.fast_dev_run:
         return [console]  # its loggers are dummies, and it leaves no files
     if not trainer.is_global_zero:
-        return [Journal(directory or ".", prefix=prefix), console]
-    journal = Journal(_wandb_directory(trainer) or directory or ".", prefix=prefix)
+        return [Journal(directory or trainer.default_root_dir, prefix=prefix), console]
+    journal = Journal(_wandb_directory(trainer) or directory or trainer.default_root_dir, prefix=prefix)
     return [journal, *(LightningLogger(logger) for logger in trainer.loggers), console]
 
 
