@@ -1,4 +1,4 @@
-"""A baseline: what a number usually is, how much it varies, and how long its noise lasts."""
+"""The usual value of a number, how much it varies, and how long its noise lasts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FALLS_ON = 1.5  # times the trend that a falling number may follow until it is a
 
 
 class Baseline:
-    """What to expect of the next value, learnt from the values before the newest ``gap``, and renewed every ``gap / 2``.
+    """Predicts the next value, learnt from the values before the newest ``gap``, and renewed every ``gap / 2``.
 
     - ``middle`` is the median of a quarter of the window: it has left a jump behind after 48 values.
     - ``scale`` is a robust standard deviation: of the changes from one value to the one ``gap`` later, so that neither a

@@ -1,4 +1,4 @@
-"""How long a rule is quiet after it alerted, for each severity by itself, and what repeats within that time."""
+"""The quiet time of a rule after an alert, for each severity by itself, and hard values that repeat within it."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Iterable, Mapping
 
 
 class Quiet:
-    """After an alert of one kind no other of it for ``length`` judged values; other kinds are not held back by it."""
+    """Holds back alerts of one kind for ``length`` judged values after one of it; other kinds are not held back."""
 
     def __init__(self, length: int) -> None:
         self._length = length
         self._until: dict[str, int] = {}
 
     def over(self, kind: str, now: int) -> bool:
-        """Say whether an alert of this kind may be raised at judged value ``now``."""
+        """Return True if an alert of this kind may be raised at judged value ``now``."""
         return now >= self._until.get(kind, 0)
 
     def begin(self, now: int, *kinds: str) -> None:
-        """Be quiet about these kinds."""
+        """Hold back these kinds from now on."""
         self._until.update(dict.fromkeys(kinds, now + self._length))
 
     def state_dict(self) -> dict[str, int]:
-        """Return until when it is quiet about each kind."""
+        """Return the end of the quiet time of each kind."""
         return dict(self._until)
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
@@ -31,14 +31,14 @@ class Quiet:
 
 
 class Repeats:
-    """Tells the ``wanted``-th hard value within ``within`` judged ones; ``None``: never."""
+    """Finds the ``wanted``-th hard value within ``within`` judged ones; ``None``: never."""
 
     def __init__(self, wanted: int | None, within: int) -> None:
         self._wanted, self._within = wanted, within
         self._seen: deque[int] = deque()
 
     def add(self, now: int) -> bool:
-        """Take in that the value judged at ``now`` was hard; say whether it is one too many. Then it counts anew."""
+        """Count a hard value judged at ``now``; return True if it is the ``wanted``-th, after which the count begins anew."""
         if self._wanted is None:
             return False
         self._seen.append(now)
@@ -50,7 +50,7 @@ class Repeats:
         return enough
 
     def state(self) -> list[int]:
-        """Return when the hard values were."""
+        """Return the places of the hard values."""
         return [*self._seen]
 
     def restore(self, state: Iterable[int]) -> None:

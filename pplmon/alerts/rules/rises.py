@@ -1,4 +1,4 @@
-"""What calls a person: hard values that follow each other, a level that stays up, a slow drift."""
+"""Rises that call a person: hard values that follow each other, a level that stays up, a slow drift."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Rises:
         self._empty = True
 
     def look(self, now: int, value: float, height: float, middle: float, base: Baseline) -> Rise | None:
-        """Take in one value; return the rise that it completes."""
+        """Add one value; return the rise that it completes."""
         scale = base.scale
         long_middle = value if base.long_middle is None else base.long_middle
         if self._empty and height <= self._least and value - long_middle <= self._drift.leak * scale:
@@ -62,13 +62,13 @@ class Rises:
         return None
 
     def empty(self) -> None:
-        """Empty it."""
+        """Empty every bucket."""
         for bucket in self._buckets():
             bucket.empty()
         self._empty = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is in the buckets, and when hard values were."""
+        """Return the contents of the buckets and the places of hard values."""
         return {"buckets": [bucket.state() for bucket in self._buckets()], "repeats": self._repeats.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

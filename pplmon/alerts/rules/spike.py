@@ -77,7 +77,7 @@ class Spike(MetricRule):
         self._frozen: tuple[int, float, float] | None = None  # when to look again, level and scale of before
 
     def judge(self, value: float, report: Report) -> Alert | None:
-        """Hold one value against earlier ones; return the worst that is to be said of it."""
+        """Compare one value with earlier ones; return its gravest alert, or ``None``."""
         now = self._judged
         self._judged = now + 1
         if not math.isfinite(value):
@@ -102,7 +102,7 @@ class Spike(MetricRule):
         return alert
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the baseline, what is in the buckets, how long the rule is quiet, and what it waits to come back to."""
+        """Return the baseline, the buckets, the ends of the quiet times, and the level to recover to."""
         return {
             "baseline": self._baseline.state_dict(),
             "rises": self._rises.state_dict(),
@@ -113,7 +113,7 @@ class Spike(MetricRule):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state_dict`` gave. Of a state of version 0.1 the values are kept, and the buckets begin anew."""
+        """Restore the state that ``state_dict`` returned; of a state of version 0.1 only the values."""
         if "past" in state:
             self._baseline.load_state_dict(state["past"])
             return
