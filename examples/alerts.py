@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import pplmon
 
 CONTEXT, BATCH, STEPS = 64, 16, 130
-BAD_STEP, BAD_ROW = 110, 5  # Spike has to see 80 steps before it judges
+BAD_STEP, BAD_ROW = 110, 5  # Spike has to see 64 steps before it judges
 
 
 def worse_than_a_guess(report: pplmon.Report) -> pplmon.Alert | None:
@@ -71,8 +71,8 @@ def main(out: Path) -> None:
         every_n_steps=50,
         judge_every_n_steps=1,  # the default: a bad step is known one step later, long before its window is logged
         alerts=[
-            *pplmon.default_alerts(),  # NonFinite, three Spikes, and a bound that needs no history
-            pplmon.Above("max_token_loss", 25.0),  # nats; a threshold that can never fire is an error here
+            *pplmon.default_alerts(),  # one bad sequence is a notice of theirs: it stands in the journal and calls nobody
+            pplmon.Above("max_token_loss", 25.0),  # nats; a person's own threshold calls at the first crossing
             worse_than_a_guess,
         ],
         on_alert=[show, alerts.append],  # if one fails, it is told once, and training goes on

@@ -6,7 +6,7 @@
 ``everywhere`` begins with losses that are given bit by bit: its facts are the same on every machine, but for the last bits of what
 passes through exp or log; ``--portable`` writes it alone, with six digits of those numbers. ``here`` begins with logits, or is a
 Lightning ``Trainer``: its losses are those of one processor and one build of PyTorch. ``--compare`` prints every difference and exits
-with 1 if there is one. ``tests/golden/runs.json`` is what ``--portable`` wrote before the rooms were moved; after a change
+with 1 if there is one. ``tests/golden/runs.json`` is what ``--portable`` wrote when alerts were last changed on purpose; after a change
 that is meant, write it anew, and let the diff show that nothing else changed.
 """
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ import pplmon
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks are no part of the package
 
-from benchmarks.blame import faults, peers, score, simulate  # noqa: E402
+from benchmarks.blame import faults, peers, public, score, simulate  # noqa: E402
 from pplmon.demo.text import language_reference  # noqa: E402
 
 PAGE = (ROOT / "docs/alerts.md").read_text(encoding="utf-8")
@@ -104,6 +106,49 @@ def test_events_and_delays() -> None:
     simulate._add(result, spikes, found=[990, 1004, 3101], false=[50, 700, 800], steps=5000)
     assert result.caught["burst"] == [True] and result.delays["burst"] == [4] and result.caught["plateau"] == [False]
     assert result.false_alarms == 1  # 50 is too early to count, 800 is the event of 700
+
+
+def test_notices_tell_one_step_spikes_only() -> None:
+    """And are counted apart: what lasts is for a page to tell."""
+    spikes = [simulate.Spike("one-step", 1000, 1002, 20.0), simulate.Spike("burst", 3000, 3030, 0.1)]
+    result = simulate.Score({k: [] for k in simulate.KINDS}, {k: [] for k in simulate.KINDS})
+    simulate._add(result, spikes, [], [], 5000, noticed=[1000, 3000], false_notices=[900, 4000])
+    assert result.caught["one-step"] == [True] and result.caught["burst"] == [False]
+    assert (result.false_alarms, result.notices) == (0, 2)
+    rows = simulate.reports(np.array([2.0] * 200 + [3.0] + [2.0] * 99 + [3.0] * 4))
+    assert simulate.alarms(pplmon.Spike("cross_entropy"), rows) == ([301], [200])
+
+
+# Series of other people's runs.
+
+
+def write_series(folder: Path, name: str, losses: list[float], every: int = 1) -> None:
+    """A file as people have them."""
+    lines = [f"{place * every},{loss}" for place, loss in enumerate(losses)]
+    with gzip.open(folder / f"{name}.csv.gz", "wt") as page:
+        page.write("\n".join(["step,loss", *lines, lines[-1]]))  # a resumed run repeats a step
+
+
+def test_public_series_are_read_and_counted(tmp_path: Path) -> None:
+    """Kinds and splits from the index, rates per value and per step, and what is seen of spikes that are added."""
+    chance = np.random.default_rng(0)
+    noise = (3 + 0.1 * chance.standard_normal(2400)).tolist()
+    hard = [loss + 3 * (place == 1000) for place, loss in enumerate(noise)]
+    worse = [loss + 1 * (place >= 300) for place, loss in enumerate(noise[:600])]
+    for name, losses, every in (("a", hard, 1), ("b", worse, 10)):
+        write_series(tmp_path, name, losses, every)
+    (tmp_path / "index.tsv").write_text("key\trepository\tfile\na\tx/modded-nanogpt\tlog\nb\tx/y\tlog\n")
+    runs = public.read_runs(tmp_path)
+    assert [(run.key, run.kind, run.tuned, len(run.losses), run.span) for run in runs] == [
+        ("a", "one rank", False, 2400, 2400),
+        ("b", "small batches", False, 600, 5991),
+    ]
+    assert public.read_runs(tmp_path, "tune") == []
+    lines = public.raised({"Spike": simulate.ours()}, runs).splitlines()
+    assert lines[2] == "| one rank | 1 | 2,400 | 2,400 | Spike | 0 | 0.0 | 0.0 | 1 | 41.7 |"
+    assert re.match(r"\| small batches \| 1 \| 600 \| 5,991 \| Spike \| 2 \| 333.3 \| 33.4 \|", lines[3])
+    (seen,) = public.seen({"Spike": simulate.ours()}, runs).splitlines()[2:]  # only one is long enough
+    assert re.match(r"\| one rank \| Spike \| 1.00 of 4 / \d+ \| 1.00 of 4 / 1 \| 1.00 of 4 / \d+ \|", seen)
 
 
 def test_a_seed_is_a_series_and_splits_are_apart() -> None:

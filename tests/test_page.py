@@ -205,7 +205,7 @@ def test_json_says_what_the_page_says(run: Path, tmp_path: Path, capsys: pytest.
     (found,) = printed["runs"]
     assert (found["state"], found["verdict"], found["steps"], found["over"]) == (
         "good",
-        "Healthy; 1 alert at step 70.",
+        "Healthy; 1 alert at step 70: one sequence explains 100 % of it.",
         100,
         True,
     )

@@ -56,6 +56,17 @@ def spike(step: int, value: float = 9.0, severity: str = "warning", **more: Any)
         ),
         (a_run([spike(60, severity="critical")]), "good", "Healthy again; 1 spike at step 60."),
         (
+            a_run([spike(97, severity="info")], [9.0, 8.0, 8.5]),
+            "good",
+            "Healthy: no alert in 100 steps; 1 notice at step 97.",
+        ),
+        (
+            a_run([spike(20, severity="info", blame_token=0.7), spike(60)]),
+            "good",
+            "Healthy; 1 spike at step 60; 1 notice at step 20: one token explains 70 % of it.",
+        ),
+        (a_run([spike(20, severity="info"), spike(21)]), "good", "Healthy; 1 spike at step 20."),
+        (
             a_run([spike(97)], [9.0, 8.0, 8.5]),
             "bad",
             "Not healthy: train/max_sequence_loss went above its limit at step 97 and has not come back.",

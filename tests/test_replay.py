@@ -259,7 +259,7 @@ def test_the_default_rules_need_no_number_that_the_run_could_not_have(tmp_path: 
     """Without sequences of 16 tokens there is no max_sequence_loss: a note, and the others judge."""
     result = replayed(quiet_run(tmp_path, None))
     assert result.differs == (0, 0)
-    assert [note.split(" cannot")[0] for note in result.notes] == ["Spike('max_sequence_loss', limit=8)"]
+    assert [note.split(" cannot")[0] for note in result.notes] == ["Spike('max_sequence_loss', hard=9, repeats=2)"]
 
 
 @pytest.mark.parametrize(

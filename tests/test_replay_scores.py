@@ -46,11 +46,25 @@ def high_at(*steps: int, length: int = 10_000) -> list[float]:
     return [9.0 if step in steps else 2.0 for step in range(length)]
 
 
-def test_alarms_within_200_steps_are_one_event() -> None:
+def test_alarms_within_200_values_are_one_event() -> None:
     """Counted from an event's first alarm."""
     score = scored(series_of(high_at(1000, 1100, 1200, 1201, 1300, 5000)), ABOVE)
-    assert (score.alerts, score.events, score.false_events, score.quiet_steps) == (5, 3, 3, 10_000)
-    assert score.recall is None and score.delay is None and score.false_per_100k == 30.0
+    assert (score.pages, score.notices, score.events, score.false_events) == (5, 0, 3, 3)
+    assert score.quiet_steps == score.quiet_values == 10_000
+    assert score.recall is None and score.delay is None
+    assert score.false_per_100k_steps == score.false_per_100k_values == 30.0
+
+
+def test_notices_are_counted_apart() -> None:
+    """They are no events and no false alarms, and an incident that only they told is noticed and not caught."""
+    text = "Above('cross_entropy', 5, severity='info')"
+    score = scored(series_of(high_at(1000, 1500)), text, "1000")
+    assert (score.pages, score.notices, score.events, score.false_events) == (0, 2, 0, 0)
+    assert (score.caught, score.noticed, score.recall, score.delay) == (0, 1, 0.0, None)
+    both = Watch(series_of(high_at(1000)), [Incident(1000, 1000)]).score(
+        "", [*judged(series_of(high_at(1000)), text), *judged(series_of(high_at(1003)), ABOVE)]
+    )
+    assert (both.pages, both.notices, both.caught, both.noticed, both.delay) == (1, 1, 1, 1, 3)
 
 
 def test_incidents_give_recall_delay_and_false_alarms() -> None:
@@ -59,7 +73,8 @@ def test_incidents_give_recall_delay_and_false_alarms() -> None:
     score = scored(series_of(values), ABOVE, "2000", "3000-3150", "9000")
     assert (score.incidents, score.caught, score.delays, score.recall, score.delay) == (3, 2, (3, 100), 2 / 3, 51.5)
     assert score.quiet_steps == 10_000 - 201 - 351 - 201
-    assert score.false_events == 2 and score.false_per_100k == pytest.approx(2e5 / score.quiet_steps)
+    assert score.false_events == 2 and score.false_per_100k_steps == pytest.approx(2e5 / score.quiet_steps)
+    assert score.quiet_values == score.quiet_steps
     # What follows an alarm of the incident within 200 steps belongs to it; one step later does not.
     assert scored(series_of(high_at(2100, 2300)), ABOVE, "2000").false_events == 0
     assert scored(series_of(high_at(2100, 2301)), ABOVE, "2000").false_events == 1
@@ -78,12 +93,16 @@ def test_incidents_may_overlap_and_lie_at_the_edges() -> None:
         Watch(series, [Incident(10_000, 10_001)])
 
 
-def test_rows_further_apart() -> None:
-    """Rates are per optimizer step, however seldom a row is; an event lasts until the row after its 200 steps."""
-    series = series_of(high_at(4, 6, 8, 100, length=1000), every=50)
+@pytest.mark.parametrize("every", [1, 10, 50, 200])
+def test_rows_further_apart(every: int) -> None:
+    """Lengths count judged values, whatever the steps between them, so events are the same; a rate is given per both."""
+    series = series_of(high_at(4, 104, 204, 206, 500, length=1000), every=every)
     score = scored(series, ABOVE)
-    assert score.quiet_steps == 49_951 and score.events == 2
-    assert scored(series, ABOVE, "180-190").caught == 1
+    assert score.events == 3 and score.quiet_values == 1000 and score.quiet_steps == 999 * every + 1
+    assert score.false_per_100k_values == 300.0
+    assert score.false_per_100k_steps == pytest.approx(3e5 / score.quiet_steps)
+    marked = scored(series, ABOVE, f"{400 * every}-{410 * every}")
+    assert (marked.caught, marked.delays, marked.quiet_values) == (1, (100 * every,), 1000 - 211)
 
 
 def test_a_repeated_step_counts_once() -> None:
@@ -98,7 +117,7 @@ def test_a_repeated_step_counts_once() -> None:
     result = replay.run(series, replay.Rules(["live"], series))
     assert [(f.run, f.alert.step, f.repeated) for f in result.fired] == [(0, 700, True), (1, 700, False)]
     score = Watch(series).score("", result.fired)
-    assert (score.alerts, score.events, score.quiet_steps) == (2, 1, 2500)
+    assert (score.pages, score.events, score.quiet_steps) == (2, 1, 2500)
     given = judged(series, "Above('cross_entropy', 4)")  # sees what counts in the end only
     assert [(f.run, f.alert.step) for f in given] == [(1, 700)]
 
@@ -112,7 +131,7 @@ def test_an_incident_that_is_none(text: str) -> None:
 
 @pytest.mark.parametrize("rate", [0, -1, 501, float("nan")])
 def test_a_rate_that_cannot_be(rate: float) -> None:
-    """Alarms within 200 steps are one: 500 in 100,000 at most."""
+    """Alarms within 200 judged values are one: 500 in 100,000 at most."""
     with pytest.raises(replay.ReplayError, match="at most 500"):
         check_rate(rate)
 
@@ -143,7 +162,7 @@ def test_a_suggested_threshold_gives_the_wanted_rate(kind: str, text: str, steps
     assert found.suggested is not None and found.false_events is not None
     assert found.false_events <= max(1, rate * steps / 1e5)
     other = noise(2, 100_000, kind)
-    got = Watch(other).score("", judged(other, found.suggested)).false_per_100k
+    got = Watch(other).score("", judged(other, found.suggested)).false_per_100k_values
     assert got is not None and rate / 2.5 < got < rate * 2.5, (found, got)
     assert ("extrapolated" in found.note) == (steps == 10_000)
 
@@ -163,7 +182,7 @@ def test_incidents_do_not_shift_a_suggestion() -> None:
     nothing = replay.suggest(rule, 3, short, Watch(short))
     assert nothing.suggested is None and "at least 1000" in nothing.note
     spike = replay.suggest(replay.parse_rule("Spike('cross_entropy')"), 3, short, Watch(short))
-    assert spike.suggested is not None and "500 quiet steps show no rate below 200 per 100k" in spike.note
+    assert spike.suggested is not None and "500 quiet values show no rate below 200 per 100k" in spike.note
     bad = replay.parse_rule("NonFinite()")
     assert replay.suggest(bad, 3, series, Watch(series)).suggested is None
 
@@ -206,10 +225,14 @@ def test_the_command(journal: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "(journal): 3,000 rows of steps 0–2999" in lines[0]
-    assert lines[1].startswith("step 2000  Spike('cross_entropy')  value 7.029, threshold 2.503  train/cross")
+    assert lines[1].startswith("step 2000  Spike('cross_entropy')  value 7.029, threshold 2.612  train/cross")
     assert lines[2].startswith("step 2000  Above('cross_entropy', 6.5)")
-    assert lines[3].split() == ["rule", "alerts", "events", "caught", "delay", "false", "per", "100k", "steps"]
-    assert lines[4].split() == ["Spike('cross_entropy')", "1", "1", "1/1", "1", "0", "0", "(<", "1.1e+02)"]
+    assert lines[1].endswith("(a notice)") and not lines[2].endswith("(a notice)")
+    columns = "rule pages notices events caught noticed delay false per 100k values per 100k steps"
+    assert lines[3].split() == columns.split()
+    rates = ["0", "(<", "1.1e+02)"] * 2
+    assert lines[4].split() == ["Spike('cross_entropy')", "0", "1", "0", "0/1", "1/1", "0", *rates]
+    assert lines[5].split() == ["Above('cross_entropy',", "6.5)", "1", "0", "1", "1/1", "1/1", "1", "0", *rates]
     assert lines[6].startswith("any of them")
     assert lines[7].startswith("suggested for Spike('cross_entropy'): Spike('cross_entropy', limit=")
     assert lines[8].startswith("suggested for Above('cross_entropy', 6.5): Above('cross_entropy', 2.1")
@@ -232,7 +255,8 @@ def test_json(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
         False,
     )
     (score,) = found["rules"]
-    assert (score["recall"], score["delay"], score["false_per_100k"]) == (1.0, 10, 0.0)
+    assert (alert["severity"], score["notices"], score["noticed"], score["recall"]) == ("info", 1, 1, 0.0)
+    assert (score["delay"], score["false_per_100k_values"], score["false_per_100k_steps"]) == (None, 0.0, 0.0)
     assert found["differs_from_journal"] == [0, 1]  # this journal was written without its alert
     assert found["suggestions"][0]["suggested"].startswith("Spike('cross_entropy', limit=")
 

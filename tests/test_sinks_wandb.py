@@ -50,10 +50,10 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offline]:
         sink.alert(Alert("a rule with a long name " * 5, "without evidence or step", severity="info"))
         sink.close()
         (path,) = directory.glob("wandb/offline-run-*/*.wandb")
-        yield Offline(_finished(path), path.parent / "files")
+        yield Offline(finished(path), path.parent / "files")
 
 
-def _finished(path: Path) -> OfflineRun:
+def finished(path: Path) -> OfflineRun:
     """Read until the exit record is there: ``finish`` may return a moment before it is."""
     for _ in range(100):
         run = read_run(path)
@@ -116,7 +116,7 @@ def test_worst_tokens_are_a_table(offline: Offline) -> None:
     ]
 
 
-def test_a_given_run_is_neither_defined_nor_finished() -> None:
+def test_a_given_run_is_neither_defined_norfinished() -> None:
     """It is its owner's: WandbLogger has defined its axes, and finishes it after us."""
     run = FakeRun()
     sink = WandB(run)

@@ -7,7 +7,7 @@ decide alike. A new file in this folder is found automatically.
 
 from typing import TYPE_CHECKING, Any
 
-from pplmon.alerts.alert import Alert, MetricRule, Rule, at_fault, options, rule_classes
+from pplmon.alerts.alert import Alert, MetricRule, Rule, at_fault, check_severity, options, rule_classes
 from pplmon.alerts.rules.defaults import default_alerts, watched
 from pplmon.alerts.rules.invalid_targets import TargetCheck
 from pplmon.alerts.rules.state import checked, remembered, remind
@@ -33,6 +33,7 @@ __all__ = [
     "Rule",
     "TargetCheck",
     "at_fault",
+    "check_severity",
     "checked",
     "default_alerts",
     "options",

@@ -16,7 +16,14 @@ from pplmon.report.worst import WorstSequence, WorstToken
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SEVERITIES = ("info", "warning", "critical")
+SEVERITIES = ("info", "warning", "critical")  # a notice, a call for a person, a run that is lost
+
+
+def check_severity(severity: str, name: str = "severity") -> str:
+    """Return ``severity`` if it is one of the three, else raise."""
+    if severity not in SEVERITIES:
+        raise ValueError(f"{name} must be one of {', '.join(SEVERITIES)}, got {severity!r}")
+    return severity
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,11 @@ class Alert:
     blame_token: float | None = None
 
     def __post_init__(self) -> None:
-        if self.severity not in SEVERITIES:
-            raise ValueError(f"severity must be one of {', '.join(SEVERITIES)}, got {self.severity!r}")
+        check_severity(self.severity)
+
+    def reaches(self, least: str) -> bool:
+        """Return whether the alert is at least as severe as ``least``."""
+        return SEVERITIES.index(self.severity) >= SEVERITIES.index(least)
 
     def __str__(self) -> str:
         return f"[{self.severity}] {self.text}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BATCH = 16  # sequences in an optimizer step, over all ranks
-# A ``Spike`` can fire after 80 judged steps; by then the first fall of the loss is still most of what it takes for usual.
+# A ``Spike`` learns for 64 judged steps; by then the first fall of the loss is still most of what it takes for usual.
 SETTLED = 120
 LOGGERS = ("tensorboard", "wandb", "csv", "none")
 

@@ -83,7 +83,11 @@ def _trainer(plan: Plan, logger: Any, directory: Path) -> pl.Trainer:
         val_check_interval=max(plan.steps // VALIDATIONS, min(plan.steps, VALIDATE_EVERY)),
         log_every_n_steps=max(1, plan.steps // WINDOWS),
         gradient_clip_val=1.0,
-        callbacks=[pplmon.PerplexityMonitor(decode=decode, on_alert=[pplmon.SaveBatch()]), Announce(plan), Bar()],
+        callbacks=[
+            pplmon.PerplexityMonitor(decode=decode, on_alert=[pplmon.SaveBatch()], min_severity="info"),
+            Announce(plan),
+            Bar(),
+        ],
         logger=logger,
         default_root_dir=directory,
         enable_checkpointing=False,

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pplmon.alerts import Alert
+from pplmon.alerts import Alert, check_severity
 from pplmon.report.report import Report
 from pplmon.sinks.base import Sink
 from pplmon.sinks.journal import Journal
@@ -41,13 +41,16 @@ class Delivery:
 
     listeners: ClassVar[list[Handler]] = []  # of all monitors in this process (``pplmon.testing.capture_alerts``)
 
-    def __init__(self, sinks: Iterable[Sink], on_alert: Handler | Sequence[Handler]) -> None:
+    def __init__(
+        self, sinks: Iterable[Sink], on_alert: Handler | Sequence[Handler], min_severity: str = "warning"
+    ) -> None:
         # The journal is on disk before anything that may fail, block or be killed hears of an alert.
         self._sinks = sorted(sinks, key=lambda sink: not isinstance(sink, Journal))
         self.handlers = tuple(on_alert) if isinstance(on_alert, Sequence) else (on_alert,)
         for handler in self.handlers:
             if not callable(handler):
                 raise TypeError(f"on_alert takes callables Alert -> None, got {type(handler).__name__}")
+        self._min_severity = check_severity(min_severity, "min_severity")
         self.watchers = [handler for handler in self.handlers if callable(getattr(handler, "see", None))]
         self._failures: Counter[int] = Counter()
         self._named_slow: set[int] = set()
@@ -78,12 +81,16 @@ class Delivery:
             self.guard(sink, "finished", sink.finished, report)
 
     def alert(self, alert: Alert, writes: bool = True) -> None:
-        """Pass on one alert: sinks first, then the handlers. On a rank that does not write only handlers are called."""
+        """Pass on one alert: sinks first, then the handlers. On a rank that does not write only handlers are called.
+
+        Below ``min_severity`` it is a notice: sinks mark it, and no handler is called.
+        """
+        calls = alert.reaches(self._min_severity)
         for sink in self._sinks if writes else ():
-            self.guard(sink, "alert", sink.alert, alert)
+            self.guard(sink, "alert", sink.alert if calls else sink.notice, alert)
         for listener in self.listeners:
             listener(alert)
-        for handler in self.handlers:
+        for handler in self.handlers if calls else ():
             if getattr(handler, "everywhere", False):
                 self.guard(handler, "alert", handler, alert)
             elif writes:

@@ -27,7 +27,7 @@ class Judge:
         self._delivery, self._link = delivery, link
         self._reads_rows = not all(getattr(rule, "numbers_only", False) for rule in self.rules)
         self._targets = TargetCheck()
-        self._usual = Baseline(window=128, gap=16)  # the cross-entropy of earlier read-outs, for blame
+        self._usual = Baseline()  # the cross-entropy of earlier read-outs, for blame
 
     def __call__(self, totals: Totals, report_of: Callable[[Totals, bool], Report], gathered: bool = False) -> None:
         """Judge one read-out.
@@ -51,7 +51,7 @@ class Judge:
             self._delivery.judged(report)  # not before: a replay assumes that the rules saw this row
         raised = [self._delivery.guard(rule, "judging", rule, report) for rule in self.rules]
         alerts += [checked(rule, alert) for rule, alert in zip(self.rules, raised) if alert is not None]
-        usual = self._usual.median() if self._usual.armed and report.stage == "train" else None
+        usual = self._usual.middle if report.stage == "train" else None
         self._learn(report)
         if alerts:
             # Every rank judged the same numbers, so every rank is here.
@@ -66,7 +66,7 @@ class Judge:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the rules as plain values; a user's rule takes part if it has the same method."""
-        return {**self._targets.state_dict(), "rules": remembered(self.rules), "usual": self._usual.values()}
+        return {**self._targets.state_dict(), "rules": remembered(self.rules), "usual": self._usual.state_dict()}
 
     def memory(self) -> dict[str, Any]:
         """Return the states of pplmon's own rules for the journal, where a replay of a resumed run begins."""
@@ -76,7 +76,7 @@ class Judge:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of each rule; a rule that was not there before begins anew."""
         self._targets.load_state_dict(state)
-        self._usual.restore(state["usual"])
+        self._usual.load_state_dict(state["usual"])
         remind(self.rules, state["rules"])
 
     def _learn(self, report: Report) -> None:

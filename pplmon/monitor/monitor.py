@@ -33,6 +33,8 @@ class Monitor(Engine):
         alerts: rules ``Report -> Alert | None``; ``None`` takes ``default_alerts()``, ``[]`` is off.
         on_alert: one callable or several, ``Alert -> None``, called on the first rank of the group.
         decode: ids -> str, to show the text around a worst token.
+        min_severity: "info", "warning" or "critical": what ``on_alert`` and W&B's own alerts hear of. What is below is a
+            notice: in the journal, marked in the loggers, a line on the console.
         places: a trainer's own places for numbers, passed by the code that connects the trainer.
 
     Raises:

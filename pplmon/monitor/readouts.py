@@ -47,6 +47,7 @@ class Engine:
         on_alert: Handler | Sequence[Handler] = (),
         decode: Decode | None = None,
         places: Places | None = None,
+        min_severity: str = "warning",
     ) -> None:
         places = Places() if places is None else places
         self.trainer, self.log_dir = places.trainer, places.log_dir  # handlers ask for these two when they are bound
@@ -57,7 +58,7 @@ class Engine:
         self.should_stop = False  # the same on all ranks, at the same step
         self._link = Link(tally if tally is not None else TokenTally(), places.may_write)
         names = wanted(numbers, self._link.pattern)
-        self._delivery = Delivery(sinks, on_alert)
+        self._delivery = Delivery(sinks, on_alert, min_severity)
         self.publisher = Publisher(self._delivery, self._link, names, places)
         self._judge = Judge(default_alerts() if alerts is None else alerts, self._delivery, self._link)
         self._windows = Windows()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pplmon.page.runs import Run
-from pplmon.page.words import number
+from pplmon.page.words import number, plural
 from pplmon.report.numbers import CATALOGUE
 
 WIDTH, HEIGHT = 120.0, 28.0  # of a small line, in its own units
@@ -84,6 +84,9 @@ def _nonfinite(run: Run) -> Tile:
 
 
 def _alerts(run: Run) -> Tile:
-    steps = list(dict.fromkeys(alert.step for alert in run.alerts))
+    pages = [alert for alert in run.alerts if alert.severity != "info"]
+    steps = list(dict.fromkeys(alert.step for alert in pages))
     note = f"at step {steps[0]:,}" if len(steps) == 1 else f"at {len(steps):,} steps" if steps else "none in the run"
-    return Tile("alerts", number(len(run.alerts)), note, bad=any(alert.severity == "critical" for alert in run.alerts))
+    if notices := len(run.alerts) - len(pages):
+        note += f"; {plural(notices, 'notice')}"
+    return Tile("alerts", number(len(pages)), note, bad=any(alert.severity == "critical" for alert in pages))

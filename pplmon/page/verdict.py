@@ -36,6 +36,11 @@ class Incident:
         return self.alerts[0].step or 0
 
     @property
+    def notice(self) -> bool:
+        """Return True if no alert of it calls a person."""
+        return all(alert.severity == "info" for alert in self.alerts)
+
+    @property
     def height(self) -> float:
         """Return the largest factor by which an alert of it was beyond its threshold."""
         return max((_height(alert) for alert in self.alerts), default=0.0)
@@ -51,20 +56,22 @@ class Incident:
 
 
 def verdict(run: Run) -> Verdict:
-    """Judge a run by its alerts: by what is not over, and else by what there was."""
+    """Judge a run by its warnings and critical alerts: by those that are not over, and else by those that there were."""
     if not run.tables:
         return Verdict("look", "No numbers yet.")
-    lasting = [alert for alert in run.alerts if not _over(run, alert)]
+    lasting = [alert for alert in run.alerts if alert.severity != "info" and not _over(run, alert)]
     if lasting:
         return Verdict("bad", f"Not healthy: {_lasting(lasting)}.")
-    found = incidents(run.alerts)
+    both = incidents(run.alerts)
+    found = [incident for incident in both if not incident.notice]
+    noticed = _noticed([incident for incident in both if incident.notice])
     if not found:
         rules = run.settings.get("alerts")
         if rules == []:
             return Verdict("look", f"No rule judged this run ({plural(run.steps, 'step')}, alerts=[]).")
-        return Verdict("good", f"Healthy: no alert in {plural(run.steps, 'step')}.")
+        return Verdict("good", f"Healthy: no alert in {plural(run.steps, 'step')}{noticed}.")
     again = " again" if any(alert.severity == "critical" for alert in run.alerts) else ""
-    return Verdict("good", f"Healthy{again}; {_told(found)}.")
+    return Verdict("good", f"Healthy{again}; {_told(found)}{noticed}.")
 
 
 def incidents(alerts: Sequence[Alert]) -> list[Incident]:
@@ -104,6 +111,11 @@ def _side(alert: Alert) -> str:
     return "below" if (alert.value or 0.0) < (alert.threshold or 0.0) else "above"
 
 
+def _noticed(found: Sequence[Incident]) -> str:
+    """Return the notices in words; a run that has only these is healthy."""
+    return f"; {_told(found)}" if found else ""
+
+
 def _told(found: Sequence[Incident]) -> str:
     kinds = Counter(_kind(incident) for incident in found)
     what = plural(len(found), next(iter(kinds)) if len(kinds) == 1 else "incident")
@@ -117,6 +129,8 @@ def _told(found: Sequence[Incident]) -> str:
 
 
 def _kind(incident: Incident) -> str:
+    if incident.notice:
+        return "notice"
     rules = {alert.rule for alert in incident.alerts}
     return "spike" if "Spike" in rules else "non-finite loss" if "NonFinite" in rules else "alert"
 

@@ -48,7 +48,7 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="where something was wrong indeed: gives recall, delay and false alarms; may be repeated",
     )
     replay.add_argument(
-        "--wanted-rate", type=float, metavar="N", help="suggest thresholds for N false alarms per 100,000 steps"
+        "--wanted-rate", type=float, metavar="N", help="suggest thresholds for N false alarms per 100,000 judged values"
     )
     replay.add_argument(
         "--map",

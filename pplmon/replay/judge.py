@@ -24,6 +24,11 @@ class Fired:
     run: int = 0  # where a journal holds several, one after the other
     repeated: bool = False  # a resumed process judged this step anew
 
+    @property
+    def page(self) -> bool:
+        """True for what calls a person, False for a notice."""
+        return self.alert.severity != "info"
+
 
 @dataclass
 class Result:

@@ -47,7 +47,7 @@ def show(series: Series, result: Result, scores: Sequence[Score], suggestions: S
 
     line(_title(series))
     for fired in result.fired[:SHOWN]:
-        line(_line(fired), {"critical": "red", "warning": "yellow"}.get(fired.alert.severity, ""))
+        line(_line(fired), {"critical": "red", "warning": "yellow"}.get(fired.alert.severity, "dim"))
     if len(result.fired) > SHOWN:
         line(f"… and {len(result.fired) - SHOWN:,} more; --json has them all")
     if not result.fired:
@@ -74,9 +74,10 @@ def _line(fired: Fired) -> str:
     numbers = [
         f"{what} {brief(v)}" for what, v in (("value", alert.value), ("threshold", alert.threshold)) if v is not None
     ]
+    notice = "" if fired.page else "  (a notice)"
     repeated = "  (judged again after a resume)" if fired.repeated else ""
     text = alert.text.removeprefix(f"step {alert.step}: ")
-    return f"step {alert.step}  {fired.rule}  {', '.join(numbers)}  {text}{repeated}".replace("\n", " ")
+    return f"step {alert.step}  {fired.rule}  {', '.join(numbers)}  {text}{notice}{repeated}".replace("\n", " ")
 
 
 def _table(scores: Sequence[Score], escape: Any) -> Any:
@@ -85,15 +86,19 @@ def _table(scores: Sequence[Score], escape: Any) -> Any:
     marked = any(score.incidents for score in scores)
     table = Table(box=None, pad_edge=False)
     table.add_column("rule", overflow="fold")
-    for name in (
-        "alerts",
-        "events",
-        *(("caught", "delay", "false", "per 100k steps") if marked else ("per 100k steps",)),
-    ):
+    more = ("caught", "noticed", "delay", "false") if marked else ()
+    for name in ("pages", "notices", "events", *more, "per 100k values", "per 100k steps"):
         table.add_column(name, justify="right")
     for score in scores:
-        caught = (f"{score.caught}/{score.incidents}", _steps(score.delay), str(score.false_events)) if marked else ()
-        table.add_row(escape(visible(score.rule)), str(score.alerts), str(score.events), *caught, _rate(score))
+        counts = [str(count) for count in (score.pages, score.notices, score.events)]
+        if marked:
+            told = [f"{count}/{score.incidents}" for count in (score.caught, score.noticed)]
+            counts += [*told, _steps(score.delay), str(score.false_events)]
+        rates = (
+            _rate(score, score.false_per_100k_values, score.quiet_values),
+            _rate(score, score.false_per_100k_steps, score.quiet_steps),
+        )
+        table.add_row(escape(visible(score.rule)), *counts, *rates)
     return table
 
 
@@ -101,19 +106,18 @@ def _steps(delay: float | None) -> str:
     return "" if delay is None else f"{delay:g}"
 
 
-def _rate(score: Score) -> str:
-    rate = score.false_per_100k
+def _rate(score: Score, rate: float | None, quiet: int) -> str:
     if rate is None:
         return ""
-    # None seen in n steps: up to 3/n is likely (95 %) to show none.
-    return f"{rate:.3g}" if score.false_events else f"0 (< {3e5 / score.quiet_steps:.2g})"
+    # None seen in n: up to 3/n is likely (95 %) to show none.
+    return f"{rate:.3g}" if score.false_events else f"0 (< {3e5 / quiet:.2g})"
 
 
 def _suggestion(found: Suggestion) -> str:
     note = f" ({found.note})" if found.note else ""
     if found.suggested is None:
         return f"suggested for {found.rule}: nothing{note}"
-    rate = "" if found.false_per_100k is None else f", {found.false_per_100k:.3g} per 100k steps"
+    rate = "" if found.false_per_100k_values is None else f", {found.false_per_100k_values:.3g} per 100k values"
     return f"suggested for {found.rule}: {found.suggested}: {found.false_events} false here{rate}{note}"
 
 
@@ -137,5 +141,6 @@ def _alert(fired: Fired) -> dict[str, Any]:
 
 
 def _score(score: Score) -> dict[str, Any]:
-    more = {"recall": score.recall, "delay": score.delay, "false_per_100k": score.false_per_100k}
+    names = ("recall", "delay", "false_per_100k_values", "false_per_100k_steps")
+    more = {name: getattr(score, name) for name in names}
     return {**vars(score), **more}

@@ -10,8 +10,8 @@ from statistics import median
 from pplmon.replay.judge import Fired
 from pplmon.replay.read.series import ReplayError, Series
 
-WITHIN = 200  # optimizer steps: alarms that close together are one event, and an incident is over so long after its end
-PER = 100_000  # steps that a rate counts
+WITHIN = 200  # judged values: alarms that close together are one event, and an incident is over so long after its end
+PER = 100_000  # judged values, or optimizer steps, that a rate counts
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,16 @@ class Score:
     """The score of one rule, or of all together."""
 
     rule: str
-    alerts: int
-    events: int  # alarms within WITHIN steps of an event's first are that event
+    pages: int  # warnings and critical alerts
+    notices: int
+    events: int  # pages within WITHIN judged values of an event's first are that event
     incidents: int
-    caught: int
-    delays: tuple[int, ...]  # optimizer steps from an incident's start to its first alarm, for those caught
+    caught: int  # by a page
+    noticed: int  # by a page or a notice
+    delays: tuple[int, ...]  # optimizer steps from an incident's start to its first page, for those caught
     false_events: int
-    quiet_steps: int  # optimizer steps outside incidents
+    quiet_values: int  # judged values outside incidents
+    quiet_steps: int  # the optimizer steps that they cover
 
     @property
     def recall(self) -> float | None:
@@ -57,23 +60,30 @@ class Score:
         return median(self.delays) if self.delays else None
 
     @property
-    def false_per_100k(self) -> float | None:
-        """Return false alarms per 100,000 quiet steps."""
+    def false_per_100k_values(self) -> float | None:
+        """Return false events per 100,000 quiet judged values, the rate of a live run whatever the rows of a log."""
+        return self.false_events * PER / self.quiet_values if self.quiet_values else None
+
+    @property
+    def false_per_100k_steps(self) -> float | None:
+        """Return false events per 100,000 quiet optimizer steps."""
         return self.false_events * PER / self.quiet_steps if self.quiet_steps else None
 
 
 class Watch:
-    """The steps of a series, each in an incident or quiet."""
+    """The values and steps of a series, each in an incident or quiet."""
 
     def __init__(self, series: Series, incidents: Sequence[Incident] = ()) -> None:
         self.spans, self.incidents = series.spans(), tuple(incidents)
-        # With rows further apart, what happens 200 steps later is seen up to a row later.
-        self.within = WITHIN + series.spacing() - 1
+        self.within = WITHIN * series.spacing()  # in optimizer steps
         last = max(end for _, end in self.spans)
         for incident in incidents:
             if not any(incident.start <= end and incident.end >= start for start, end in self.spans):
                 raise ReplayError(f"--incident {incident.start}: the run has steps {self.spans[0][0]} to {last} only")
         self.quiet_steps = sum(self._quiet(*span) for span in self.spans)
+        rows = [row for run in series.runs for row in run]
+        steps = [row.step for row in rows if row.stage == "train"] or [row.step for row in rows]
+        self.quiet_values = sum(not self.in_incident(step) for step in steps)
 
     def in_incident(self, step: int) -> bool:
         """Return True from an incident's start until it is over."""
@@ -95,23 +105,30 @@ class Watch:
 
     def score(self, rule: str, fired: Sequence[Fired]) -> Score:
         """Score one rule's alerts."""
-        alarms = [(f.run, f.alert.step) for f in fired if not f.repeated and f.alert.step is not None]
-        steps = sorted(step for _, step in alarms)
-        delays = []
-        for incident in self.incidents:
-            seen = next((s for s in steps if incident.start <= s <= incident.end + self.within), None)
-            if seen is not None:
-                delays.append(seen - incident.start)
+        counted = [(f.run, f.alert.step, f) for f in fired if not f.repeated and f.alert.step is not None]
+        pages = [(run, step) for run, step, f in counted if f.page]
+        delays = self._delays(step for _, step in pages)
         return Score(
             rule=rule,
-            alerts=len(fired),
-            events=len(self.events(alarms)),
+            pages=sum(f.page for f in fired),
+            notices=sum(not f.page for f in fired),
+            events=len(self.events(pages)),
             incidents=len(self.incidents),
             caught=len(delays),
+            noticed=len(self._delays(step for _, step, _ in counted)),
             delays=tuple(delays),
-            false_events=self.false_events(alarms),
+            false_events=self.false_events(pages),
+            quiet_values=self.quiet_values,
             quiet_steps=self.quiet_steps,
         )
+
+    def _delays(self, steps: Iterable[int]) -> list[int]:
+        """Return the steps from each incident's start to the first alarm in it, of those that have one."""
+        ordered = sorted(steps)
+        firsts = [
+            next((s - i.start for s in ordered if i.start <= s <= i.end + self.within), None) for i in self.incidents
+        ]
+        return [delay for delay in firsts if delay is not None]
 
     def _quiet(self, start: int, end: int) -> int:
         """Count a run's steps outside incidents."""

@@ -24,17 +24,17 @@ class Suggestion:
 
     rule: str  # as it was
     suggested: str | None  # as text; None where the data do not suffice
-    false_events: int | None = None  # on this run's quiet steps
-    false_per_100k: float | None = None
+    false_events: int | None = None  # on this run's quiet values
+    false_per_100k_values: float | None = None
     note: str = ""
 
 
 def check_rate(rate: float) -> float:
-    """Raise for a rate that cannot be reached: alarms within 200 steps are one event."""
+    """Raise for a rate that cannot be reached: alarms within 200 judged values are one event."""
     if not 0 < rate <= PER / WITHIN:
         raise ReplayError(
-            f"--wanted-rate is in false alarms per {PER:,} steps: above 0, and at most {PER / WITHIN:g}, because alarms "
-            f"within {WITHIN} steps are one; got {rate:g}"
+            f"--wanted-rate is in false alarms per {PER:,} judged values: above 0, and at most {PER / WITHIN:g}, because "
+            f"alarms within {WITHIN} values are one; got {rate:g}"
         )
     return rate
 
@@ -44,12 +44,12 @@ def suggest(rule: MetricRule, rate: float, series: Series, watch: Watch) -> Sugg
 
     Args:
         rule: the rule to tune; its other arguments stay.
-        rate: false alarms per 100,000 optimizer steps.
+        rate: false alarms per 100,000 judged values: pages, or notices of a rule that gives only those.
         series: the series to tune on.
-        watch: its incidents, whose steps are left out.
+        watch: its incidents, whose values are left out.
     """
     check_rate(rate)
-    allowed = rate * watch.quiet_steps / PER
+    allowed = rate * watch.quiet_values / PER
     runs = [[row for row in rows if row.stage == rule.stage] for rows in series.runs]
     option = rule.tuned_by
     if option is None:
@@ -65,7 +65,7 @@ def suggest(rule: MetricRule, rate: float, series: Series, watch: Watch) -> Sugg
     except ValueError as error:
         return Suggestion(repr(rule), None, note=str(error))
     events = watch.false_events(_alarms(new, runs))
-    per = events * PER / watch.quiet_steps if watch.quiet_steps else None
+    per = events * PER / watch.quiet_values if watch.quiet_values else None
     return Suggestion(repr(rule), repr(new), events, per, note)
 
 
@@ -77,12 +77,13 @@ def changed(rule: MetricRule, option: str, value: Any) -> MetricRule:
 
 
 def _alarms(rule: MetricRule, runs: Sequence[Sequence[Row]]) -> list[tuple[int, int]]:
-    """Judge every run by a fresh copy of the rule; return (run, step) of each alert."""
+    """Judge every run by a fresh copy of the rule; return (run, step) of each alarm."""
     alarms = []
     for run, rows in enumerate(runs):
         fresh = type(rule)(**options(rule))
         fresh.warns = False
-        alarms += [(run, row.step) for row in rows if fresh(row) is not None]
+        raised = ((row.step, alert) for row in rows if (alert := fresh(row)) is not None)
+        alarms += [(run, step) for step, alert in raised if rule.severity == "info" or alert.severity != "info"]
     return alarms
 
 
@@ -113,9 +114,9 @@ def _limit(
 def _resolution(allowed: float, watch: Watch) -> str:
     if allowed >= 1:
         return ""
-    least = PER / watch.quiet_steps if watch.quiet_steps else math.inf
+    least = PER / watch.quiet_values if watch.quiet_values else math.inf
     return (
-        f"{watch.quiet_steps:,} quiet steps show no rate below {least:.3g} per 100k: this is the least limit without a false "
+        f"{watch.quiet_values:,} quiet values show no rate below {least:.3g} per 100k: this is the least limit without a false "
         "alarm in them; a longer run tells more"
     )
 
@@ -139,7 +140,7 @@ def _threshold(
     count = int(TAIL * len(values))
     edge = values[count]
     fall = sum(value - edge for value in values[:count]) / count  # the mean excess: 1/slope of an exponential tail
-    note = f"beyond what {watch.quiet_steps:,} quiet steps show: extrapolated from how the worst {TAIL:.0%} fall off"
+    note = f"beyond what {watch.quiet_values:,} quiet values show: extrapolated from how the worst {TAIL:.0%} fall off"
     return _rounded(sign * (edge + fall * math.log(count / allowed)), up=sign > 0), note
 
 

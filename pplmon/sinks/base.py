@@ -27,6 +27,10 @@ class Sink:
     def alert(self, alert: Alert) -> None:
         """Take one alert, with its evidence."""
 
+    def notice(self, alert: Alert) -> None:
+        """Take an alert that calls nobody, because it is below the monitor's ``min_severity``: mark it, with its evidence."""
+        self.alert(alert)
+
     def finished(self, report: Report) -> None:
         """Take the worst tokens and sequences of the whole run, without numbers, when it ends (``report.stage`` is "run")."""
 

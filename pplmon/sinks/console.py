@@ -1,4 +1,4 @@
-"""The terminal: one line per logged window, and a panel per alert."""
+"""The terminal: one line per logged window and per notice, and a panel per alert."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ class Console(Sink):
         self._reports = reports
         self._shown: tuple[WorstToken, ...] = ()  # the evidence of the last panel
 
+    def start(self, run: Mapping[str, Any]) -> None:
+        """Print one line: the rules in force. Whoever replaced the default set sees what is left of it."""
+        from rich.text import Text
+
+        rules = ", ".join(run.get("alerts", ())) or "none (alerts=[])"
+        self._show(Text(visible(f"pplmon: rules in force: {rules}")), soft_wrap=True)
+
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Print one line: the step, and the main numbers."""
         if self._reports:
@@ -55,6 +62,15 @@ class Console(Sink):
             self._shown = alert.worst
         heading = Text(visible(f"pplmon {alert.severity}: {alert.rule}"))
         self._show(Panel(Group(*parts), title=heading, title_align="left", border_style=COLOURS[alert.severity]))
+
+    def notice(self, alert: Alert) -> None:
+        """Print one line: what happened, and where it was worst."""
+        from rich.text import Text
+
+        worst = [_sequence_line(alert.worst_sequences[0])] if alert.worst_sequences else []
+        worst = worst or [f"Worst token: {_where(token)}." for token in alert.worst[:1]]
+        line = " ".join([f"pplmon notice: {alert.text}.", *worst])
+        self._show(Text(visible(line).replace("\n", " "), style=COLOURS["info"]), soft_wrap=True)
 
     def finished(self, report: Report) -> None:
         """Print the worst tokens of the run."""

@@ -69,8 +69,12 @@ class WandB(Sink):
             self.run.summary.update(improved)
 
     def alert(self, alert: Alert) -> None:
-        """Send an alert, then log its evidence as tables (13 ms each: never with ordinary rows)."""
+        """Send an alert, then mark it."""
         self.run.alert(title=title(alert), text=alert_markdown(alert), level=LEVELS[alert.severity], wait_duration=WAIT)
+        self.notice(alert)
+
+    def notice(self, alert: Alert) -> None:
+        """Mark an alert in the history: log its evidence as tables (13 ms each: never with ordinary rows)."""
         self._tables("pplmon/worst", alert, alert.step)
 
     def finished(self, report: Report) -> None:

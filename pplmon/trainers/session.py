@@ -63,6 +63,7 @@ class Session:
             sinks=sinks,
             alerts=settings.rules(),
             on_alert=settings.on_alert,
+            min_severity=settings.min_severity,
             decode=settings.decode or decode,
             places=places,
         )

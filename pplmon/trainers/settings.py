@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pplmon.alerts import MetricRule, Rule
+from pplmon.alerts import MetricRule, Rule, check_severity
 from pplmon.monitor.delivery import Handler
 from pplmon.monitor.judge import check_rules
 from pplmon.monitor.publish import wanted
@@ -34,6 +34,7 @@ class Settings:
     alerts: Sequence[Rule] | None = None
     on_alert: Handler | Sequence[Handler] = ()
     decode: Decode | None = None  # None: that of a tokenizer that the trainer's connection finds
+    min_severity: str = "warning"
     wire: str = "loop"  # the trainer that errors give advice for: "lightning", "hugging_face" or "loop"
 
     def __post_init__(self) -> None:
@@ -41,6 +42,7 @@ class Settings:
         wanted(self.numbers, self.tally if self.tally is not None else TokenTally())
         if self.alerts is not None:
             check_rules(self.alerts)
+        check_severity(self.min_severity, "min_severity")
 
     @property
     def own_group(self) -> bool:

@@ -14,7 +14,9 @@ class Stoppable(Protocol):
 
 
 class Stop:
-    """Stop the run: every rank at the same step, after the evidence is written.
+    """Stop the run at a warning or a critical alert: every rank at the same step, after the evidence is written.
+
+    A notice never stops it, even where ``min_severity="info"`` lets handlers hear of notices.
 
     Under Lightning the trainer stops. In a plain loop look at ``monitor.should_stop`` after ``monitor.step()``.
     """
@@ -29,8 +31,8 @@ class Stop:
         self._monitor = monitor
 
     def __call__(self, alert: Alert) -> None:
-        """Stop."""
-        if self._monitor is not None:
+        """Stop, unless it is but a notice."""
+        if self._monitor is not None and alert.severity != "info":
             self._monitor.should_stop = True
 
     def __repr__(self) -> str:

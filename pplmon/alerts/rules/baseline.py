@@ -1,81 +1,153 @@
-"""A rolling median and MAD: the usual value of a number, and how much it usually varies."""
+"""The usual value of a number, how much it varies, and how long its noise lasts."""
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from operator import sub
+from typing import Any
 
-MAD_TO_SD = 1.4826  # of a normal distribution
+QUARTILES_TO_SD = 1 / 1.349  # the distance between the quartiles of a normal distribution is 1.349 standard deviations
 LEAST_RELATIVE, LEAST_SCALE = 1e-3, 1e-6
+HARD_SHARE, HARD_SCALES = 32, 4.0  # one value in 32 may lie farther out than four scales
+CLIP = 4.0  # scales; a value farther out enters the mean of its block as if it lay there
+LEAST_MEANS, USUAL_MEMORY = 8, 1.5  # changes between block means that tell the memory; the ratio that is usual
+OF_LEVEL = 2 / 3  # the least scale, as a part of how much the values of the level vary
+FALLS_ON = 1.5  # times the trend that a falling number may follow until it is a drop
 
 
 class Baseline:
-    """The ``window`` values before the newest ``gap``, so that a recent spike does not enter its own baseline.
+    """Predicts the next value, learnt from the values before the newest ``gap``, and renewed every ``gap / 2``.
 
-    Kept sorted, so that a step costs a few microseconds whatever the window.
+    - ``middle`` is the median of a quarter of the window: it has left a jump behind after 48 values.
+    - ``scale`` is a robust standard deviation: of the changes from one value to the one ``gap`` later, so that neither a
+      trend nor a jump widens it; at least two thirds of that of the newest level, for a period of the gap would show no
+      change. Where one value in 32 lies more than four scales out, hard batches are usual, and it is larger.
+    - ``memory`` is how much longer a level has to last until it is no chance: the ratio of the variance of the means of half
+      a gap to what it were if every value were a new draw, over 1.5; at least 1.
+    - ``long_middle`` is the median of four windows, the newest half a window left out, since the last ``forget``.
     """
 
-    def __init__(self, window: int, gap: int) -> None:
-        self._size, self._gap = window, gap
-        self._new: deque[float] = deque()
-        self._old: deque[float] = deque()
-        self._sorted: list[float] = []
+    def __init__(self, window: int = 128, gap: int = 16) -> None:
+        self._gap, self._lag, self._block = gap, max(1, gap), max(1, gap // 2)
+        self._level, self._changes = max(4, window // 4), max(4, window)
+        self._kept = self._gap + self._changes + self._lag
+        self._means_kept = max(LEAST_MEANS, 4 * window // self._block) + 2
+        self._young, self._least = 3 * gap // self._block, max(1, 3 * window // 2 // self._block)
+        self._begin()
 
-    @property
-    def armed(self) -> bool:
-        """Return True once half a window is known."""
-        return len(self._old) >= self._size // 2
+    def _begin(self) -> None:
+        self.middle: float | None = None  # None: too little is known
+        self.long_middle: float | None = None
+        self.scale = self.scale_below = LEAST_SCALE  # upwards, downwards
+        self.falling = 0.0  # where the middle would be by now if it went on falling, and half as fast again
+        self.memory = 1.0
+        self._narrow = LEAST_SCALE  # the scale where hard batches are not usual
+        self._values: list[float] = []
+        self._means: list[float] = []
+        self._new_means = 0  # since ``forget``
+        self._pending = 0  # values since the last renewal
 
     def push(self, value: float) -> None:
         """Add one finite value."""
-        self._new.append(value)
-        if len(self._new) <= self._gap:
-            return
-        entering = self._new.popleft()
-        self._old.append(entering)
-        insort(self._sorted, entering)
-        if len(self._old) > self._size:
-            del self._sorted[bisect_left(self._sorted, self._old.popleft())]
+        self._values.append(value)
+        self._pending += 1
+        if self._pending == self._block:
+            self._pending = 0
+            del self._values[: -self._kept]
+            self._renew()
 
-    def median(self) -> float:
-        """Return the median of the window."""
-        values, half = self._sorted, len(self._sorted) // 2
-        return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
-
-    def scale(self, middle: float) -> float:
-        """Return a robust standard deviation, never so small that rounding would look like a spike."""
-        half = len(self._sorted) // 2
-        upper = self._distance(middle, half)
-        mad = upper if len(self._sorted) % 2 else (self._distance(middle, half - 1) + upper) / 2
-        return max(MAD_TO_SD * mad, LEAST_RELATIVE * abs(middle), LEAST_SCALE)
+    def forget(self) -> None:
+        """Let ``long_middle`` begin anew: the level has changed, and somebody was told."""
+        self._new_means = 0
+        self.long_middle = None
 
     def newest(self, count: int) -> list[float]:
         """Return the last ``count`` values, including the gap."""
-        return [*self._old, *self._new][-count:]
+        return self._values[-count:]
 
-    def values(self) -> list[float]:
-        """Return every value that is kept, the oldest first."""
-        return [*self._old, *self._new]
+    def state_dict(self) -> dict[str, Any]:
+        """Return its state as plain values."""
+        return {
+            "values": [*self._values],
+            "means": [*self._means],
+            "new_means": self._new_means,
+            "pending": self._pending,
+        }
 
-    def restore(self, values: Iterable[float]) -> None:
-        """Begin anew with these values."""
-        self._new, self._old, self._sorted = deque(), deque(), []
-        for value in values:
-            self.push(value)
+    def load_state_dict(self, state: Mapping[str, Any] | Sequence[float]) -> None:
+        """Restore the state that ``state_dict`` returned, or learn from plain values, the state of version 0.1."""
+        self._begin()
+        if not isinstance(state, Mapping):
+            for value in state:
+                self.push(value)
+            return
+        values, self._pending = [*state["values"]], int(state["pending"])
+        self._values = values[: len(values) - self._pending]
+        self._means, self._new_means = [*state["means"]], int(state["new_means"])
+        self._look_back(self._values[: len(self._values) - self._gap])
+        self._values = values
 
-    def _distance(self, middle: float, rank: int) -> float:
-        """Return the ``rank``-th smallest distance from ``middle``, by a search in the two sorted halves beside it."""
-        values = self._sorted
-        start = bisect_right(values, middle)
-        low, high = max(0, rank + 1 - (len(values) - start)), min(rank + 1, start)
-        while low < high:  # how many of the rank + 1 smallest distances lie to the left
-            left = (low + high) // 2
-            if middle - values[start - 1 - left] < values[start + rank - left] - middle:
-                low = left + 1
-            else:
-                high = left
-        from_left = middle - values[start - low] if low else 0.0
-        taken_right = rank + 1 - low
-        from_right = values[start + taken_right - 1] - middle if taken_right else 0.0
-        return max(from_left, from_right)
+    def _renew(self) -> None:
+        old = self._values[: len(self._values) - self._gap]
+        if old:
+            self._expect(old)
+            self._means.append(self._mean(old[-self._block :]))
+            del self._means[: -self._means_kept]
+            self._new_means += 1
+            self._remember()
+
+    def _look_back(self, old: Sequence[float]) -> None:
+        if old:
+            self._expect(old)
+            self._remember()
+
+    def _expect(self, old: Sequence[float]) -> None:
+        """Tell middle and scale from single values."""
+        if len(old) < self._lag + self._level:
+            return
+        newest = old[-self._level :]
+        level = sorted(newest)
+        self.middle = _median(level)
+        changes = sorted(map(sub, old[self._lag :], old))
+        trend, hard = _median(changes), max(1, len(changes) // HARD_SHARE)
+        scale = max(_spread(changes) / 2**0.5, LEAST_RELATIVE * abs(self.middle), LEAST_SCALE)
+        spread = OF_LEVEL * _spread(level)
+        if spread > scale:  # seldom; less the trend it may be less
+            slope = trend / self._lag
+            straight = sorted(value - slope * place for place, value in enumerate(newest))
+            scale = max(scale, min(spread, OF_LEVEL * _spread(straight)))
+        self.scale = max(scale, (changes[-hard] - trend) / HARD_SCALES)
+        self.scale_below = max(scale, (trend - changes[hard - 1]) / HARD_SCALES)
+        self._narrow = scale
+        age = self._level / 2 + self._gap + self._block / 2
+        self.falling = self.middle + min(0.0, trend) / self._lag * age * FALLS_ON
+
+    def _mean(self, block: Sequence[float]) -> float:
+        if self.middle is not None:
+            low, high = self.middle - CLIP * self._narrow, self.middle + CLIP * self._narrow
+            if min(block) < low or max(block) > high:
+                block = [min(max(value, low), high) for value in block]
+        return sum(value / len(block) for value in block)  # a sum of perplexities may overflow
+
+    def _remember(self) -> None:
+        """Tell the memory and the long middle from block means."""
+        if self.middle is None:
+            return
+        changes = sorted(map(sub, self._means[2:], self._means))
+        if len(changes) >= LEAST_MEANS:
+            ratio = _spread(changes) / self._narrow
+            variance = ratio * ratio / 2  # of a mean: a change is of two
+            self.memory = max(1.0, self._block * variance / USUAL_MEMORY)
+        means = self._means[-self._new_means :] if self._new_means else []
+        means = sorted(means[: len(means) - self._young])
+        self.long_middle = _median(means) if len(means) >= self._least else None
+
+
+def _median(ordered: Sequence[float]) -> float:
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def _spread(ordered: Sequence[float]) -> float:
+    """Return a robust standard deviation, from the quartiles."""
+    return (ordered[len(ordered) * 3 // 4] - ordered[len(ordered) // 4]) * QUARTILES_TO_SD

@@ -1,4 +1,4 @@
-"""``Spike``: a jump that earlier steps do not explain."""
+"""``Spike``: values that earlier ones do not explain, and levels that do not come back."""
 
 from __future__ import annotations
 
@@ -9,21 +9,29 @@ from typing import Any
 
 from pplmon.alerts.alert import Alert, MetricRule
 from pplmon.alerts.rules.baseline import Baseline
+from pplmon.alerts.rules.bucket import Bucket
+from pplmon.alerts.rules.quiet import Quiet
+from pplmon.alerts.rules.rises import ONE_VALUE, Rise, Rises
 from pplmon.report.checks import at_least
 from pplmon.report.report import Report
 
 RECENT = 64  # newest values whose median says whether the level has come back
-NOT_BACK = 2.0  # robust standard deviations above the frozen baseline
+NOT_BACK = 2.0  # scales above the level of before
 
 
 class Spike(MetricRule):
-    """Alerts on a jump that earlier steps do not explain: one step far above them, or several a little above.
+    """Note a value that earlier ones do not explain, warn of what rises, and say what does not come back.
 
-    Each step asks how many robust standard deviations the value lies above the median of ``window`` earlier steps,
-    leaving out the newest ``gap``; a bucket gains that number and leaks ``leak`` a step. Past ``limit`` it alerts, is
-    emptied, and stays quiet for ``quiet_steps`` steps; if ``recovery_steps`` after the alert the level is not back at the
-    baseline of before, a second, critical alert says so (``None``: never). A non-finite value alerts at once and never
-    enters the baseline.
+    Each value is held against the middle and the scale of earlier ones (``Baseline``), from the 65th judged value on:
+
+    - *info*: one value lies more than ``hard`` scales above or below (``None``: ``leak + limit``), or several fall.
+    - *warning*: several values together, or a level that stays or drifts up, fill a bucket to its ``limit``; or ``repeats``
+      hard values come within ``quiet_steps`` (``Rises``).
+    - *critical*: ``recovery_steps`` after a warning the median of the last 64 values still lies 2 scales above the level of
+      before (``None``: never said); or a value is not finite.
+
+    After an alert no other of its severity comes for ``quiet_steps``, and after a warning no notice. All lengths count judged
+    values, whatever the steps between them. What is not finite never enters the baseline.
     """
 
     tuned_by = "limit"
@@ -38,6 +46,8 @@ class Spike(MetricRule):
         quiet_steps: int = 200,
         stage: str = "train",
         recovery_steps: int | None = 200,
+        hard: float | None = None,
+        repeats: int | None = 3,
     ) -> None:
         super().__init__(metric, stage)
         for name, value, least in (
@@ -45,76 +55,114 @@ class Spike(MetricRule):
             ("gap", gap, 0),
             ("quiet_steps", quiet_steps, 0),
             ("recovery_steps", 1 if recovery_steps is None else recovery_steps, 1),
+            ("repeats", 2 if repeats is None else repeats, 2),
         ):
             at_least(name, value, least)
         if not 0 <= leak < math.inf:
             raise ValueError(f"leak must be a finite number of at least 0, got {leak!r}")
         if not 0 < limit < math.inf:
             raise ValueError(f"limit must be above 0 and finite, or Spike can never fire or never rest; got {limit!r}")
-        self.window, self.gap, self.leak, self.limit = window, gap, leak, limit
-        self.quiet_steps, self.recovery_steps = quiet_steps, recovery_steps
+        if hard is not None and not 0 < hard < math.inf:
+            raise ValueError(
+                f"hard must be above 0 and finite: scales beyond which one value is a notice; got {hard!r}"
+            )
+        self.window, self.gap, self.leak, self.limit, self.hard = window, gap, leak, limit, hard
+        self.quiet_steps, self.recovery_steps, self.repeats = quiet_steps, recovery_steps, repeats
         self._baseline = Baseline(window, gap)
-        self._bucket = 0.0
-        self._quiet_until: int | None = None
-        self._frozen: tuple[int, float, float] | None = None  # step to look again, median and scale before the spike
+        self._edge = leak + limit if hard is None else hard
+        self._rises = Rises(leak, limit, self._edge, repeats, quiet_steps)
+        self._fall = Bucket(leak + ONE_VALUE * limit, leak)
+        self._quiet = Quiet(quiet_steps)
+        self._judged = 0
+        self._frozen: tuple[int, float, float] | None = None  # when to look again, level and scale of before
 
     def judge(self, value: float, report: Report) -> Alert | None:
-        """Add one value to the bucket; return an alert when it overflows, or when the level did not recover."""
-        quiet = self._quiet_until is not None and report.step < self._quiet_until
+        """Compare one value with earlier ones; return its gravest alert, or ``None``."""
+        now = self._judged
+        self._judged = now + 1
         if not math.isfinite(value):
-            if report.tokens == 0:
-                return None  # no value at all: every token is non-finite, and NonFinite alerts on that
-            return None if quiet else self._fire(report, value, math.nan, "is not finite")
-        if not self._baseline.armed:
-            self._baseline.push(value)
-            return None
-        middle = self._baseline.median()
-        scale = self._baseline.scale(middle)
-        self._baseline.push(value)
-        self._bucket = 0.0 if quiet else max(0.0, self._bucket + (value - middle) / scale - self.leak)
-        if self._bucket > self.limit:
-            self._freeze(report.step, middle, scale)
-            # The threshold in the metric's unit: the value that would fill an empty bucket in one step.
-            edge = middle + (self.leak + self.limit) * scale
-            text = f"jumped to {value:.4g} from a median of {middle:.4g} (scale {scale:.2g})"
-            return self._fire(report, value, edge, text)
-        return self._not_recovered(report)
+            return self._not_finite(now, value, report)
+        base, middle = self._baseline, self._baseline.middle
+        alert = None
+        if middle is not None:
+            height, depth = (value - middle) / base.scale, (base.falling - value) / base.scale_below
+            fall = self._fall
+            fallen = fall.add(depth, middle, base.scale_below) if fall.fill or depth > fall.leak else 0.0
+            if self._quiet.over("warning", now):
+                rise = self._rises.look(now, value, height, middle, base)
+                alert = None if rise is None else self._warn(now, rise, value, report)
+            if alert is None and self._frozen is not None and now >= self._frozen[0]:
+                alert = self._not_recovered(now, value, report)
+            if alert is None and height > self._edge:
+                alert = self._note("jump", now, value, report)
+            elif depth > self._edge or fallen > self.limit:
+                self._fall.empty()
+                alert = alert or self._note("fall", now, value, report)
+        base.push(value)
+        return alert
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the baseline, the bucket, the end of the quiet time, and the level to recover to."""
+        """Return the baseline, the buckets, the ends of the quiet times, and the level to recover to."""
         return {
-            "past": self._baseline.values(),
-            "bucket": self._bucket,
-            "quiet_until": self._quiet_until,
+            "baseline": self._baseline.state_dict(),
+            "rises": self._rises.state_dict(),
+            "fall": self._fall.state(),
+            "quiet": self._quiet.state_dict(),
+            "judged": self._judged,
             "frozen": None if self._frozen is None else list(self._frozen),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that ``state_dict`` returned."""
-        self._baseline.restore(state["past"])
-        self._bucket, self._quiet_until = float(state["bucket"]), state["quiet_until"]
+        """Restore the state that ``state_dict`` returned; of a state of version 0.1 only the values."""
+        if "past" in state:
+            self._baseline.load_state_dict(state["past"])
+            return
+        self._baseline.load_state_dict(state["baseline"])
+        self._rises.load_state_dict(state["rises"])
+        self._fall.restore(state["fall"])
+        self._quiet.load_state_dict(state["quiet"])
+        self._judged = int(state["judged"])
         frozen = state["frozen"]
         self._frozen = None if frozen is None else (int(frozen[0]), float(frozen[1]), float(frozen[2]))
 
-    def _freeze(self, step: int, middle: float, scale: float) -> None:
-        # A second spike while we wait is judged by the baseline of before the first.
-        if self.recovery_steps is not None and self._frozen is None:
-            self._frozen = (step + self.recovery_steps, middle, scale)
-
-    def _not_recovered(self, report: Report) -> Alert | None:
-        if self._frozen is None or report.step < self._frozen[0]:
+    def _not_finite(self, now: int, value: float, report: Report) -> Alert | None:
+        # Without a valid token there is no value at all: what made every token non-finite is for NonFinite to say.
+        if report.tokens == 0 or not self._quiet.over("not finite", now):
             return None
+        self._quiet.begin(now, "not finite")
+        return self.alert(report, value, math.nan, "is not finite", severity="critical")
+
+    def _warn(self, now: int, rise: Rise, value: float, report: Report) -> Alert:
+        """Return a warning, and begin anew: the level of before is no longer what to expect."""
+        self._rises.empty()
+        self._fall.empty()
+        self._baseline.forget()
+        self._quiet.begin(now, "warning", "jump", "fall")
+        # A second warning while we wait is judged by the level of before the first.
+        if self.recovery_steps is not None and self._frozen is None:
+            self._frozen = (now + self.recovery_steps, rise.middle, rise.scale)
+        text = f"{rise.what} {value:.4g} from a median of {rise.middle:.4g} (scale {rise.scale:.2g})"
+        return self.alert(report, value, rise.threshold, text)
+
+    def _not_recovered(self, now: int, value: float, report: Report) -> Alert | None:
+        assert self._frozen is not None
         _, middle, scale = self._frozen
         self._frozen = None
-        level, limit = median(self._baseline.newest(RECENT)), middle + NOT_BACK * scale
+        level, limit = median([*self._baseline.newest(RECENT - 1), value]), middle + NOT_BACK * scale
         if level <= limit:
             return None
-        text = (
-            f"did not recover: its median is {level:.4g} {self.recovery_steps} steps after a spike, {middle:.4g} before"
-        )
+        text = f"did not recover: its median is {level:.4g} {self.recovery_steps} judged values after it rose, {middle:.4g} before"
         return self.alert(report, level, limit, text, severity="critical")
 
-    def _fire(self, report: Report, value: float, threshold: float, text: str) -> Alert:
-        self._bucket = 0.0
-        self._quiet_until = report.step + self.quiet_steps
-        return self.alert(report, value, threshold, text)
+    def _note(self, kind: str, now: int, value: float, report: Report) -> Alert | None:
+        """Return a notice of a hard value or of a fall, which are quiet each for itself."""
+        if not self._quiet.over(kind, now):
+            return None
+        self._quiet.begin(now, kind)
+        base, hard = self._baseline, self._edge
+        what, scale, edge = "jumped to", base.scale, (base.middle or 0.0) + hard * base.scale
+        if kind == "fall":
+            what, scale, edge = "fell to", base.scale_below, base.falling - hard * base.scale_below
+            base.forget()  # the level of before is no longer what to expect
+        text = f"{what} {value:.4g} from a median of {base.middle:.4g} (scale {scale:.2g})"
+        return self.alert(report, value, edge, text, severity="info")

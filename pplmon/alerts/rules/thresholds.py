@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pplmon.alerts.alert import Alert, MetricRule
+from pplmon.alerts.alert import Alert, MetricRule, check_severity
+from pplmon.alerts.rules.quiet import Quiet, Repeats
 from pplmon.report.checks import at_least
 from pplmon.report.declared import find
 from pplmon.report.report import Report
@@ -27,6 +28,9 @@ class _Threshold(MetricRule):
         for_steps: int = 1,
         after_step: int = 0,
         hysteresis: float = 0.0,
+        severity: str = "warning",
+        repeats: int | None = None,
+        quiet_steps: int = 200,
     ) -> None:
         super().__init__(metric, stage)
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
@@ -37,35 +41,64 @@ class _Threshold(MetricRule):
             raise ValueError(f"{self.word} {threshold} can never fire: {span}")
         at_least("for_steps", for_steps, 1)
         at_least("after_step", after_step, 0)
+        at_least("repeats", 2 if repeats is None else repeats, 2)
+        at_least("quiet_steps", quiet_steps, 0)
         if not 0 <= hysteresis < math.inf:
             raise ValueError(
                 f"hysteresis must be a finite distance of at least 0 in the metric's unit, got {hysteresis!r}"
             )
+        check_severity(severity)
+        if repeats is not None and severity != "info":
+            raise ValueError(f'repeats turns notices into a warning, so it wants severity="info"; got {severity!r}')
         self.threshold = float(threshold)
         self.for_steps, self.after_step, self.hysteresis = for_steps, after_step, float(hysteresis)
+        self.repeats, self.quiet_steps = repeats, quiet_steps
+        if severity != self.severity:
+            self.severity = severity
         self._beyond = 0  # judged values beyond the threshold, in a row
-        self._fired = False
+        self._fired = self._warned = False  # since it was last inside
+        self._judged = 0
+        self._quiet, self._repeats = Quiet(quiet_steps), Repeats(repeats, quiet_steps)
 
     def judge(self, value: float, report: Report) -> Alert | None:
         """Return an alert on the ``for_steps``-th judged value in a row beyond the threshold."""
         if math.isnan(value) or report.step < self.after_step:
             return None
+        now = self._judged
+        self._judged += 1
         self._beyond = self._beyond + 1 if self._distance(value) > 0 else 0
+        lasts = self._beyond >= self.for_steps
+        if lasts and self._repeats.add(now) and not self._warned and self._quiet.over("warning", now):
+            self._fired = self._warned = True
+            self._quiet.begin(now, "warning", self.severity)
+            again = f", {self.repeats} such values within {self.quiet_steps}"
+            return self.alert(report, value, self.threshold, self._text(value) + again, severity="warning")
         if self._fired:
             self._fired = self._distance(value) > -self.hysteresis or self._beyond > 0
+            self._warned = self._warned and self._fired
             return None
-        if self._beyond < self.for_steps:
+        self._fired = lasts
+        if not lasts or not self._quiet.over(self.severity, now):
             return None
-        self._fired = True
         return self.alert(report, value, self.threshold, self._text(value))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how long the value has been beyond the threshold, and if an alert was raised for it."""
-        return {"fired": self._fired, "beyond": self._beyond}
+        """Return how long the value has been beyond the threshold, the alerts raised for it, and what repeats."""
+        return {
+            "fired": self._fired,
+            "warned": self._warned,
+            "beyond": self._beyond,
+            "judged": self._judged,
+            "quiet": self._quiet.state_dict(),
+            "repeats": self._repeats.state(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that ``state_dict`` returned."""
+        """Restore the state that ``state_dict`` returned; a state of version 0.1 has only the first two."""
         self._fired, self._beyond = bool(state["fired"]), int(state["beyond"])
+        self._warned, self._judged = bool(state.get("warned")), int(state.get("judged", 0))
+        self._quiet.load_state_dict(state.get("quiet", {}))
+        self._repeats.restore(state.get("repeats", ()))
 
     def _text(self, value: float) -> str:
         lasting = f" for {self.for_steps} judged steps" if self.for_steps > 1 else ""
@@ -80,9 +113,11 @@ class _Threshold(MetricRule):
 
 
 class Above(_Threshold):
-    """Alerts when a number is above ``threshold`` (in its own unit) for ``for_steps`` judged values in a row.
+    """Warns when a number is above ``threshold`` (in its own unit) for ``for_steps`` judged values in a row.
 
     It looks from ``after_step`` on, fires once, and re-arms at the first value not above ``threshold − hysteresis``.
+    ``severity="info"`` gives notices; with ``repeats`` so many values above it within ``quiet_steps`` judged ones are a
+    warning, after which it is quiet for as long.
     """
 
     word = "above"
@@ -93,9 +128,10 @@ class Above(_Threshold):
 
 
 class Below(_Threshold):
-    """Alerts when a number is below ``threshold`` (in its own unit) for ``for_steps`` judged values in a row.
+    """Warns when a number is below ``threshold`` (in its own unit) for ``for_steps`` judged values in a row.
 
     It looks from ``after_step`` on, fires once, and re-arms at the first value not below ``threshold + hysteresis``.
+    ``severity``, ``repeats`` and ``quiet_steps`` are as in ``Above``.
     """
 
     word = "below"
@@ -114,7 +150,7 @@ class NonFinite(_Threshold):
     tuned_by = None  # it has one threshold, 0
 
     def __init__(self, stage: str = "train") -> None:
-        super().__init__("nonfinite_tokens", 0.0, stage)
+        super().__init__("nonfinite_tokens", 0.0, stage, severity=self.severity)
 
     def _can_fire(self, threshold: float) -> bool:
         return True

@@ -42,7 +42,7 @@ class Readout {
     const unit = spec.unit === "nats" ? " nats" : "";
     const parts = lines.map((line) => `${line.label} ${brief(line.at(x))}${unit}`);
     const here = events.filter((event) => event.x === x);
-    const alerts = here.map((event) => `${event.severity} alert here, Enter opens it`);
+    const alerts = here.map((event) => `${event.severity === "info" ? "notice" : `${event.severity} alert`} here, Enter opens it`);
     clearTimeout(this.timer);
     this.timer = setTimeout(() => (this.live.textContent = `${place(x)}: ${[...parts, ...alerts].join(", ")}`), 100);
   }

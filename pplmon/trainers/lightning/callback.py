@@ -36,6 +36,8 @@ class PerplexityMonitor(Callback):
         alerts: rules; ``None`` takes ``default_alerts()``, ``[]`` is off.
         on_alert: callables that are given each alert, on the first rank.
         decode: ids -> str, to show text; ``None`` takes that of a tokenizer which the datamodule or the module holds.
+        min_severity: "info", "warning" or "critical": what ``on_alert`` and W&B's own alerts hear of. What is below is a
+            notice: in the journal, marked in the loggers, a line on the console.
 
     Without ``logits`` and ``targets`` they are found as described in ``pplmon.trainers.capture.find``.
     """
@@ -53,6 +55,7 @@ class PerplexityMonitor(Callback):
         alerts: Sequence[Rule] | None = None,
         on_alert: Handler | Sequence[Handler] = (),
         decode: Decode | None = None,
+        min_severity: str = "warning",
     ) -> None:
         super().__init__()
         self._settings = Settings(
@@ -67,6 +70,7 @@ class PerplexityMonitor(Callback):
             alerts=alerts,
             on_alert=on_alert,
             decode=decode,
+            min_severity=min_severity,
             wire="lightning",
         )
         self._session: Session | None = None

@@ -39,6 +39,12 @@ class LightningLogger(Sink):
         if self._board is None and self._run is None:
             _alert_by_experiment(getattr(self._logger, "experiment", None), alert)
 
+    def notice(self, alert: Alert) -> None:
+        """Mark the alert where the backend has room for more than scalars."""
+        for backend in (self._board, self._run):
+            if backend is not None:
+                backend.notice(alert)
+
     def finished(self, report: Report) -> None:
         """Send the run's worst tokens if the backend has text or tables."""
         if self._board is not None:
