@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torchmetrics
 from torch import nn
 
@@ -51,6 +54,16 @@ def test_torch_keeps_the_module_inside_a_compiled_one() -> None:
 def test_torch_lists_the_leaves_of_any_collection() -> None:
     """In order, however deep they lie."""
     assert of_torch.tree_leaves([1, {"a": (2, 3)}]) == [1, 2, 3], f"{TORCH} utils._pytree.tree_leaves"
+
+
+def test_torch_says_how_long_a_collective_may_take(tmp_path: Path) -> None:
+    """As the group was made."""
+    store = f"file://{tmp_path}/store"
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1, timeout=timedelta(seconds=7))
+    try:
+        assert of_torch.timeout_of(dist.group.WORLD) == timedelta(seconds=7), f"{TORCH} options._timeout"
+    finally:
+        dist.destroy_process_group()
 
 
 def test_torch_counts_how_often_a_tensor_was_written_to() -> None:

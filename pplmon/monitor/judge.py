@@ -91,7 +91,7 @@ class Judge:
             worst=alert.worst or evidence.worst,
             worst_sequences=alert.worst_sequences or evidence.worst_sequences,
         )
-        self._delivery.alert(whole, writes=self._link.writes)
+        self._delivery.alert(whole, writes=self._link.acts)
 
     def _check_targets(self, totals: Totals, report: Report) -> list[Alert]:
         """Raise at the first read-out that there is; later, alert on the edge."""

@@ -16,6 +16,7 @@ from pplmon.measure.tokens import TokenStats, VocabShard
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.readouts import Engine
 from pplmon.report.report import Report
+from pplmon.tally import Doing
 
 
 class Monitor(Engine):
@@ -92,28 +93,38 @@ class Monitor(Engine):
         return report
 
     def _close_step(self, step: int) -> None:
-        closes = self.cadence.closes_window(step)
-        if self.cadence.reads_out(step):
-            self._link.launch(step, closes)
-        self._step, self._micro_batch = step + 1, 0
-        if closes and self.wait_for_window:
+        try:
+            if self.cadence.reads_out(step):
+                self._link.launch(Doing("step", step=step))
+            else:
+                self._link.connect()  # ranks of unlike cadences would wait for each other's first read-out
+        finally:
+            self._step, self._micro_batch = step + 1, 0
+            self._see_loss()
+        if self.wait_for_window and self.cadence.closes_window(step):
             self.collect()
 
     @contextmanager
-    def stage(self, stage: str) -> Iterator[Pass]:
-        """Count a whole pass apart: ``with monitor.stage("val") as val: …``; then ``val.report``."""
-        opened = self.begin_pass(stage)
+    def stage(self, stage: str, local: bool = False) -> Iterator[Pass]:
+        """Count a whole pass apart: ``with monitor.stage("val") as val: …``; then ``val.report``.
+
+        Every rank of the group has the same passes. With ``local=True`` a pass is of this rank alone, as where only rank 0
+        validates: nothing is sent, and no rule judges it. On the first rank it is shown; on others it is in their own journal.
+        """
+        opened = self.begin_pass(stage, local=local)
         try:
             yield opened
-        finally:
-            self._pass = None
+        except BaseException:
+            self._write_own_pass()
+            raise
         self.finish(opened, self.last_step)
 
-    def begin_pass(self, stage: str, loaders: int = 1) -> Pass:
+    def begin_pass(self, stage: str, loaders: int = 1, local: bool = False) -> Pass:
         """Begin a pass over so many loaders, for a framework that ends it by itself, with ``finish``."""
         if stage not in ("val", "test"):
             raise ValueError(f'a stage is "val" or "test", got {stage!r}; what is outside is "train"')
-        self._pass = opened = Pass(stage, self._link.pattern, loaders)
+        self._passes += not local
+        self._pass = opened = Pass(stage, self._link.pattern, loaders, self._passes, local)
         return opened
 
     def request_stop(self) -> None:
@@ -149,14 +160,16 @@ class Monitor(Engine):
         """
         if self._abandoned:
             return
-        self._abandoned = True
         self.publisher.leave_places_alone()
         taken = self._link.take() if self._link.arrives(seconds) else None
-        self._link.sever()
+        self._see_loss()  # of the others, by this very read-out or long ago
+        self._abandoned = True
+        self._link.stop()
         if taken is not None:
             self._start()
+            self._merged_to = max(self._merged_to, taken[0].read_out.doing.step)
             self._windows.add(taken[1].silent())
-            self._judge.without_raising(taken[1], partial(self._report, taken[0].step, "train"))
+            self._judge.without_raising(taken[1], partial(self._report, self._merged_to, "train"))
         window = self._windows.window
         self._log_rest()
         self._show_worst_of_run()
@@ -179,9 +192,11 @@ class Monitor(Engine):
                 # What handlers put off may have collectives of its own: they come where the ranks that go on have theirs.
                 if due != self._step:
                     self._delivery.settle()
-                self._link.launch(due, self.cadence.closes_window(due))
+                self._link.launch(Doing("step", step=due, leaves=True))
                 self._delivery.settle()
                 self.collect()
+            if self._link.severed:
+                self.flush()
 
     def see(self, step: int, micro_batch: int, batch: object) -> None:
         """Show a micro-batch of training to the handlers that wish to see it."""

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from pplmon.report.report import Totals
-from pplmon.tally import ReadOut, TokenTally, UnlikeLayouts
+from pplmon.tally import Doing, ReadOut, TokenTally, UnlikeRanks
+from pplmon.tally.ranks import Home
 
 POLL_S = 0.01
+PASS_S = 10.0  # a pass that waits longer for the other ranks says so
+GRACE_S = 10.0  # for a read-out under way when its group was ended
 
 
 class Pending(NamedTuple):
-    """A read-out under way."""
+    """A read-out under way, and whether it closes an optimizer step."""
 
     read_out: ReadOut
-    step: int
-    closes_window: bool
+    closes_step: bool
 
 
 class Link:
     """The tally of the step under way, and what was started from it and not yet taken in.
 
-    When a collective fails (a rank died), the ranks' integers are unlike, or the run is abandoned, the link is severed:
-    nothing is sent any more, and what this rank has and could not merge is kept in ``unmerged``.
+    When a collective fails (a rank died), the group is ended, ranks are unlike, or the run is abandoned, the link is severed
+    for good: nothing is sent any more, and read-outs are of this rank alone. To join again takes a new group, which all of
+    its ranks make together, and a new monitor.
     """
 
     def __init__(self, pattern: TokenTally, may_write: bool = True) -> None:
@@ -36,76 +40,125 @@ class Link:
         self.unmerged = Totals()
         self._may_write = may_write  # False where another group of the same run writes (tensor-parallel replicas)
         self._connected = False
+        self._home = Home()
+        self._used = False  # something was read out
+        self._stopped = False
+
+    def agree_on(self, terms: Mapping[str, object]) -> None:
+        """Compare these settings of the monitor, too, before anything is merged."""
+        self.pattern.agree_on(terms)
+        self.tally = self.pattern.clone()
+
+    @property
+    def home(self) -> Home:
+        """This rank's place in its group: what it was when the first read-out began, whatever becomes of the group."""
+        return self._home if self._used else self.pattern.group.home
 
     @property
     def writes(self) -> bool:
         """True on the rank that shows things: the first of its group."""
-        return self._may_write and self.pattern.group.rank == 0
+        return self._may_write and self.home.rank == 0
+
+    @property
+    def acts(self) -> bool:
+        """True on the ranks that tell handlers of alerts: the first of the group, and any that lost the others."""
+        return self.writes or self.severed
 
     @property
     def takes_part(self) -> bool:
         """False on a rank outside the group: it counts nothing and judges nothing."""
-        return self.pattern.group.rank >= 0
+        return self.home.rank >= 0
 
     @property
     def ranks(self) -> int:
         """Ranks in the group."""
-        return self.pattern.group.size
+        return self.home.size
+
+    @property
+    def missing(self) -> int:
+        """Ranks whose tokens are not in what is read out."""
+        return max(self.home.size - 1, 1) if self.severed else 0
 
     def connect(self) -> None:
-        """Take a communicator of our own. Every rank of the group calls it, before the first collective."""
-        if not self._connected and self.takes_part:
-            self._connected = True
+        """Take a communicator of our own, and compare settings. Every rank of the group calls it, before the first collective."""
+        self._look_at_group()
+        if self._connected or self.severed or not self.takes_part:
+            return
+        self._connected = True
+        try:
             self.pattern.process_group = self.tally.process_group = self.pattern.group.private().handle
+            self.pattern.compare()
+        except RuntimeError as error:
+            self.sever(f"a collective failed ({error})")
+        except UnlikeRanks:
+            self.sever()
+            raise
 
-    def launch(self, step: int, closes_window: bool) -> None:
+    def launch(self, doing: Doing, closes_step: bool = True) -> None:
         """Start to read out the tally, and begin anew."""
-        if self.severed or not self.takes_part:
+        self.connect()
+        if self._stopped or not self.takes_part:
             return
         try:
-            self.connect()
-            self.pending = Pending(self.tally.read_out(), step, closes_window)
+            self.pending = Pending(self.tally.read_out(doing), closes_step)
         except RuntimeError as error:  # some backends say at once that a rank is gone
             self.sever(f"a collective failed ({error})")
-        except UnlikeLayouts:
-            self.sever()
-            raise
-        else:
-            self.tally.clear()
+            self.pending = Pending(self.tally.read_out(doing), closes_step)
+        self.tally.clear()
 
     def take(self) -> tuple[Pending, Totals] | None:
-        """Wait for the read-out under way and return it; ``None`` where there is none, or where it was lost."""
-        pending, self.pending = self.pending, None
-        if pending is None or self.severed:
+        """Wait for the read-out under way and return it; ``None`` where there is none. A lost one is this rank's own."""
+        pending = self.pending
+        if pending is None:
             return None
+        if self._home.ended and not self.severed and not self.arrives(GRACE_S):
+            self._look_at_group()
+        self.pending = None
+        own_step = pending.read_out.doing.step
+        if self.severed:
+            return pending, self._own(pending.read_out.local())
         try:
-            return pending, pending.read_out.totals()
+            totals = pending.read_out.totals()
         except RuntimeError as error:
-            self.unmerged = self.unmerged + pending.read_out.local()
             self.sever(f"a collective failed ({error})")
-            return None
-        except UnlikeLayouts:
+            return pending, self._own(pending.read_out.local())
+        except UnlikeRanks:
             self.unmerged = self.unmerged + pending.read_out.local()
             self.sever()
             raise
+        first, last = pending.read_out.first_step, pending.read_out.doing.step
+        if first != last:  # ranks that are out of step would wait for each other beside the training's own collectives
+            self.sever(
+                f"a rank skipped an optimizer step: the group's are at {first} to {last} at one time, rank "
+                f"{self.home.global_rank} is at {own_step}"
+            )
+            return pending, self._own(pending.read_out.local())
+        return pending, totals
 
-    def whole(self, tally: TokenTally) -> Totals:
+    def whole(self, tally: TokenTally, doing: Doing) -> Totals:
         """Return a tally's totals over all ranks, rows included, and wait for them."""
+        self.connect()
         if self.severed:
             return tally.local_totals()
         try:
-            self.connect()
             tally.process_group = self.pattern.process_group
-            return self.gather(tally.read_out().totals())
+            read_out = tally.read_out(doing)
+            if not _arrives(read_out, PASS_S):
+                _warn(
+                    f"rank {self.home.global_rank} {doing}, and has waited {PASS_S:g} s for the other ranks of its group. Every rank "
+                    'has to do so; a pass of one rank alone is stage("val", local=True).'
+                )
+            return self.gather(read_out.totals())
         except RuntimeError as error:
             self.sever(f"a collective failed ({error})")
             return tally.local_totals()
-        except UnlikeLayouts:
+        except UnlikeRanks:
             self.sever()
             raise
 
     def gather(self, totals: Totals) -> Totals:
         """Return totals with the worst rows of all ranks; this rank's own once the link is severed."""
+        self._look_at_group()
         if self.severed:
             return totals
         try:
@@ -116,29 +169,64 @@ class Link:
 
     def arrives(self, seconds: float) -> bool:
         """Wait at most so long for the read-out under way, without a collective."""
-        until = time.monotonic() + seconds
-        while self.pending is not None and not self.pending.read_out.arrived():
-            if time.monotonic() > until:
-                return False
-            time.sleep(POLL_S)
-        return True
+        return self.pending is None or _arrives(self.pending.read_out, seconds)
 
     def sever(self, why: str | None = None) -> None:
-        """Send nothing any more. What was under way and did not arrive is kept as this rank's own."""
-        self.severed = True
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            self.unmerged = self.unmerged + pending.read_out.local()
+        """Send nothing any more: from here on the tally is this rank's own."""
+        if self.severed:
+            return
+        self._home, self._used, self.severed = self.home, True, True
+        for tally in (self.pattern, self.tally):
+            tally.leave_group(self.home.global_rank)
         if why is not None:
-            warnings.warn(
-                f"pplmon: {why}. Training goes on; from here on this rank counts for itself, and what it counts is "
-                "written to its own journal when the monitor is closed.",
-                RuntimeWarning,
-                stacklevel=2,
+            _warn(
+                f"{why}. Training goes on; from here on rank {self.home.global_rank} counts and judges for itself. Its windows are "
+                f"marked with ranks_missing={self.missing} and written to its own journal."
             )
 
+    def stop(self) -> None:
+        """Send nothing any more, and read nothing out."""
+        self.sever()
+        self._stopped = True
+
     def own(self) -> Totals:
-        """Give up what this rank could not merge: what was lost under way, and what its tally holds."""
-        own, self.unmerged = self.unmerged + self.tally.local_totals(), Totals()
+        """Give up what this rank could not merge: what was under way, and what its tally holds."""
+        pending, self.pending = self.pending, None
+        under_way = Totals() if pending is None else pending.read_out.local()
+        own = self._own(under_way + self.tally.local_totals())
         self.tally.reset()
         return own
+
+    def _own(self, totals: Totals) -> Totals:
+        unmerged, self.unmerged = self.unmerged, Totals()
+        return unmerged + totals
+
+    def _look_at_group(self) -> None:
+        """See whether the group ended, or appeared only after something was counted without it."""
+        if not self._used:
+            self._home, self._used = self.pattern.group.home, True
+        elif self.severed:
+            return
+        elif self._home.world is None:
+            found = self.pattern.group.home
+            if found.world is not None:
+                self._home = found
+                self.sever(
+                    "torch.distributed was initialised after this monitor had begun to count, so it does not join the group: "
+                    "make the monitor after init_process_group"
+                )
+        elif self._home.ended:
+            self.sever("the process group was ended before monitor.close()")
+
+
+def _arrives(read_out: ReadOut, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while not read_out.arrived():
+        if time.monotonic() > until:
+            return False
+        time.sleep(POLL_S / 10 if until - time.monotonic() > seconds - POLL_S else POLL_S)
+    return True
+
+
+def _warn(text: str) -> None:
+    warnings.warn(f"pplmon: {text}", RuntimeWarning, stacklevel=3)

@@ -80,6 +80,7 @@ class Report(BuiltInNumbers):
         worst: the tokens with the largest losses over all ranks, the worst first.
         worst_sequences: the sequences with the largest mean losses, likewise.
         saturated: a sum reached its ceiling of 2^62 − 1, so the numbers are no longer right.
+        ranks_missing: how many ranks of the group are not in the numbers, because they were lost.
     """
 
     step: int
@@ -88,6 +89,7 @@ class Report(BuiltInNumbers):
     worst: tuple[WorstToken, ...] = ()
     worst_sequences: tuple[WorstSequence, ...] = ()
     saturated: bool = False
+    ranks_missing: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "numbers", Numbers(self.numbers))

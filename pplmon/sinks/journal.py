@@ -58,7 +58,10 @@ class Journal(Sink):
     def judged(self, report: Report) -> None:
         """Write the series that rules watch. It is not flushed: that comes with the next report or alert."""
         numbers = {name: report.numbers[name] for name in self._series if name in report.numbers}
-        self._write({"kind": "judged", "step": report.step, "stage": report.stage, "numbers": _known(numbers)})
+        lacking = {"ranks_missing": report.ranks_missing} if report.ranks_missing else {}
+        self._write(
+            {"kind": "judged", "step": report.step, "stage": report.stage, **lacking, "numbers": _known(numbers)}
+        )
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Write every number and the evidence, whatever is logged elsewhere."""
@@ -77,13 +80,24 @@ class Journal(Sink):
         """Write the run's worst, as kind ``worst``."""
         self._write({"kind": "worst"} | _report_fields(report)).flush()
 
-    def local(self, report: Report, rank: int) -> None:
-        """Write what one rank counted and could not merge, to ``pplmon.rank{r}.jsonl`` beside the journal."""
-        own = _open_to_append(self._path.with_name(f"pplmon.rank{rank}.jsonl"))
+    def local(self, report: Report, rank: int, kind: str = "local") -> None:
+        """Write what one rank counted and could not merge, to ``pplmon.rank{r}.jsonl`` beside the journal.
+
+        Of kind ``merged`` is a window of all ranks, which the writing rank may have been lost with.
+        """
+        own = _open_to_append(self._own_path(rank))
         with own:
-            own.write(_line({"kind": "local", "rank": rank} | _report_fields(report)))
+            own.write(_line({"kind": kind, "rank": rank} | _report_fields(report)))
             own.flush()
             os.fsync(own.fileno())
+
+    def move_to_own(self, rank: int) -> None:
+        """Write everything to ``pplmon.rank{r}.jsonl`` from here on: another rank's is the journal."""
+        self.close()
+        self._path = self._own_path(rank)
+
+    def _own_path(self, rank: int) -> Path:
+        return self._path.with_name(f"pplmon.rank{rank}.jsonl")
 
     def close(self) -> None:
         """Close the file. A later write opens it again."""
@@ -143,6 +157,7 @@ def _report_fields(report: Report) -> dict[str, Any]:
         "worst": [_known(asdict(token)) for token in report.worst],
         "worst_sequences": [_known(asdict(sequence)) for sequence in report.worst_sequences],
         **({"saturated": True} if report.saturated else {}),
+        **({"ranks_missing": report.ranks_missing} if report.ranks_missing else {}),
     }
 
 

@@ -19,27 +19,38 @@ from pplmon.report import layout
 from pplmon.report.histogram import Histogram
 from pplmon.report.report import Derives, Totals
 from pplmon.report.worst import Row
+from pplmon.tally.doing import LEAVES, Doing, differ
 from pplmon.tally.merge import merge_rows
 from pplmon.tally.ranks import Group
 from pplmon.tally.records import State
-from pplmon.tally.same_layout import Layout, check
+from pplmon.tally.same_layout import Layout
 
-# The order in a read-out: what is summed, then the maxima and the layout's mark, then rows, so that each reduction is over
-# one piece.
+# The order in a read-out: what is summed, then the maxima, the layout's mark and what the rank does, then rows, so that each
+# reduction is over one piece.
 _SUMMED = ("sums", "extra_sums", "histogram")
 _FLAT = (*_SUMMED, "maxima", "extra_maxima")
 
 
 class ReadOut:
-    """One read-out under way: started at a step, taken in later."""
+    """One read-out under way: started at a step, taken in later.
 
-    def __init__(self, state: State, group: Group, extras: tuple[Derives, ...], own_layout: Layout) -> None:
+    Attributes:
+        doing: what this rank does; once it has arrived what all do, at the largest of their steps.
+        first_step: the smallest of the ranks' steps, once it has arrived.
+    """
+
+    def __init__(
+        self, state: State, group: Group, extras: tuple[Derives, ...], own_layout: Layout, doing: Doing
+    ) -> None:
         """Copy the state, and start its reduction (every rank of the group does) and the way to the host; wait for none."""
         # A copy in the order of the step: what is counted from here on changes the states in place.
-        mark = own_layout.mark(state.sums.device)
+        self.doing, self.first_step = doing, doing.step
+        self._group, self._layout, self._says = group, own_layout, doing
+        mark, word = own_layout.mark(state.sums.device), doing.word
+        says = (mark.new_full((1,), word), mark.new_full((1,), -word if word != LEAVES else word))
         rows = state.token_rows.flatten(), state.sequence_rows.flatten()
-        self._own = torch.cat([*(getattr(state, name) for name in _FLAT), mark, *rows])
-        self._mark = len(mark)
+        self._own = torch.cat([*(getattr(state, name) for name in _FLAT), mark, *says, *rows])
+        self._mark = len(mark) + len(says)
         self._shapes = {name: part.shape for name, part in state._asdict().items()}
         self._extras = extras
         self._work: list[Any] = []
@@ -55,9 +66,9 @@ class ReadOut:
         """Wait, and return the group's numbers with this rank's own rows."""
         if self._copied is not None and self._host is not None:
             self._copied.synchronize()
-            return self._read(self._host)
+            return self._merged(self._host)
         self._wait()
-        return self._read(self._all)
+        return self._merged(self._all)
 
     def arrived(self) -> bool:
         """True when ``totals`` would not wait. Asks no other rank."""
@@ -67,16 +78,27 @@ class ReadOut:
 
     def local(self) -> Totals:
         """Return this rank's own totals, whatever became of the others. No collective."""
-        return self._read(self._own)
+        return self._read(self._own)[0]
 
-    def _read(self, packed: Tensor) -> Totals:
+    def _merged(self, packed: Tensor) -> Totals:
+        totals, (highest, lowest, word, least) = self._read(packed)
+        doing = self.doing if word == LEAVES else Doing.of(word)
+        one_leaves_a_pass = totals["leaving"] > 0 and doing.what not in ("step", "flush", "tally")
+        unlike = word != LEAVES and differ(word, -least)
+        if highest != -lowest or unlike or one_leaves_a_pass:
+            raise self._layout.unlike(self._group, self._own.device, self._says)
+        self.doing = doing
+        self.first_step = doing.step if word == LEAVES else Doing.of(-least).step
+        return totals
+
+    def _read(self, packed: Tensor) -> tuple[Totals, tuple[int, ...]]:
         on_host, shapes = packed.cpu().numpy(), self._shapes
         before = shapes["sums"].numel() + shapes["extra_sums"].numel()
         after = before + shapes["histogram"].numel()
         summed, take = on_host[:before].tolist(), _Taker(on_host[after:].tolist())
         maxima, extra_maxima = (take(shapes[name].numel()) for name in ("maxima", "extra_maxima"))
-        check(take(self._mark))
-        return Totals(
+        said = take(self._mark)
+        totals = Totals(
             sums=tuple(summed[: shapes["sums"].numel()]),
             extra_sums=tuple(summed[shapes["sums"].numel() :]),
             histogram=_trimmed(on_host[before:after]),
@@ -88,6 +110,7 @@ class ReadOut:
             extras=self._extras,
             saturated=self._check(max(summed)),  # no bucket holds more than all tokens
         )
+        return totals, said
 
     def _check(self, largest: int) -> bool:
         """Say so when a sum may have reached the ceiling on some rank."""
@@ -132,17 +155,6 @@ class ReadOut:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(stream)
         self._own.record_stream(stream)  # its memory must not be reused before this stream has read it
-
-
-class _Alone(Group):
-    """This rank by itself."""
-
-    @property
-    def size(self) -> int:
-        return 1
-
-
-ALONE = _Alone()
 
 
 @lru_cache
