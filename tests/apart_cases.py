@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from datetime import timedelta
 from typing import Any
@@ -327,3 +328,64 @@ def made_before(at: At, steps: int) -> Any:
     at.init()
     windows = train(at, monitor, 6)
     return [windows, close(at, monitor), monitor.rank, monitor.writes]
+
+
+# 9. Threads, forks, and a rank that leaves and lives on.
+
+
+def one_abandons(at: At) -> Any:
+    """Rank 1 leaves the run by ``abandon``, and its process lives on."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 5)
+    monitor.collect()
+    if at.rank == 1:
+        with at.timed():
+            monitor.abandon()
+        time.sleep(4)
+        return None
+    time.sleep(0.5)
+    train(at, monitor, 7)
+    return close(at, monitor)
+
+
+def forked(at: At) -> Any:
+    """A forked child trains on and closes the monitor that it inherited, as the parent does."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 6)
+    child = os.fork()
+    if child == 0:
+        monitor.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    train(at, monitor, 4)
+    return close(at, monitor)
+
+
+def saved_and_killed(at: At) -> Any:
+    """A state is saved, and the process killed after it."""
+    monitor = monitor_of(at, every_n_steps=50)
+    train(at, monitor, 10)
+    monitor.state_dict()
+    die()
+
+
+def two_threads(at: At) -> Any:
+    """One thread observes while another one closes steps."""
+    monitor = monitor_of(at, every_n_steps=50)
+    errors: list[str] = []
+    until = time.monotonic() + 5
+
+    def repeat(call: Any, *args: Any) -> None:
+        try:
+            while not errors and time.monotonic() < until:
+                call(*args)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=repeat, args=(monitor.observe, stats(10, 3.0)))
+    thread.start()
+    repeat(monitor.step)
+    thread.join()
+    return errors

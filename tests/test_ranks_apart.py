@@ -246,3 +246,33 @@ def test_a_monitor_used_before_the_group_says_that_it_does_not_join(forks: Forks
         assert "so it does not join the group: make the monitor after init_process_group" in text
         assert outcome.answer[2:] == [rank, rank == 0] and outcome.answer[1] == [7, 4 * TOKENS[rank], 1]
         assert on_disk(tmp_path / f"own{rank}") == 8 * TOKENS[rank]
+
+
+# 9.
+
+
+def test_a_rank_that_abandons_and_lives_on_leaves_nobody_waiting(forks: Forks, tmp_path: Path) -> None:
+    """The others see their next collective fail, long before the user's timeout."""
+    first, second = forks.run("one_abandons", tmp_path, timeout=60)
+    assert first.error == second.error == "" and first.seconds < 3 and second.seconds < 3
+    assert "a collective failed" in first.warnings[0]
+    assert on_disk(tmp_path) == 5 * BOTH + 7 * ONE
+
+
+def test_a_forked_child_writes_nothing_that_it_inherited(forks: Forks, tmp_path: Path) -> None:
+    """Neither the parent's buffered rows nor a window of its own."""
+    (outcome,) = forks.run("forked", tmp_path, size=1)
+    lines = (tmp_path / "pplmon.jsonl").read_text().splitlines()
+    assert outcome.answer == [9, 2 * ONE, 0] and len(lines) == len(set(lines)) and on_disk(tmp_path) == 10 * ONE
+
+
+def test_a_saved_state_is_never_ahead_of_the_journal(forks: Forks, tmp_path: Path) -> None:
+    """What the rules saw before it is on the disk."""
+    forks.run("saved_and_killed", tmp_path, size=1)
+    assert [row["step"] for row in read_journal(tmp_path) if row["kind"] == "judged"] == list(range(10))
+
+
+def test_two_threads_at_once_are_an_error(forks: Forks, tmp_path: Path) -> None:
+    """In place of tokens that are lost in silence."""
+    (outcome,) = forks.run("two_threads", tmp_path, size=1)
+    assert outcome.answer and "one thread" in outcome.answer[0]

@@ -112,6 +112,12 @@ class Delivery:
         for sink in self._sinks:
             self.guard(sink, "move_to_own", sink.move_to_own, rank)  # type: ignore[attr-defined]
 
+    def flush(self) -> None:
+        """Let the journal reach the disk: what a checkpoint goes on from must not be lost by a kill after it."""
+        for sink in self._sinks:
+            if isinstance(sink, Journal):
+                self.guard(sink, "flush", sink.flush)
+
     def close(self) -> None:
         """Close every sink, those that were left out, too: they let go of what they hold. Then drain the handlers."""
         for sink in self._sinks:

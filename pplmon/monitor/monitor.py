@@ -49,9 +49,25 @@ class Monitor(Engine):
         vocab_shard: VocabShard | None = None,
         **batch_data: Tensor,
     ) -> None:
-        """Count one micro-batch (arguments as ``TokenTally.update``). Never waits for the device."""
+        """Count one micro-batch (arguments as ``TokenTally.update``). Never waits for the device.
+
+        One thread calls ``observe`` and ``step``: RuntimeError where another is inside.
+        """
         if not self._link.takes_part:
             return
+        with self._one_thread:
+            self._count(logits, targets, mask, document_ids, sample_ids, vocab_shard, batch_data)
+
+    def _count(
+        self,
+        logits: Tensor | TokenStats,
+        targets: Tensor | None,
+        mask: Tensor | None,
+        document_ids: Tensor | None,
+        sample_ids: Tensor | None,
+        vocab_shard: VocabShard | None,
+        batch_data: dict[str, Tensor],
+    ) -> None:
         training = self._pass is None
         if self._pass is None:
             tally, step, micro_batch = self._link.tally, self._step, self._micro_batch
@@ -83,14 +99,15 @@ class Monitor(Engine):
 
     def step_to(self, step: int) -> Report | None:
         """Close the optimizer step ``step`` (0-based), for a framework that counts by itself."""
-        try:
-            self.collect()
-        finally:  # what it may raise is about an earlier step; this one is counted all the same
-            self._close_step(step)
-        self._delivery.settle()
-        # A pass or a checkpoint in between may have taken the window in.
-        report, self._closed = self._closed, None
-        return report
+        with self._one_thread:
+            try:
+                self.collect()
+            finally:  # what it may raise is about an earlier step; this one is counted all the same
+                self._close_step(step)
+            self._delivery.settle()
+            # A pass or a checkpoint in between may have taken the window in.
+            report, self._closed = self._closed, None
+            return report
 
     def _close_step(self, step: int) -> None:
         try:

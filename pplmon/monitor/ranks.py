@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from pplmon.report.report import Totals
 from pplmon.tally import Doing, ReadOut, TokenTally, UnlikeRanks
-from pplmon.tally.ranks import Home
+from pplmon.tally.ranks import Group, Home
 
-POLL_S = 0.01
 PASS_S = 10.0  # a pass that waits longer for the other ranks says so
 GRACE_S = 10.0  # for a read-out under way when its group was ended
 
@@ -43,6 +41,9 @@ class Link:
         self._home = Home()
         self._used = False  # something was read out
         self._stopped = False
+        self.patience: float | None = (
+            None  # seconds to wait for other ranks that may never come; None: as the group does
+        )
 
     def agree_on(self, terms: Mapping[str, object]) -> None:
         """Compare these settings of the monitor, too, before anything is merged."""
@@ -111,6 +112,12 @@ class Link:
         pending = self.pending
         if pending is None:
             return None
+        if self.patience is not None and not self.severed and not self.arrives(self.patience):
+            self.hang_up(
+                f"rank {self.home.global_rank} waited {self.patience:g} s at the end of an epoch for the other ranks of its group: "
+                "are their loaders of unlike lengths?"
+            )
+            return None
         if self._home.ended and not self.severed and not self.arrives(GRACE_S):
             self._look_at_group()
         self.pending = None
@@ -143,7 +150,7 @@ class Link:
         try:
             tally.process_group = self.pattern.process_group
             read_out = tally.read_out(doing)
-            if not _arrives(read_out, PASS_S):
+            if not read_out.arrives(PASS_S):
                 _warn(
                     f"rank {self.home.global_rank} {doing}, and has waited {PASS_S:g} s for the other ranks of its group. Every rank "
                     'has to do so; a pass of one rank alone is stage("val", local=True).'
@@ -162,14 +169,14 @@ class Link:
         if self.severed:
             return totals
         try:
-            return self.pattern.gather(totals)
+            return self.pattern.gather(totals, self.patience)
         except RuntimeError as error:
-            self.sever(f"a collective failed ({error})")
+            self.hang_up(f"a collective failed ({error})")
             return totals
 
     def arrives(self, seconds: float) -> bool:
         """Wait at most so long for the read-out under way, without a collective."""
-        return self.pending is None or _arrives(self.pending.read_out, seconds)
+        return self.pending is None or self.pending.read_out.arrives(seconds)
 
     def sever(self, why: str | None = None) -> None:
         """Send nothing any more: from here on the tally is this rank's own."""
@@ -186,14 +193,25 @@ class Link:
 
     def stop(self) -> None:
         """Send nothing any more, and read nothing out."""
-        self.sever()
+        self.hang_up()
         self._stopped = True
+
+    def hang_up(self, why: str | None = None) -> None:
+        """Sever the link so that the other ranks notice, in place of waiting for this one."""
+        ours = (
+            Group(self.pattern.process_group) if self._connected and not self.severed and not self._home.ended else None
+        )
+        self.sever(why)
+        if ours is not None:
+            self.unmerged = self.own()  # a read-out under way would keep the communicator open
+            self.pattern.process_group = self.tally.process_group = None
+            ours.hang_up()
 
     def own(self) -> Totals:
         """Give up what this rank could not merge: what was under way, and what its tally holds."""
         pending, self.pending = self.pending, None
         under_way = Totals() if pending is None else pending.read_out.local()
-        own = self._own(under_way + self.tally.local_totals())
+        own = self._own(under_way + self.tally.local_totals().silent())
         self.tally.reset()
         return own
 
@@ -217,15 +235,6 @@ class Link:
                 )
         elif self._home.ended:
             self.sever("the process group was ended before monitor.close()")
-
-
-def _arrives(read_out: ReadOut, seconds: float) -> bool:
-    until = time.monotonic() + seconds
-    while not read_out.arrived():
-        if time.monotonic() > until:
-            return False
-        time.sleep(POLL_S / 10 if until - time.monotonic() > seconds - POLL_S else POLL_S)
-    return True
 
 
 def _warn(text: str) -> None:

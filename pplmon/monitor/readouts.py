@@ -16,6 +16,7 @@ from pplmon.extras import declare_all
 from pplmon.monitor.delivery import Delivery, Handler
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.judge import Judge
+from pplmon.monitor.one_thread import OneThread
 from pplmon.monitor.publish import Places, Publisher, wanted
 from pplmon.monitor.ranks import Link
 from pplmon.monitor.running_totals import Windows
@@ -26,6 +27,8 @@ from pplmon.report.report import Report, Totals
 from pplmon.report.worst import Decode
 from pplmon.sinks.base import Sink
 from pplmon.tally import Doing, TokenTally, UnlikeRanks
+
+EPOCH_S = 30.0  # at the end of an epoch, for ranks that may never come to it
 
 
 class Engine:
@@ -64,6 +67,7 @@ class Engine:
         self._link.agree_on({**asdict(self.cadence), **same})
         self._windows = Windows()
         self._overwritten = Overwritten()
+        self._one_thread = OneThread()
         self._pass: Pass | None = None
         self._passes = 0  # of all ranks, begun
         self._merged_to = 0  # the step of the last read-out that was taken in
@@ -140,8 +144,15 @@ class Engine:
         self.collect()
 
     def end_epoch(self) -> Totals:
-        """Flush, and return the totals since the last call. Every rank calls it."""
-        self.flush()
+        """Flush, and return the totals since the last call. Every rank calls it.
+
+        Where loaders are of unlike lengths the others are in a step that waits for this rank: so they are waited for a while.
+        """
+        self._link.patience = EPOCH_S
+        try:
+            self.flush()
+        finally:
+            self._link.patience = None
         return self._windows.end_epoch()
 
     def finish(self, opened: Pass, step: int) -> Report:
@@ -198,6 +209,11 @@ class Engine:
             self._delivery.keep_own_journal_only(self.rank)
 
     @property
+    def ranks_missing(self) -> int:
+        """Return how many ranks this one lost; 0 while all of them are there."""
+        return self._link.missing
+
+    @property
     def ended(self) -> bool:
         """True once the link to the other ranks is severed."""
         return self._link.severed
@@ -210,6 +226,7 @@ class Engine:
         self.collect()
         unread = self._link.whole(self._link.tally, Doing("checkpoint", step=self.last_step))
         self._see_loss()
+        self._delivery.flush()
         return {
             "version": saved.VERSION,
             "step": self._step,

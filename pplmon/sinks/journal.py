@@ -7,12 +7,14 @@ JSON, so NaN and ±inf stand there as the strings "NaN", "Infinity" and "-Infini
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import WeakSet
 
 from pplmon.alerts import Alert
 from pplmon.report.declared import learn
@@ -43,6 +45,7 @@ class Journal(Sink):
         self._prefix = prefix
         self._adds_watched = series is None
         self._file: BinaryIO | None = None
+        self._inherited = False  # by a fork of the process that writes
 
     @property
     def path(self) -> Path:
@@ -72,9 +75,8 @@ class Journal(Sink):
         fields = _known(asdict(alert))
         for name in ("worst", "worst_sequences"):
             fields[name] = [_known(row) for row in fields[name]]
-        file = self._write({"kind": "alert"} | fields)
-        file.flush()
-        os.fsync(file.fileno())
+        self._write({"kind": "alert"} | fields)
+        self.flush()
 
     def finished(self, report: Report) -> None:
         """Write the run's worst, as kind ``worst``."""
@@ -85,11 +87,29 @@ class Journal(Sink):
 
         Of kind ``merged`` is a window of all ranks, which the writing rank may have been lost with.
         """
+        if self._inherited:
+            return
         own = _open_to_append(self._own_path(rank))
         with own:
             own.write(_line({"kind": kind, "rank": rank} | _report_fields(report)))
             own.flush()
             os.fsync(own.fileno())
+
+    def flush_buffer(self) -> None:
+        """Hand what is buffered to the system, so that a forked child inherits none of it."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.flush()
+
+    def let_go(self) -> None:
+        """Write nothing any more that this process inherited from the one that forked it."""
+        self._inherited, self._file = True, None
+
+    def flush(self) -> None:
+        """Write what is buffered through to the disk."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def move_to_own(self, rank: int) -> None:
         """Write everything to ``pplmon.rank{r}.jsonl`` from here on: another rank's is the journal."""
@@ -106,10 +126,13 @@ class Journal(Sink):
             file.close()
 
     def _write(self, row: Mapping[str, Any]) -> BinaryIO:
+        if self._inherited:
+            return io.BytesIO()
         line = _line({**row, "prefix": self._prefix} if self._prefix else row)
         try:
             if self._file is None:
                 self._file = _open_to_append(self._path)
+                _open.add(self)
             self._file.write(line)
         except OSError:  # a full disk may have torn the line: the next write opens the file anew, and ends it
             with contextlib.suppress(OSError):
@@ -136,6 +159,19 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
                 kept.pop(key, None)  # so that the new one comes at its own place
                 kept[key] = row
     return [_revived(row) for row in kept.values()]
+
+
+def _forget_in_child() -> None:
+    """Leave to the parent what it had buffered: a forked child would write it a second time."""
+    for journal in list(_open):
+        journal.let_go()
+
+
+_open: WeakSet[Journal] = WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=lambda: [journal.flush_buffer() for journal in list(_open)], after_in_child=_forget_in_child
+    )
 
 
 _STRICT = json.JSONEncoder(allow_nan=False)

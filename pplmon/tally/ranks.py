@@ -70,6 +70,12 @@ class Group(NamedTuple):
             own[ranks] = dist.new_group(list(ranks), timeout, backend, use_local_synchronization=True)
         return Group(own[ranks])
 
+    def hang_up(self) -> None:
+        """End a communicator of our own, without waiting: collectives of the other ranks then fail instead of waiting."""
+        for groups in _own.values():
+            for ranks in [ranks for ranks, handle in groups.items() if handle is self.handle]:
+                dist.destroy_process_group(groups.pop(ranks))
+
 
 class Alone(Group):
     """A rank by itself, which keeps the number that it had in the run."""

@@ -5,8 +5,9 @@ This file and its neighbours are the only users of torch.distributed (but for vo
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -28,6 +29,7 @@ from pplmon.tally.same_layout import Layout
 # The order in a read-out: what is summed, then the maxima, the layout's mark and what the rank does, then rows, so that each
 # reduction is over one piece.
 _SUMMED = ("sums", "extra_sums", "histogram")
+SHORTEST_NAP_S, LONGEST_NAP_S = 0.0001, 0.01
 _FLAT = (*_SUMMED, "maxima", "extra_maxima")
 
 
@@ -75,6 +77,10 @@ class ReadOut:
         if self._copied is not None:
             return bool(self._copied.query())  # type: ignore[no-untyped-call]
         return all(work.is_completed() for work in self._work)
+
+    def arrives(self, seconds: float) -> bool:
+        """Wait at most so long for it to arrive."""
+        return _within(seconds, self.arrived)
 
     def local(self) -> Totals:
         """Return this rank's own totals, whatever became of the others. No collective."""
@@ -183,8 +189,13 @@ def state_of(totals: Totals, like: State) -> State:
     )
 
 
-def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int) -> Totals:
-    """Return ``totals`` with the worst rows of all ranks. One collective; every rank of the group calls it."""
+def gather_rows(
+    totals: Totals, group: Group, device: torch.device, columns: int, seconds: float | None = None
+) -> Totals:
+    """Return ``totals`` with the worst rows of all ranks. One collective; every rank of the group calls it.
+
+    RuntimeError where it takes longer than ``seconds``; ``None`` waits as long as the group does.
+    """
     if group.size <= 1:
         return totals
     keep = totals.keep
@@ -193,13 +204,27 @@ def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int
     )
     own = own.to(device)
     parts = [torch.empty_like(own) for _ in range(group.size)]
-    dist.all_gather(parts, own, group=group.handle)
+    work = dist.all_gather(parts, own, group=group.handle, async_op=True)
+    if seconds is not None and not _within(seconds, work.is_completed):
+        raise RuntimeError(f"no answer within {seconds:g} s")
+    work.wait()
     # Merged on the device: as Python rows those of ten thousand ranks would hold a step up for seconds.
     stacked, of_tokens = torch.stack(parts), keep * columns
     tokens = merge_rows(stacked[:, :of_tokens].reshape(group.size, keep, columns))
     sequences = merge_rows(stacked[:, of_tokens:].reshape(group.size, keep, layout.SEQUENCE_COLUMNS))
     take = _Taker(torch.cat([tokens.flatten(), sequences.flatten()]).tolist())
     return replace(totals, token_rows=take.rows(tokens.shape), sequence_rows=take.rows(sequences.shape))
+
+
+def _within(seconds: float, done: Callable[[], bool]) -> bool:
+    """Wait at most so long until something is done: in short naps at first, since most of it is done at once."""
+    begun, nap = time.monotonic(), SHORTEST_NAP_S
+    while not done():
+        if time.monotonic() - begun > seconds:
+            return False
+        time.sleep(nap)
+        nap = min(2 * nap, LONGEST_NAP_S)
+    return True
 
 
 class _Taker:

@@ -79,9 +79,9 @@ class States(Metric):
         """Count for this rank alone from here on; addresses go on to bear its number."""
         self._alone = Alone.on(global_rank)
 
-    def gather(self, totals: Totals) -> Totals:
-        """Return totals of a read-out with the worst rows of all ranks (every rank calls it)."""
-        return gather_rows(totals, self.group, self.sums.device, self._columns)
+    def gather(self, totals: Totals, seconds: float | None = None) -> Totals:
+        """Return totals of a read-out with the worst rows of all ranks (every rank calls it, within ``seconds`` of each other)."""
+        return gather_rows(totals, self.group, self.sums.device, self._columns, seconds)
 
     @property
     def synced(self) -> bool:

@@ -136,7 +136,8 @@ class Session:
     def end_epoch(self) -> None:
         """Publish the numbers of the epoch. Every rank calls it."""
         report = self.monitor.end_epoch().report(self.monitor.last_step, "train")
-        kept = Report(report.step, "train_epoch", {name: report.numbers[name] for name in EPOCH_NUMBERS})
+        numbers = {name: report.numbers[name] for name in EPOCH_NUMBERS}
+        kept = Report(report.step, "train_epoch", numbers, ranks_missing=self.monitor.ranks_missing)
         self.monitor.publisher.publish(kept, f"{self.monitor.prefix}train/", "_epoch")
 
     # A pass.
