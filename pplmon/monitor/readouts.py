@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -143,16 +144,22 @@ class Engine:
         self._link.launch(Doing("flush", step=self.last_step), closes_step=False)
         self.collect()
 
-    def end_epoch(self) -> Totals:
-        """Flush, and return the totals since the last call. Every rank calls it.
+    @contextmanager
+    def for_a_while(self) -> Iterator[None]:
+        """Wait for other ranks for ``EPOCH_S`` only, where an epoch ends.
 
-        Where loaders are of unlike lengths the others are in a step that waits for this rank: so they are waited for a while.
+        With loaders of unlike lengths the others may be in a step that waits for this rank, and never come.
         """
         self._link.patience = EPOCH_S
         try:
-            self.flush()
+            yield
         finally:
             self._link.patience = None
+
+    def end_epoch(self) -> Totals:
+        """Flush, and return the totals since the last call. Every rank calls it."""
+        with self.for_a_while():
+            self.flush()
         return self._windows.end_epoch()
 
     def finish(self, opened: Pass, step: int) -> Report:

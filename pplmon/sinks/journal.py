@@ -161,17 +161,21 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [_revived(row) for row in kept.values()]
 
 
+def _write_before_fork() -> None:
+    """Leave nothing buffered that a forked child would write a second time."""
+    for journal in list(_open):
+        journal.flush_buffer()
+
+
 def _forget_in_child() -> None:
-    """Leave to the parent what it had buffered: a forked child would write it a second time."""
+    """Leave the files to the process that opened them."""
     for journal in list(_open):
         journal.let_go()
 
 
 _open: WeakSet[Journal] = WeakSet()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=lambda: [journal.flush_buffer() for journal in list(_open)], after_in_child=_forget_in_child
-    )
+    os.register_at_fork(before=_write_before_fork, after_in_child=_forget_in_child)
 
 
 _STRICT = json.JSONEncoder(allow_nan=False)

@@ -152,7 +152,8 @@ class Session:
 
         A loader that is given may show which rows its sampler repeats; ``None`` stands for one that is not known.
         """
-        self.monitor.collect()  # an alert must not wait for the pass to end
+        with self.monitor.for_a_while():
+            self.monitor.collect()  # an alert must not wait for the pass to end
         self._pass = self.monitor.begin_pass(stage, len(loaders))
         self._repeated = RepeatedRows(loaders)
 
