@@ -1,4 +1,4 @@
-"""What a rank does when it reads a tally out, as one integer: ranks that do unlike things at one time are told so."""
+"""Say in one integer what a rank does when it reads a tally out, so that ranks that do unlike things at one time are told."""
 
 from __future__ import annotations
 
