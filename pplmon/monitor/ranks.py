@@ -6,6 +6,9 @@ import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
+
+from pplmon.report import layout
 from pplmon.report.totals import Totals
 from pplmon.tally import Doing, ReadOut, TokenTally, UnlikeRanks
 from pplmon.tally.ranks import Group, Home
@@ -142,6 +145,10 @@ class Link:
 
     def whole(self, tally: TokenTally, doing: Doing) -> Totals:
         """Return a tally's totals over all ranks, rows included, and wait for them."""
+        return self.gather(self.read(tally, doing))
+
+    def read(self, tally: TokenTally, doing: Doing) -> Totals:
+        """Return a tally's totals over all ranks, with this rank's own rows, and wait for them."""
         self.connect()
         if self.severed:
             return tally.local_totals()
@@ -153,7 +160,7 @@ class Link:
                     f"rank {self.home.global_rank} {doing}, and has waited {PASS_S:g} s for the other ranks of its group. Every rank "
                     'has to do so; a pass of one rank alone is stage("val", local=True).'
                 )
-            return self.gather(read_out.totals())
+            return read_out.totals()
         except RuntimeError as error:
             self.sever(f"a collective failed ({error})")
             return tally.local_totals()
@@ -172,16 +179,15 @@ class Link:
             self.hang_up(f"a collective failed ({error})")
             return totals
 
-    def sum(self, values: list[int]) -> list[int]:
+    def sum(self, values: list[int], step: int) -> list[int]:
         """Return the sums of a few integers over ranks, and wait for them; this rank's own once the link is severed."""
-        if self.severed or not self.takes_part:
+        if not self.takes_part:
             return values
-        try:
-            self.connect()
-            return self.pattern.group.sum(values, self.tally.sums.device)
-        except RuntimeError as error:
-            self.sever(f"a collective failed ({error})")
-            return values
+        # As a read-out: where another rank reads a tally out instead, both are told.
+        ballot, first = self.pattern.clone(), layout.place("tokens")
+        ballot.reset()
+        ballot.sums[first : first + len(values)] = torch.tensor(values, device=ballot.sums.device)
+        return list(self.read(ballot, Doing("choice", step=step)).sums[first : first + len(values)])
 
     def arrives(self, seconds: float) -> bool:
         """Return True if the pending read-out arrives within ``seconds``, without a collective."""

@@ -230,7 +230,7 @@ class Engine:
 
     def sum_over_ranks(self, values: list[int]) -> list[int]:
         """Return the sums of a few integers over ranks. Every rank calls it, and waits: for the first steps only."""
-        return self._link.sum(values)
+        return self._link.sum(values, self.last_step)
 
     @property
     def ended(self) -> bool:

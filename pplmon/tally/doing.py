@@ -10,6 +10,7 @@ _TEXTS = {
     "tally": "reads a tally out",
     "step": "closes optimizer step {step}",
     "flush": "reads out what it has at step {step}",
+    "choice": "chooses which logits to count, after step {step}",
     "checkpoint": "saves a state at step {step}",
     "val": "ends val pass {number}, at step {step}",
     "test": "ends test pass {number}, at step {step}",

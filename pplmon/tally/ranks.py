@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import torch
 import torch.distributed as dist
 
 from pplmon.measure.private_names import timeout_of
@@ -50,14 +49,6 @@ class Group(NamedTuple):
     def ranks(self) -> list[int]:
         """Return the global ranks of the group."""
         return dist.get_process_group_ranks(self.handle or dist.group.WORLD) if running() else [0]
-
-    def sum(self, values: list[int], device: torch.device) -> list[int]:
-        """Return the sums of a few integers over the ranks. Every rank of the group calls it, and waits."""
-        if self.size <= 1:
-            return values
-        summed = torch.tensor(values, dtype=torch.int64, device=device)
-        dist.all_reduce(summed, group=self.handle)
-        return [int(value) for value in summed.tolist()]
 
     @property
     def home(self) -> Home:
