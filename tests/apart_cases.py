@@ -205,6 +205,23 @@ def unlike_stages(at: At) -> Any:
     return [[caught(at, run)], None, close(at, monitor)]
 
 
+def one_chooses(at: At) -> Any:
+    """One rank adds integers up over ranks, as a session that chooses which logits to count; the other goes on training."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 2)
+    run = (lambda: monitor.sum_over_ranks([1, 2])) if at.rank == 0 else (lambda: train(at, monitor, 2))
+    return [[caught(at, run)], None, close(at, monitor)]
+
+
+def both_choose(at: At) -> Any:
+    """Both ranks add integers up; nothing of it is counted."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 2)
+    return [monitor.sum_over_ranks([at.rank + 1, 2**40]), close(at, monitor)]
+
+
 def one_fails_in_a_pass(at: At) -> Any:
     """A rank leaves its pass by an exception, which the loop catches."""
     at.init()

@@ -97,17 +97,23 @@ def test_a_pass_of_one_rank_sends_nothing(forks: Forks, tmp_path: Path, who: int
     assert rows(tmp_path, 1) == ([("local", 5, 1000 * TWO, 0)] if who == 1 else [])
 
 
-@pytest.mark.parametrize("case", ["unlike_stages", "one_fails_in_a_pass", "one_saves"])
+@pytest.mark.parametrize("case", ["unlike_stages", "one_chooses", "one_fails_in_a_pass", "one_saves"])
 def test_ranks_that_do_unlike_things_are_told(forks: Forks, tmp_path: Path, case: str) -> None:
-    """Another stage, a pass that one rank left, a state that one rank saved."""
+    """Another stage, a choice of logits by one rank, a pass that one rank left, a state that one rank saved."""
     outcomes = forks.run(case, tmp_path)
     ((first,), _, _), ((second,), _, _) = (outcome.answer for outcome in outcomes)
     assert first == second and "do unlike things at one time" in first
     assert all(outcome.seconds < 3 and outcome.error == "" for outcome in outcomes)
-    assert (
-        on_disk(tmp_path)
-        == {"unlike_stages": 2 * BOTH, "one_fails_in_a_pass": 2 * BOTH + 2 * TWO, "one_saves": 5 * BOTH}[case]
-    )
+    two = 2 * BOTH
+    counted = {"unlike_stages": two, "one_chooses": two + 2 * TWO, "one_fails_in_a_pass": two + 2 * TWO}
+    assert on_disk(tmp_path) == counted.get(case, 5 * BOTH)
+
+
+def test_integers_of_a_choice_add_up_and_are_not_counted(forks: Forks, tmp_path: Path) -> None:
+    """They travel in a read-out of their own."""
+    outcomes = forks.run("both_choose", tmp_path)
+    assert all(outcome.answer[0] == [3, 2**41] and outcome.warnings == [] for outcome in outcomes)
+    assert on_disk(tmp_path) == 2 * BOTH
 
 
 # 7.

@@ -230,6 +230,7 @@ class Engine:
 
     def sum_over_ranks(self, values: list[int]) -> list[int]:
         """Return the sums of a few integers over ranks. Every rank calls it, and waits: for the first steps only."""
+        self.collect()
         return self._link.sum(values, self.last_step)
 
     @property
