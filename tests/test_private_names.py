@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torchmetrics
 from torch import nn
 
@@ -46,6 +49,16 @@ def test_torch_keeps_the_module_inside_a_compiled_one() -> None:
     module = nn.Linear(2, 2)
     assert of_torch.compiled_module(torch.compile(module)) is module, f"{TORCH} OptimizedModule._orig_mod"
     assert of_torch.compiled_module(module) is module
+
+
+def test_torch_says_how_long_a_collective_may_take(tmp_path: Path) -> None:
+    """As the group was made."""
+    store = f"file://{tmp_path}/store"
+    dist.init_process_group("gloo", init_method=store, rank=0, world_size=1, timeout=timedelta(seconds=7))
+    try:
+        assert of_torch.timeout_of(dist.group.WORLD) == timedelta(seconds=7), f"{TORCH} options._timeout"
+    finally:
+        dist.destroy_process_group()
 
 
 def test_torch_counts_how_often_a_tensor_was_written_to() -> None:

@@ -16,7 +16,7 @@ import pplmon
 from pplmon import TokenTally
 from pplmon.report import layout
 from pplmon.sinks import Journal, read_journal
-from pplmon.tally import UnlikeLayouts, same_layout
+from pplmon.tally import UnlikeRanks, same_layout
 from tests.rank_tasks import random_stats
 from tests.ranks import Ranks
 from tests.test_ranks import counted
@@ -53,11 +53,19 @@ def one_more(rank: int) -> Any:
 
 
 UNLIKE: dict[str, tuple[Any, list[dict[str, Any]], str]] = {
-    "order": (swapped, [{}, {}], "unlike names, or another order of them"),
-    "maxima": (one_more, [{}, {}], "10 to 11 maxima"),
-    "an extra": (None, [{"extras": [pplmon.Entropy()]}, {}], "0 to 4 integers of extras"),
-    "another extra": (None, [{"extras": [Digits()]}, {"extras": [Letters()]}], "unlike names"),
-    "rows": (None, [{"top_k": 3}, {"context": 1}], "3 to 8 worst rows, 10 to 24 columns of a row"),
+    "order": (swapped, [{}, {}], "names or their order (22 sums and 10 maxima, hash "),
+    "maxima": (one_more, [{}, {}], "22 sums and 11 maxima"),
+    "an extra": (
+        None,
+        [{"extras": [pplmon.Entropy()]}, {}],
+        "extras ({'Entropy()': Size(sums=4, maxima=0)} on rank 0; none on rank 1)",
+    ),
+    "another extra": (None, [{"extras": [Digits()]}, {"extras": [Letters()]}], "extras ({'Digits()'"),
+    "rows": (
+        None,
+        [{"top_k": 3}, {"context": 1}],
+        "top_k (3 on rank 0; 8 on rank 1), in columns of a row (24 on rank 0; 10 on rank 1)",
+    ),
 }
 
 
@@ -69,7 +77,7 @@ def told(rank: int, name: str, how: str) -> list[str]:
         tally = TokenTally(**settings[rank])
         tally.update(random_stats(rank))
         for _ in range(2):
-            with pytest.raises(UnlikeLayouts) as caught:
+            with pytest.raises(UnlikeRanks) as caught:
                 getattr(tally, how)()
             texts.append(str(caught.value))
     return texts
@@ -81,11 +89,8 @@ def test_unlike_layouts_raise_the_same_error_on_every_rank(ranks: Ranks, name: s
     """Another order, other names, other sizes: each time, and at once."""
     first, second = ranks.run(told, name, how)
     assert first == second and len(first) == 2
-    assert first[0].startswith("ranks of one group count into unlike layouts (") and UNLIKE[name][2] in first[0]
-    assert (
-        "Give every rank the same version of pplmon, and a TokenTally with the same top_k, context and extras"
-        in first[0]
-    )
+    assert first[0].startswith("ranks of one group differ in ") and UNLIKE[name][2] in first[0]
+    assert first[0].endswith("Give every rank the same settings and the same version of pplmon.")
 
 
 def mixed_up(rank: int) -> list[str]:
@@ -93,7 +98,7 @@ def mixed_up(rank: int) -> list[str]:
     tallies = [TokenTally(extras=[Digits()]), TokenTally(extras=[Letters()])]
     for tally in tallies:
         tally.report()
-    with pytest.raises(UnlikeLayouts) as caught:
+    with pytest.raises(UnlikeRanks) as caught:
         tallies[rank].compute()
     return [str(caught.value), str(tallies[0].report().tokens)]
 
@@ -101,7 +106,7 @@ def mixed_up(rank: int) -> list[str]:
 def test_every_read_out_carries_the_hash(ranks: Ranks) -> None:
     """What was alike at first is compared again with the maxima; then the ranks go on."""
     first, second = ranks.run(mixed_up)
-    assert first == second and "unlike names" in first[0] and first[1] == "0"
+    assert first == second and "differ in extras" in first[0] and first[1] == "0"
 
 
 def handshakes(rank: int) -> tuple[list[int], list[int]]:
@@ -122,10 +127,10 @@ def handshakes(rank: int) -> tuple[list[int], list[int]]:
 
 
 def test_layouts_are_compared_once(ranks: Ranks) -> None:
-    """One collective of 112 bytes before a tally's first read-out; then two for each, also for its copies."""
+    """One collective of 16 bytes before a tally's first read-out; then two for each, also for its copies."""
     used, sizes = ranks.run(handshakes)[0]
     assert used == [3, 2, 2, 3]
-    assert sizes == [112, 15_552, 96]
+    assert sizes == [16, 15_552, 112]
 
 
 def monitored(rank: int, where: str) -> tuple[list[str], int]:
@@ -138,7 +143,7 @@ def monitored(rank: int, where: str) -> tuple[list[str], int]:
         monitor.observe(random_stats(step))
         try:
             monitor.step()
-        except UnlikeLayouts as error:
+        except UnlikeRanks as error:
             texts.append(f"step {step}: {error}")
     monitor.close()
     return texts, monitor.rank
@@ -147,18 +152,31 @@ def monitored(rank: int, where: str) -> tuple[list[str], int]:
 def test_a_monitor_raises_at_the_first_read_out_and_keeps_what_it_counted(ranks: Ranks, tmp_path: Path) -> None:
     """On every rank at the same step, once; what each rank counts on is in its own journal."""
     (first, _), (second, _) = ranks.run(monitored, str(tmp_path))
-    assert first == second and len(first) == 1 and first[0].startswith("step 0: ranks of one group count into unlike")
+    assert first == second and len(first) == 1 and first[0].startswith("step 0: ranks of one group differ in extras")
     alone = TokenTally()
     for step in range(3):
         alone.update(random_stats(step))
     for rank in range(2):
         (own,) = read_journal(tmp_path / str(rank) / f"pplmon.rank{rank}.jsonl")
-        assert own["numbers"]["tokens"] == alone.report().tokens
+        assert own["numbers"]["tokens"] == alone.report().tokens and own["ranks_missing"] == 1
 
 
-def test_a_mark_that_differs_is_seen() -> None:
-    """Of two hashes the maximum of one is not that of the other."""
-    one, two = (TokenTally(top_k=k)._layout.mark(torch.device("cpu")) for k in (1, 2))
-    same_layout.check(torch.maximum(one, one).tolist())
-    with pytest.raises(UnlikeLayouts):
-        same_layout.check(torch.maximum(one, two).tolist())
+def told_of_long_settings(rank: int) -> dict[int, dict[str, str]]:
+    """What two ranks tell each other of a setting, and of one that is cut."""
+    from pplmon.tally.ranks import Group
+
+    text = same_layout._shown("x" * 200 + str(rank))
+    return same_layout.tell(Group(), torch.device("cpu"), {"does": str(rank), "long": text})
+
+
+def test_a_long_setting_is_cut_and_still_differs(ranks: Ranks) -> None:
+    """It ends in a digest."""
+    first, second = ranks.run(told_of_long_settings)
+    assert first == second and [first[rank]["does"] for rank in (0, 1)] == ["0", "1"]
+    assert first[0]["long"][:100] == first[1]["long"][:100] and first[0]["long"] != first[1]["long"]
+
+
+def test_many_ranks_are_listed_in_part() -> None:
+    """An error of thousands of ranks can be read."""
+    said = same_layout.by_value({rank: str(rank == 3) for rank in range(20)})
+    assert said == "False on ranks 0, 1, 2, 4, 5, 6, 7, 8 and 11 more; True on rank 3"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["compiled_module", "copy_each", "graph_task"]
+__all__ = ["compiled_module", "copy_each", "graph_task", "timeout_of"]
 
 copy_each = torch._foreach_copy_  # (targets, sources): copy a list of tensors, in one launch on a GPU
 graph_task = torch._C._current_graph_task_id  # (): the backward pass that this thread is in, −1 outside one
@@ -16,3 +17,9 @@ graph_task = torch._C._current_graph_task_id  # (): the backward pass that this 
 def compiled_module(module: nn.Module) -> Any:
     """Return what a torch.compile wrapper wraps, else the module itself."""
     return getattr(module, "_orig_mod", module)
+
+
+def timeout_of(group: Any) -> timedelta | None:
+    """Return how long a collective of a process group may take; ``None`` where its backends do not say."""
+    options = [getattr(group._get_backend(device), "options", None) for device in group._device_types]
+    return max((each._timeout for each in options if each is not None), default=None)

@@ -108,11 +108,30 @@ class Delivery:
             if settle is not None:
                 self._contained(handler, "settle", settle)
 
-    def local(self, report: Report, rank: int) -> None:
-        """Write the totals that one rank could not merge to its own journal."""
+    def local(self, report: Report, rank: int, kind: str = "local") -> None:
+        """Write the totals that one rank could not merge, or has alone, to its own journal."""
         for sink in self._sinks:
             if isinstance(sink, Journal):
-                self.guard(sink, "local", sink.local, report, rank)
+                self.guard(sink, "local", sink.local, report, rank, kind)
+
+    def marked(self, report: Report, scalars: Mapping[str, float], rank: int) -> None:
+        """Pass on a window or pass that lacks ranks: to the rank's own journal, and to all else as a report."""
+        self.local(report, rank)
+        for sink in self._sinks:
+            if not isinstance(sink, Journal):
+                self.guard(sink, "report", sink.report, report, scalars)
+
+    def keep_own_journal_only(self, rank: int) -> None:
+        """Leave all sinks alone that another rank writes, but for a journal, which goes on in the rank's own file."""
+        self._sinks = [sink for sink in self._sinks if isinstance(sink, Journal)]
+        for sink in self._sinks:
+            self.guard(sink, "move_to_own", sink.move_to_own, rank)  # type: ignore[attr-defined]
+
+    def flush(self) -> None:
+        """Let the journal reach the disk: what a checkpoint goes on from must not be lost by a kill after it."""
+        for sink in self._sinks:
+            if isinstance(sink, Journal):
+                self.guard(sink, "flush", sink.flush)
 
     def close(self) -> None:
         """Close every sink, including those that had failed too often, then drain the handlers."""

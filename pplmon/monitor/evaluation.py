@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from pplmon.report.report import Report
+from pplmon.report.totals import Totals
 from pplmon.tally import TokenTally
 
 
 class Pass:
-    """A tally for each loader of a pass, and its reports once the pass is over."""
+    """A tally for each loader of a pass, and its reports once the pass is over.
 
-    def __init__(self, stage: str, pattern: TokenTally, loaders: int = 1) -> None:
-        self.stage = stage
+    ``number`` tells a pass over all ranks from the others of its run; a ``local`` one is of this rank alone.
+    """
+
+    def __init__(self, stage: str, pattern: TokenTally, loaders: int = 1, number: int = 0, local: bool = False) -> None:
+        self.stage, self.number, self.local = stage, number, local
         self.tallies = [pattern.clone() for _ in range(loaders)]
         for tally in self.tallies:
             tally.reset()
         self.batches = [0] * loaders  # begun, of each loader
         self.report: Report | None = None  # over all loaders
         self.loader_reports: tuple[Report, ...] = ()  # one for each of several
+
+    def local_totals(self) -> Totals:
+        """Return this rank's own, over all loaders."""
+        return sum((tally.local_totals() for tally in self.tallies), Totals())
 
     def begin_batch(self, loader: int = 0) -> int:
         """Return the number of the loader's next batch, 0-based."""

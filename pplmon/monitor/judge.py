@@ -93,7 +93,7 @@ class Judge:
             worst=alert.worst or evidence.worst,
             worst_sequences=alert.worst_sequences or evidence.worst_sequences,
         )
-        self._delivery.alert(whole, writes=self._link.writes)
+        self._delivery.alert(whole, writes=self._link.acts)
 
     def _check_targets(self, totals: Totals, report: Report) -> list[Alert]:
         """Raise for invalid targets at the first read-out; later, alert when they begin."""

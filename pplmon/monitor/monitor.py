@@ -18,6 +18,7 @@ from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.readouts import Engine
 from pplmon.monitor.repeated_rows import RepeatedRows
 from pplmon.report.report import Report
+from pplmon.tally import Doing
 
 
 class Monitor(Engine):
@@ -54,9 +55,25 @@ class Monitor(Engine):
         vocab_shard: VocabShard | None = None,
         **batch_data: Tensor,
     ) -> None:
-        """Count one micro-batch (arguments as ``TokenTally.update``). Never waits for the device."""
+        """Count one micro-batch (arguments as ``TokenTally.update``). Never waits for the device.
+
+        One thread calls ``observe`` and ``step``: RuntimeError where another is inside.
+        """
         if not self._link.takes_part:
             return
+        with self._one_thread:
+            self._count(logits, targets, mask, document_ids, sample_ids, vocab_shard, batch_data)
+
+    def _count(
+        self,
+        logits: Tensor | TokenStats,
+        targets: Tensor | None,
+        mask: Tensor | None,
+        document_ids: Tensor | None,
+        sample_ids: Tensor | None,
+        vocab_shard: VocabShard | None,
+        batch_data: dict[str, Tensor],
+    ) -> None:
         training = self._pass is None
         if self._pass is None:
             tally, step, micro_batch = self._link.tally, self._step, self._micro_batch
@@ -89,44 +106,56 @@ class Monitor(Engine):
 
     def step_to(self, step: int) -> Report | None:
         """Close the optimizer step ``step`` (0-based), for a framework that counts by itself."""
-        try:
-            self.collect()
-        finally:  # an exception here is about an earlier step; this one is closed all the same
-            self._close_step(step)
-        self._delivery.settle()
-        # A pass or a checkpoint in between may have closed the window already.
-        report, self._closed = self._closed, None
-        return report
+        with self._one_thread:
+            try:
+                self.collect()
+            finally:  # an exception here is about an earlier step; this one is closed all the same
+                self._close_step(step)
+            self._delivery.settle()
+            # A pass or a checkpoint in between may have closed the window already.
+            report, self._closed = self._closed, None
+            return report
 
     def _close_step(self, step: int) -> None:
-        closes = self.cadence.closes_window(step)
-        if self.cadence.reads_out(step):
-            self._link.launch(step, closes)
-        self._step, self._micro_batch = step + 1, 0
-        if closes and self.wait_for_window:
+        try:
+            if self.cadence.reads_out(step):
+                self._link.launch(Doing("step", step=step))
+            else:
+                self._link.connect()  # ranks of unlike cadences would wait for each other's first read-out
+        finally:
+            self._step, self._micro_batch = step + 1, 0
+            self._see_loss()
+        if self.wait_for_window and self.cadence.closes_window(step):
             self.collect()
 
     @contextmanager
-    def stage(self, stage: str, loader: Any = None) -> Iterator[Pass]:
+    def stage(self, stage: str, loader: Any = None, local: bool = False) -> Iterator[Pass]:
         """Count a whole pass separately: ``with monitor.stage("val") as val: …``; then ``val.report``.
 
         The rows that ``loader`` repeats to fill its last batch count once, or are shown as ``duplicate_sequences``. A
         loader that accelerate prepared is found automatically.
+
+        Every rank of the group has the same passes. With ``local=True`` a pass is of this rank alone, for when only rank 0
+        validates: nothing is sent, and no rule judges it. The first rank shows it; others write it to their own journal.
         """
-        opened = self.begin_pass(stage)
+        opened = self.begin_pass(stage, local=local)
         self._repeated = repeated = RepeatedRows((loader,))
         try:
             yield opened
+        except BaseException:
+            self._write_own_pass()
+            raise
         finally:
-            self._pass = self._repeated = None
+            self._repeated = None
         repeated.record(opened)
         self.finish(opened, self.last_step)
 
-    def begin_pass(self, stage: str, loaders: int = 1) -> Pass:
+    def begin_pass(self, stage: str, loaders: int = 1, local: bool = False) -> Pass:
         """Begin a pass over this many loaders, for a framework that ends it itself by ``finish``."""
         if stage not in ("val", "test"):
             raise ValueError(f'a stage is "val" or "test", got {stage!r}; what is outside is "train"')
-        self._pass = opened = Pass(stage, self._link.pattern, loaders)
+        self._passes += not local
+        self._pass = opened = Pass(stage, self._link.pattern, loaders, self._passes, local)
         return opened
 
     def request_stop(self) -> None:
@@ -162,14 +191,16 @@ class Monitor(Engine):
         """
         if self._abandoned:
             return
-        self._abandoned = True
         self.publisher.leave_places_alone()
         taken = self._link.take() if self._link.arrives(seconds) else None
-        self._link.sever()
+        self._see_loss()  # of the others, by this very read-out or long ago
+        self._abandoned = True
+        self._link.stop()
         if taken is not None:
             self._start()
+            self._merged_to = max(self._merged_to, taken[0].read_out.doing.step)
             self._windows.add(taken[1].silent())
-            self._judge.without_raising(taken[1], partial(self._report, taken[0].step, "train"))
+            self._judge.without_raising(taken[1], partial(self._report, self._merged_to, "train"))
         window = self._windows.window
         self._log_rest()
         self._show_worst_of_run()
@@ -192,9 +223,11 @@ class Monitor(Engine):
                 # Work that handlers put off may use collectives: all ranks do it at the same point.
                 if due != self._step:
                     self._delivery.settle()
-                self._link.launch(due, self.cadence.closes_window(due))
+                self._link.launch(Doing("step", step=due, leaves=True))
                 self._delivery.settle()
                 self.collect()
+            if self._link.severed:
+                self.flush()
 
     def see(self, step: int, micro_batch: int, batch: object) -> None:
         """Pass a micro-batch of training to the handlers that have a ``see``."""

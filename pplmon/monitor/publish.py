@@ -31,6 +31,9 @@ class Places:
     def show(self, report: Report, head: str, tail: str) -> None:
         """Show a report at once, on every rank. A report that was held is shown a second time before it is sent."""
 
+    def lack(self, report: Report, head: str, tail: str) -> None:
+        """Say that a report lacks ranks, on every rank that has one. It is not shown."""
+
     def holds(self, report: Report) -> bool:
         """Return True to keep a report from the sinks until ``Publisher.send_held``."""
         return False
@@ -52,11 +55,21 @@ class Publisher:
         """Show a report in the trainer's places at once, and send it to the sinks unless it is held. Every rank calls it."""
         if not self._link.takes_part:
             return
+        if report.ranks_missing:
+            self._publish_marked(report, head, tail)
+            return
         if self._shows:
             self._places.show(report, head, tail)
         self._held.append((report, head, tail))
         if not self._places.holds(report):
             self._send()
+
+    def _publish_marked(self, report: Report, head: str, tail: str) -> None:
+        """Never under the usual keys: numbers of some ranks would be taken for those of all."""
+        if self._shows:
+            self._places.lack(report, head, tail)
+        rank = self._link.home.global_rank
+        self._delivery.marked(report, self.keys(report, f"rank{rank}/{head}", tail), rank)
 
     def send_held(self) -> None:
         """Send the reports that were held back. The trainer's places see them again: their keys may have changed."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from pplmon.extras import declare_all
 from pplmon.monitor.delivery import Delivery, Handler
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.judge import Judge
+from pplmon.monitor.one_thread import OneThread
 from pplmon.monitor.publish import Places, Publisher, wanted
 from pplmon.monitor.ranks import Link
 from pplmon.monitor.running_totals import Windows
@@ -26,7 +28,9 @@ from pplmon.report.report import Report
 from pplmon.report.totals import Totals
 from pplmon.report.worst import Decode
 from pplmon.sinks.base import Sink
-from pplmon.tally import TokenTally
+from pplmon.tally import Doing, TokenTally, UnlikeRanks
+
+EPOCH_S = 30.0  # at the end of an epoch, for ranks that may never come to it
 
 
 class Engine:
@@ -56,14 +60,21 @@ class Engine:
         self.decode = decode
         self.wait_for_window = False  # read a logged window at its own step, where its numbers are needed
         self.should_stop = False  # the same on all ranks, at the same step
+        rules = default_alerts() if alerts is None else alerts
         self._link = Link(tally if tally is not None else TokenTally(), places.may_write)
         names = wanted(numbers, self._link.pattern)
         self._delivery = Delivery(sinks, on_alert, min_severity)
         self.publisher = Publisher(self._delivery, self._link, names, places)
-        self._judge = Judge(default_alerts() if alerts is None else alerts, self._delivery, self._link)
+        self._judge = Judge(rules, self._delivery, self._link)
+        same = {"numbers": numbers, "prefix": prefix, "alerts": list(self._judge.rules)}
+        self._link.agree_on({**asdict(self.cadence), **same})
         self._windows = Windows()
         self._overwritten = Overwritten()
+        self._one_thread = OneThread()
         self._pass: Pass | None = None
+        self._passes = 0  # of all ranks, begun
+        self._merged_to = 0  # the step of the last read-out that was taken in
+        self._alone = False  # the others are lost, and what was merged with them is shown
         self._step = 0
         self._micro_batch = 0
         self._started = False
@@ -104,44 +115,71 @@ class Engine:
     @property
     def rank(self) -> int:
         """Return this process's rank in the run, as addresses give it."""
-        return self._link.pattern.group.global_rank
+        return self._link.home.global_rank
 
     def collect(self) -> None:
         """Take in the pending read-out, if any: judge it, add it to its window, and log the window if it closed."""
-        taken = self._link.take()
+        try:
+            taken = self._link.take()
+        finally:
+            self._see_loss()
         if taken is None:
             return
         self._start()
         pending, totals = taken
         # When all leave, this was no step but the handshake of ``close``.
-        self._all_leave = totals["leaving"] == self._link.ranks
-        step = pending.step
+        self._all_leave = totals["leaving"] == self._link.ranks and not self._alone
+        step = pending.read_out.doing.step
         if self._all_leave:  # micro-batches that no step closed are addressed as those of the current step
             step = self._step if self._micro_batch else self.last_step
         self._step = max(self._step, step + 1)
         self.should_stop = self.should_stop or totals["stop_votes"] > 0
+        self._merged_to = max(self._merged_to, step)
         self._windows.add(totals.silent())
         self._judge(totals, partial(self._report, step, "train"))
-        if pending.closes_window and not self._all_leave:
+        if pending.closes_step and self.cadence.closes_window(step) and not self._all_leave:
             self._closed = self._log_window(step)
 
     def flush(self) -> None:
         """Read out everything up to now, and wait for it. Every rank calls it."""
         self.collect()
-        self._link.launch(self.last_step, closes_window=False)
+        self._link.launch(Doing("flush", step=self.last_step), closes_step=False)
         self.collect()
+
+    @contextmanager
+    def for_a_while(self) -> Iterator[None]:
+        """Wait for other ranks for ``EPOCH_S`` only, where an epoch ends.
+
+        With loaders of unlike lengths the others may be in a step that waits for this rank, and never come.
+        """
+        self._link.patience = EPOCH_S
+        try:
+            yield
+        finally:
+            self._link.patience = None
 
     def end_epoch(self) -> Totals:
         """Flush, and return the totals since the last call. Every rank calls it."""
-        self.flush()
+        with self.for_a_while():
+            self.flush()
         return self._windows.end_epoch()
 
     def finish(self, opened: Pass, step: int) -> Report:
         """Read a pass out, judge and log it. Every rank calls it."""
         self._pass = None
+        if opened.local:
+            return self._finish_local(opened, step)
         self.collect()
         self._start()
-        parts = [self._link.whole(tally) for tally in opened.tallies]
+        doing = Doing(opened.stage, opened.number, step)
+        try:
+            parts = [self._link.whole(tally, doing) for tally in opened.tallies]
+        except UnlikeRanks:
+            self._pass = opened
+            self._write_own_pass()
+            raise
+        finally:
+            self._see_loss()
         totals = sum(parts, Totals())
         opened.report = self._report(step, opened.stage, totals)
         self._judge(totals, partial(self._report, step, opened.stage), gathered=True)
@@ -156,6 +194,36 @@ class Engine:
         self._windows.end_pass(opened.stage, totals)
         return opened.report
 
+    def _finish_local(self, opened: Pass, step: int) -> Report:
+        """Nothing is sent, and no rule judges: it would have to come to the same answer on every rank."""
+        opened.report = self._report(step, opened.stage, opened.local_totals())
+        if self.writes:
+            self._start()
+            self.publisher.publish(opened.report, f"{self.prefix}{opened.stage}/")
+        else:
+            self._delivery.local(opened.report, self.rank)
+        return opened.report
+
+    def _see_loss(self) -> None:
+        """Once the others are lost, show what was merged with them, so that what follows is this rank's own."""
+        if self._alone or not self._link.severed or self._abandoned:
+            return
+        window, step = self._windows.end_window(), self._merged_to
+        if not window.empty and self.cadence.every_n_steps is not None:
+            self._last = report = self._report(step, "train", window)
+            if self.writes:
+                self.publisher.publish(report, f"{self.prefix}train/")
+            else:
+                self._delivery.local(report, self.rank, "merged")
+        self._alone = True
+        if not self.writes:
+            self._delivery.keep_own_journal_only(self.rank)
+
+    @property
+    def ranks_missing(self) -> int:
+        """Return how many ranks this one lost; 0 while all of them are there."""
+        return self._link.missing
+
     @property
     def ranks(self) -> int:
         """Ranks that count together; 1 once the link to the others is severed."""
@@ -163,7 +231,8 @@ class Engine:
 
     def sum_over_ranks(self, values: list[int]) -> list[int]:
         """Return the sums of a few integers over ranks. Every rank calls it, and waits: for the first steps only."""
-        return self._link.sum(values)
+        self.collect()
+        return self._link.sum(values, self.last_step)
 
     @property
     def ended(self) -> bool:
@@ -176,7 +245,9 @@ class Engine:
         After ``abandon`` nothing is sent, and the state has merged totals only: the interrupted step will be repeated.
         """
         self.collect()
-        unread = self._link.whole(self._link.tally)
+        unread = self._link.whole(self._link.tally, Doing("checkpoint", step=self.last_step))
+        self._see_loss()
+        self._delivery.flush()
         return {
             "version": saved.VERSION,
             "step": self._step,
@@ -191,7 +262,7 @@ class Engine:
         if not saved.is_readable(state.get("version")):
             return
         pattern = self._link.pattern
-        first = pattern.group.rank == 0
+        first = self._link.home.rank == 0
         with saved.reading() as reader:
 
             def totals_of(part: Mapping[str, Any]) -> Totals:
@@ -228,14 +299,15 @@ class Engine:
 
     def _log_window(self, step: int) -> Report:
         totals = self._link.gather(self._windows.end_window())
-        self._windows.remember(totals)
+        if not self._alone:
+            self._windows.remember(totals)
         self._last = report = self._report(step, "train", totals)
         self.publisher.publish(report, f"{self.prefix}train/")
         return report
 
     def _log_rest(self) -> None:
         if self.cadence.every_n_steps is not None and not self._windows.window.empty:
-            self._log_window(self.last_step)
+            self._log_window(self._merged_to)
 
     def _show_worst_of_run(self) -> None:
         if self.writes and self._windows.worst.token_rows:
@@ -244,18 +316,31 @@ class Engine:
 
     def _write_own(self) -> None:
         """Write the totals that this rank could not merge to its own journal, one row for each stage."""
-        own = [("train", self._link.own())]
+        self._write_local("train", self._link.own())
+        self._write_own_pass()
+
+    def _write_own_pass(self) -> None:
         if self._pass is not None:
-            own.append((self._pass.stage, sum((tally.local_totals() for tally in self._pass.tallies), Totals())))
-        for stage, totals in own:
-            if not totals.empty:
-                self._delivery.local(totals.report(self._step, stage), self._link.pattern.group.global_rank)
+            self._write_local(self._pass.stage, self._pass.local_totals())
         self._pass = None
+
+    def _write_local(self, stage: str, totals: Totals) -> None:
+        if not totals.empty:
+            report = replace(totals.report(self._step, stage), ranks_missing=self._link.missing)
+            self._delivery.local(report, self.rank)
 
     def _report(self, step: int, stage: str, totals: Totals, evidence: bool = True) -> Report:
         """Return the report; worst tokens have their text on the writing rank only, which is the one to show it."""
         seen, before = self._windows.tokens_seen if stage == "train" else None, self._windows.passes.get(stage)
         report = totals.report(step, stage, seen, evidence, before)
+        missing = self._missing(stage)
+        if missing:
+            report = replace(report, ranks_missing=missing)
         if self.decode is None or not evidence or not self.writes:
             return report
         return self._delivery.guard(self.decode, "decode", report.decoded, self.decode) or report
+
+    def _missing(self, stage: str) -> int:
+        """Return the ranks that a report lacks: what was merged before they were lost, and a pass of one rank, lack none."""
+        local = self._pass is not None and self._pass.local
+        return 0 if local or (stage == "train" and not self._alone) else self._link.missing

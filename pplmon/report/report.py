@@ -59,6 +59,7 @@ class Report(BuiltInNumbers):
         worst_sequences: the sequences with the largest mean losses, likewise.
         saturated: a sum reached its ceiling of 2^62 − 1, so the numbers are no longer right.
         histogram: valid tokens by their loss; empty where the report was not made from totals.
+        ranks_missing: how many ranks of the group are not in the numbers, because they were lost.
     """
 
     step: int
@@ -68,6 +69,7 @@ class Report(BuiltInNumbers):
     worst_sequences: tuple[WorstSequence, ...] = ()
     saturated: bool = False
     histogram: Histogram = field(default=Histogram(), repr=False)
+    ranks_missing: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "numbers", Numbers(self.numbers))

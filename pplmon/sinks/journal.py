@@ -7,12 +7,14 @@ JSON, so NaN and ±inf stand there as the strings "NaN", "Infinity" and "-Infini
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import WeakSet
 
 from pplmon.alerts import Alert
 from pplmon.report.declared import learn
@@ -44,6 +46,7 @@ class Journal(Sink):
         self._prefix = prefix
         self._adds_watched = series is None
         self._file: BinaryIO | None = None
+        self._inherited = False  # by a fork of the process that writes
 
     @property
     def path(self) -> Path:
@@ -59,7 +62,10 @@ class Journal(Sink):
     def judged(self, report: Report) -> None:
         """Write the series that rules watch. It is flushed with the next report or alert."""
         numbers = {name: report.numbers[name] for name in self._series if name in report.numbers}
-        self._write({"kind": "judged", "step": report.step, "stage": report.stage, "numbers": _known(numbers)})
+        lacking = {"ranks_missing": report.ranks_missing} if report.ranks_missing else {}
+        self._write(
+            {"kind": "judged", "step": report.step, "stage": report.stage, **lacking, "numbers": _known(numbers)}
+        )
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Write every number and the evidence, even if fewer are logged elsewhere."""
@@ -70,21 +76,49 @@ class Journal(Sink):
         fields = _known(asdict(alert))
         for name in ("worst", "worst_sequences"):
             fields[name] = [_known(row) for row in fields[name]]
-        file = self._write({"kind": "alert"} | fields)
-        file.flush()
-        os.fsync(file.fileno())
+        self._write({"kind": "alert"} | fields)
+        self.flush()
 
     def finished(self, report: Report) -> None:
         """Write the run's worst, as kind ``worst``."""
         self._write({"kind": "worst"} | _report_fields(report)).flush()
 
-    def local(self, report: Report, rank: int) -> None:
-        """Write the totals that one rank could not merge, to ``pplmon.rank{r}.jsonl`` beside the journal."""
-        own = _open_to_append(self._path.with_name(f"pplmon.rank{rank}.jsonl"))
+    def local(self, report: Report, rank: int, kind: str = "local") -> None:
+        """Write the totals that one rank could not merge, to ``pplmon.rank{r}.jsonl`` beside the journal.
+
+        Kind ``merged`` is a window of all ranks, kept because the writing rank may be lost.
+        """
+        if self._inherited:
+            return
+        own = _open_to_append(self._own_path(rank))
         with own:
-            own.write(_line({"kind": "local", "rank": rank} | _report_fields(report)))
+            own.write(_line({"kind": kind, "rank": rank} | _report_fields(report)))
             own.flush()
             os.fsync(own.fileno())
+
+    def flush_buffer(self) -> None:
+        """Hand what is buffered to the system, so that a forked child inherits none of it."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.flush()
+
+    def let_go(self) -> None:
+        """Write nothing any more that this process inherited from the one that forked it."""
+        self._inherited, self._file = True, None
+
+    def flush(self) -> None:
+        """Write what is buffered through to the disk."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def move_to_own(self, rank: int) -> None:
+        """Write everything to ``pplmon.rank{r}.jsonl`` from here on: another rank's is the journal."""
+        self.close()
+        self._path = self._own_path(rank)
+
+    def _own_path(self, rank: int) -> Path:
+        return self._path.with_name(f"pplmon.rank{rank}.jsonl")
 
     def close(self) -> None:
         """Close the file. A later write opens it again."""
@@ -93,10 +127,13 @@ class Journal(Sink):
             file.close()
 
     def _write(self, row: Mapping[str, Any]) -> BinaryIO:
+        if self._inherited:
+            return io.BytesIO()
         line = _line({**row, "prefix": self._prefix} if self._prefix else row)
         try:
             if self._file is None:
                 self._file = _open_to_append(self._path)
+                _open.add(self)
             self._file.write(line)
         except OSError:  # a full disk may have torn the line: the next write opens the file anew, and ends it
             with contextlib.suppress(OSError):
@@ -124,6 +161,23 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [_revived(row) for row in kept.values()]
 
 
+def _write_before_fork() -> None:
+    """Leave nothing buffered that a forked child would write a second time."""
+    for journal in list(_open):
+        journal.flush_buffer()
+
+
+def _forget_in_child() -> None:
+    """Leave the files to the process that opened them."""
+    for journal in list(_open):
+        journal.let_go()
+
+
+_open: WeakSet[Journal] = WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_write_before_fork, after_in_child=_forget_in_child)
+
+
 _STRICT = json.JSONEncoder(allow_nan=False)
 
 
@@ -145,6 +199,7 @@ def _report_fields(report: Report) -> dict[str, Any]:
         "worst_sequences": [_known(asdict(sequence)) for sequence in report.worst_sequences],
         **({"histogram": {"first": first, "counts": counts}} if counts else {}),
         **({"saturated": True} if report.saturated else {}),
+        **({"ranks_missing": report.ranks_missing} if report.ranks_missing else {}),
     }
 
 

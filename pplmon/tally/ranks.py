@@ -5,10 +5,24 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-import torch
 import torch.distributed as dist
 
+from pplmon.measure.private_names import timeout_of
 from pplmon.measure.vocab_parallel.shard import running
+
+
+class Home(NamedTuple):
+    """A process's place in its group, as it was when somebody looked."""
+
+    rank: int = 0  # within the group, −1 outside it
+    size: int = 1
+    global_rank: int = 0
+    world: Any = None  # the run's world then; None without torch.distributed
+
+    @property
+    def ended(self) -> bool:
+        """True once the world of that time is no more."""
+        return self.world is not None and not (running() and dist.group.WORLD is self.world)
 
 
 class Group(NamedTuple):
@@ -36,28 +50,56 @@ class Group(NamedTuple):
         """Return the global ranks of the group."""
         return dist.get_process_group_ranks(self.handle or dist.group.WORLD) if running() else [0]
 
-    def sum(self, values: list[int], device: torch.device) -> list[int]:
-        """Return the sums of a few integers over the ranks. Every rank of the group calls it, and waits."""
-        if self.size <= 1:
-            return values
-        summed = torch.tensor(values, dtype=torch.int64, device=device)
-        dist.all_reduce(summed, group=self.handle)
-        return [int(value) for value in summed.tolist()]
+    @property
+    def home(self) -> Home:
+        """Return this process's place in the group now."""
+        return Home(self.rank, self.size, self.global_rank, dist.group.WORLD if running() else None)
 
     def private(self) -> Group:
         """Return the same ranks on a communicator of our own. Every rank of the group calls it.
 
         Our collectives then neither wait for those of the training step nor hold them up, and cannot be mistaken for
-        them. One communicator serves all monitors of the same ranks.
+        them, and wait for a rank as long as the group's own do. One communicator serves all monitors of the same ranks.
         """
         if self.size <= 1:
             return self
         own = _own.setdefault(dist.group.WORLD, {})
         ranks = tuple(self.ranks)
         if ranks not in own:
-            backend = dist.get_backend(self.handle)
-            own[ranks] = dist.new_group(list(ranks), backend=backend, use_local_synchronization=True)
+            backend, timeout = dist.get_backend(self.handle), timeout_of(self.handle or dist.group.WORLD)
+            own[ranks] = dist.new_group(list(ranks), timeout, backend, use_local_synchronization=True)
         return Group(own[ranks])
+
+    def hang_up(self) -> None:
+        """End a communicator of our own, without waiting: collectives of the other ranks then fail instead of waiting."""
+        for groups in _own.values():
+            for ranks in [ranks for ranks, handle in groups.items() if handle is self.handle]:
+                dist.destroy_process_group(groups.pop(ranks))
+
+
+class Alone(Group):
+    """A rank by itself, which keeps the number that it had in the run."""
+
+    at = 0
+
+    @classmethod
+    def on(cls, global_rank: int) -> Alone:
+        """Return the rank of this number."""
+        alone = cls()
+        alone.at = global_rank
+        return alone
+
+    @property
+    def size(self) -> int:
+        return 1
+
+    @property
+    def rank(self) -> int:
+        return 0
+
+    @property
+    def global_rank(self) -> int:
+        return self.at
 
 
 # By the run's world: a notebook that ends one and starts another must not be given the groups of the first.

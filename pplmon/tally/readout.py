@@ -5,8 +5,9 @@ This file and its neighbours are the only users of torch.distributed (but for vo
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -19,27 +20,39 @@ from pplmon.report import layout
 from pplmon.report.histogram import Histogram
 from pplmon.report.totals import Derives, Totals
 from pplmon.report.worst import Row
+from pplmon.tally.doing import LEAVES, Doing, differ
 from pplmon.tally.merge import merge_rows
 from pplmon.tally.ranks import Group
 from pplmon.tally.records import State
-from pplmon.tally.same_layout import Layout, check
+from pplmon.tally.same_layout import Layout
 
-# The order in a read-out: what is summed, then the maxima and the layout's mark, then rows, so that each reduction is over
-# one piece.
+# The order in a read-out: what is summed, then the maxima, the layout's mark and what the rank does, then rows, so that each
+# reduction is over one piece.
 _SUMMED = ("sums", "extra_sums", "histogram")
+SHORTEST_NAP_S, LONGEST_NAP_S = 0.0001, 0.01
 _FLAT = (*_SUMMED, "maxima", "extra_maxima")
 
 
 class ReadOut:
-    """One read-out that has been started at a step and is taken in later."""
+    """One read-out that has been started at a step and is taken in later.
 
-    def __init__(self, state: State, group: Group, extras: tuple[Derives, ...], own_layout: Layout) -> None:
+    Attributes:
+        doing: what this rank does; once it has arrived what all do, at the largest of their steps.
+        first_step: the smallest of the ranks' steps, once it has arrived.
+    """
+
+    def __init__(
+        self, state: State, group: Group, extras: tuple[Derives, ...], own_layout: Layout, doing: Doing
+    ) -> None:
         """Copy the state, start its reduction (every rank of the group does) and its copy to the host. No wait."""
         # A copy in the order of the step: what is counted from here on changes the states in place.
-        mark = own_layout.mark(state.sums.device)
+        self.doing, self.first_step = doing, doing.step
+        self._group, self._layout, self._says = group, own_layout, doing
+        mark, word = own_layout.mark(state.sums.device), doing.word
+        says = (mark.new_full((1,), word), mark.new_full((1,), -word if word != LEAVES else word))
         rows = state.token_rows.flatten(), state.sequence_rows.flatten()
-        self._own = torch.cat([*(getattr(state, name) for name in _FLAT), mark, *rows])
-        self._mark = len(mark)
+        self._own = torch.cat([*(getattr(state, name) for name in _FLAT), mark, *says, *rows])
+        self._mark = len(mark) + len(says)
         self._shapes = {name: part.shape for name, part in state._asdict().items()}
         self._extras = extras
         self._work: list[Any] = []
@@ -55,9 +68,9 @@ class ReadOut:
         """Wait, and return the group's numbers with this rank's own rows."""
         if self._copied is not None and self._host is not None:
             self._copied.synchronize()
-            return self._read(self._host)
+            return self._merged(self._host)
         self._wait()
-        return self._read(self._all)
+        return self._merged(self._all)
 
     def arrived(self) -> bool:
         """Return True if ``totals`` would not wait, without asking any other rank."""
@@ -65,18 +78,33 @@ class ReadOut:
             return bool(self._copied.query())  # type: ignore[no-untyped-call]
         return all(work.is_completed() for work in self._work)
 
+    def arrives(self, seconds: float) -> bool:
+        """Wait at most so long for it to arrive."""
+        return _within(seconds, self.arrived)
+
     def local(self) -> Totals:
         """Return this rank's own totals, even if other ranks are gone. No collective."""
-        return self._read(self._own)
+        return self._read(self._own)[0]
 
-    def _read(self, packed: Tensor) -> Totals:
+    def _merged(self, packed: Tensor) -> Totals:
+        totals, (highest, lowest, word, least) = self._read(packed)
+        doing = self.doing if word == LEAVES else Doing.of(word)
+        one_leaves_a_pass = totals["leaving"] > 0 and doing.what not in ("step", "flush", "tally")
+        unlike = word != LEAVES and differ(word, -least)
+        if highest != -lowest or unlike or one_leaves_a_pass:
+            raise self._layout.unlike(self._group, self._own.device, self._says)
+        self.doing = doing
+        self.first_step = doing.step if word == LEAVES else Doing.of(-least).step
+        return totals
+
+    def _read(self, packed: Tensor) -> tuple[Totals, tuple[int, ...]]:
         on_host, shapes = packed.cpu().numpy(), self._shapes
         before = shapes["sums"].numel() + shapes["extra_sums"].numel()
         after = before + shapes["histogram"].numel()
         summed, take = on_host[:before].tolist(), _Taker(on_host[after:].tolist())
         maxima, extra_maxima = (take(shapes[name].numel()) for name in ("maxima", "extra_maxima"))
-        check(take(self._mark))
-        return Totals(
+        said = take(self._mark)
+        totals = Totals(
             sums=tuple(summed[: shapes["sums"].numel()]),
             extra_sums=tuple(summed[shapes["sums"].numel() :]),
             histogram=_trimmed(on_host[before:after]),
@@ -88,6 +116,7 @@ class ReadOut:
             extras=self._extras,
             saturated=self._check(max(summed)),  # no bucket holds more than all tokens
         )
+        return totals, said
 
     def _check(self, largest: int) -> bool:
         """Return True, and warn, if a sum may have reached the ceiling on some rank."""
@@ -134,17 +163,6 @@ class ReadOut:
         self._own.record_stream(stream)  # its memory must not be reused before this stream has read it
 
 
-class _Alone(Group):
-    """A group of this rank alone."""
-
-    @property
-    def size(self) -> int:
-        return 1
-
-
-ALONE = _Alone()
-
-
 @lru_cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -171,8 +189,13 @@ def state_of(totals: Totals, like: State) -> State:
     )
 
 
-def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int) -> Totals:
-    """Return ``totals`` with the worst rows of all ranks. One collective; every rank of the group calls it."""
+def gather_rows(
+    totals: Totals, group: Group, device: torch.device, columns: int, seconds: float | None = None
+) -> Totals:
+    """Return ``totals`` with the worst rows of all ranks. One collective; every rank of the group calls it.
+
+    RuntimeError where it takes longer than ``seconds``; ``None`` waits as long as the group does.
+    """
     if group.size <= 1:
         return totals
     keep = totals.keep
@@ -181,13 +204,27 @@ def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int
     )
     own = own.to(device)
     parts = [torch.empty_like(own) for _ in range(group.size)]
-    dist.all_gather(parts, own, group=group.handle)
+    work = dist.all_gather(parts, own, group=group.handle, async_op=True)
+    if seconds is not None and not _within(seconds, work.is_completed):
+        raise RuntimeError(f"no answer within {seconds:g} s")
+    work.wait()
     # Merged on the device: as Python rows those of ten thousand ranks would hold a step up for seconds.
     stacked, of_tokens = torch.stack(parts), keep * columns
     tokens = merge_rows(stacked[:, :of_tokens].reshape(group.size, keep, columns))
     sequences = merge_rows(stacked[:, of_tokens:].reshape(group.size, keep, layout.SEQUENCE_COLUMNS))
     take = _Taker(torch.cat([tokens.flatten(), sequences.flatten()]).tolist())
     return replace(totals, token_rows=take.rows(tokens.shape), sequence_rows=take.rows(sequences.shape))
+
+
+def _within(seconds: float, done: Callable[[], bool]) -> bool:
+    """Wait at most so long until something is done: in short naps at first, since most of it is done at once."""
+    begun, nap = time.monotonic(), SHORTEST_NAP_S
+    while not done():
+        if time.monotonic() - begun > seconds:
+            return False
+        time.sleep(nap)
+        nap = min(2 * nap, LONGEST_NAP_S)
+    return True
 
 
 class _Taker:

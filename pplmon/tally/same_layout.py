@@ -1,12 +1,14 @@
 """Compare the layouts of ranks before they merge: all must hold the same integers in the same order.
 
-Reductions of different sizes would crash or wait for ever, so sizes and a hash of all names are compared once
-before the first read-out. The hash then travels with the maxima of every read-out, with no further collective.
+Reductions of different sizes would crash or wait for ever, and settings that differ would mix numbers in silence. So a
+hash of all names, sizes and settings is compared once before the first read-out. It then travels with the maxima of every
+read-out, with no further collective. Only where it differs do ranks tell each other what they have.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -19,78 +21,112 @@ from torch import Tensor
 from pplmon.extras import Measures
 from pplmon.report import layout, saved
 from pplmon.tally.count.numpy_or_torch import OnTorch
+from pplmon.tally.doing import Doing
 from pplmon.tally.ranks import Group
 from pplmon.tally.records import State
 
+BYTES = 4096  # that a rank tells the others of itself, where they differ
+SHOWN = 100  # characters of a setting
+LISTED = 8  # ranks that are named
 
-class UnlikeLayouts(ValueError):
-    """Raised on every rank of a group whose ranks hold different integers."""
+
+class UnlikeRanks(ValueError):
+    """Raised on every rank of a group whose ranks hold different integers, have different settings or do different things."""
 
 
 class Layout:
-    """The names and sizes of a tally's integers, and the groups whose ranks were found to have the same."""
+    """The names and sizes of a tally's integers and its settings, and the groups whose ranks were found to have the same."""
 
-    def __init__(self, facts: Mapping[str, int]) -> None:
-        self._facts = dict(facts)
+    def __init__(self, terms: Mapping[str, str]) -> None:
+        self._terms = dict(terms)
+        self._hash = int.from_bytes(hashlib.sha256(repr(self._terms).encode()).digest()[:7], "big")
         self._agreed: WeakSet[Any] = WeakSet()
 
     @classmethod
     def of(cls, state: State, extras: Sequence[Measures]) -> Layout:
         """Return the layout of a tally's states."""
-        sizes = {
-            "sums": len(state.sums),
-            "maxima": len(state.maxima),
-            "buckets": len(state.histogram),
-            "integers of extras": len(state.extra_sums) + len(state.extra_maxima),
-            "worst rows": state.token_rows.shape[0],
-            "columns of a row": state.token_rows.shape[1],
-        }
-        named = repr((layout.SUMS, layout.MAXIMA, saved.sizes_of(extras), sizes))
-        return cls({"hash": int.from_bytes(hashlib.sha256(named.encode()).digest()[:7], "big"), **sizes})
+        names = hashlib.sha256(repr((layout.SUMS, layout.MAXIMA)).encode()).hexdigest()[:8]
+        return cls(
+            {
+                "names or their order": f"{len(state.sums)} sums and {len(state.maxima)} maxima, hash {names}",
+                "top_k": str(state.token_rows.shape[0]),
+                "columns of a row": str(state.token_rows.shape[1]),
+                "buckets": str(len(state.histogram)),
+                "extras": saved.without_addresses(repr(saved.sizes_of(extras))) if extras else "none",
+            }
+        )
+
+    def also(self, terms: Mapping[str, object]) -> Layout:
+        """Return a layout with more settings that ranks have to agree on."""
+        return Layout(self._terms | {name: saved.without_addresses(str(value)) for name, value in terms.items()})
 
     def compare(self, group: Group, device: torch.device) -> None:
         """Raise on every rank of ``group`` where layouts differ. One collective, waited for, the first time only."""
         world = group.handle or dist.group.WORLD if group.size > 1 else None
         if world is None or world in self._agreed:
             return
-        own = torch.tensor([*self._facts.values()], device=device)
-        extremes = torch.cat([own, -own])
+        extremes = torch.tensor([self._hash, -self._hash], device=device)
         dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group.handle)
-        highest, lowest = extremes.view(2, -1).tolist()
-        ranges = {name: (-low, high) for name, low, high in zip(self._facts, lowest, highest) if -low != high}
-        if ranges:
-            raise _unlike(ranges)
+        highest, lowest = extremes.tolist()
+        if highest != -lowest:
+            raise self.unlike(group, device)
         self._agreed.add(world)
 
     def mark(self, device: torch.device) -> Tensor:
         """Return the hash as [2] int64 whose maximum over ranks shows if all ranks have the same one."""
-        return _mark(self._facts["hash"], device)
+        return _mark(self._hash, device)
+
+    def unlike(self, group: Group, device: torch.device, doing: Doing | None = None) -> UnlikeRanks:
+        """Return the error, the same on every rank of the group: each tells what it has and does. One collective."""
+        told = tell(group, device, {"does": str(doing)} | {name: _shown(text) for name, text in self._terms.items()})
+        names = dict.fromkeys(name for facts in told.values() for name in facts if name != "does")
+        unlike = {name: {rank: facts.get(name, "none") for rank, facts in told.items()} for name in names}
+        differing = [f"{name} ({by_value(has)})" for name, has in unlike.items() if len(set(has.values())) > 1]
+        if differing:
+            return UnlikeRanks(
+                f"ranks of one group differ in {', in '.join(differing)}, so their integers cannot be merged. Give every rank "
+                "the same settings and the same version of pplmon."
+            )
+        return UnlikeRanks(
+            f"ranks of one group do unlike things at one time: {by_value({r: f['does'] for r, f in told.items()})}. Every rank "
+            'has to step, validate and save alike; a pass of one rank alone is stage("val", local=True).'
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layout:
         return self  # a copy of a tally has the same layout: its ranks need not compare again
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Layout, (self._facts,)  # groups stay in this process
+        return Layout, (self._terms,)  # groups stay in this process
 
 
-def check(mark: Sequence[int]) -> None:
-    """Raise if the maximum of ``Layout.mark`` over ranks shows that layouts differ."""
-    highest, lowest = mark
-    if highest != -lowest:
-        raise _unlike({})
+def tell(group: Group, device: torch.device, facts: Mapping[str, str]) -> dict[int, dict[str, str]]:
+    """Return what each rank of the group says of itself, by its global rank. One collective of a fixed size."""
+    own = json.dumps(dict(facts)).encode()[:BYTES].ljust(BYTES)
+    parts = [torch.empty(BYTES, dtype=torch.uint8, device=device) for _ in range(group.size)]
+    dist.all_gather(parts, torch.tensor(list(own), dtype=torch.uint8, device=device), group=group.handle)
+    return {rank: json.loads(bytes(part.tolist())) for rank, part in zip(group.ranks, parts)}
+
+
+def by_value(said: Mapping[int, str]) -> str:
+    """Return "4 on rank 0; 8 on ranks 1, 2"."""
+    ranks: dict[str, list[str]] = {}
+    for rank, value in said.items():
+        ranks.setdefault(value, []).append(str(rank))
+    return "; ".join(f"{value} on rank{'s' * (len(has) > 1)} {_listed(has)}" for value, has in ranks.items())
+
+
+def _listed(ranks: Sequence[str]) -> str:
+    more = len(ranks) - LISTED
+    return ", ".join(ranks[:LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shown(text: str) -> str:
+    """Return a text that is short, and differs where the whole one does."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… (hash {digest})"
 
 
 @lru_cache
 def _mark(hash_: int, device: torch.device) -> Tensor:
     mark: Tensor = OnTorch(device).vector([hash_, -hash_])  # made there: a copy to the device would be waited for
     return mark
-
-
-def _unlike(ranges: Mapping[str, tuple[int, int]]) -> UnlikeLayouts:
-    """Return the error, the same on every rank."""
-    sizes = [f"{low} to {high} {name}" for name, (low, high) in ranges.items() if name != "hash"]
-    return UnlikeLayouts(
-        f"ranks of one group count into unlike layouts ({', '.join(sizes) or 'unlike names, or another order of them'}), so "
-        "their integers cannot be merged. Give every rank the same version of pplmon, and a TokenTally with the same top_k, "
-        "context and extras."
-    )

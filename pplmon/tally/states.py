@@ -5,7 +5,7 @@ All private names of torchmetrics stand here. Shapes: K worst rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,10 @@ from pplmon.measure.private_names import copy_each
 from pplmon.report import layout, saved
 from pplmon.report.totals import Totals
 from pplmon.tally import checkpoint
+from pplmon.tally.doing import Doing
 from pplmon.tally.merge import merge_counts, merge_maxima, merge_rows, merge_sums
-from pplmon.tally.ranks import Group
-from pplmon.tally.readout import ALONE, ReadOut, gather_rows, state_of
+from pplmon.tally.ranks import Alone, Group
+from pplmon.tally.readout import ReadOut, gather_rows, state_of
 from pplmon.tally.records import State
 from pplmon.tally.same_layout import Layout
 
@@ -50,6 +51,7 @@ class States(Metric):
         self.extras = extras
         self._for_numbers = False
         self._before_sync: State | None = None
+        self._alone: Alone | None = None
         self._columns = layout.TOKEN_COLUMNS + 2 * context + 1
         self._add("sums", (len(layout.SUMS),), 0, merge_sums)
         self._add("maxima", (len(layout.MAXIMA),), -1, merge_maxima)
@@ -61,13 +63,25 @@ class States(Metric):
         self._add("extra_maxima", (sum(size.maxima for size in sizes),), -1, merge_maxima)
         self._layout = Layout.of(self._state(), extras)
 
-    def read_out(self) -> ReadOut:
-        """Start the reduction over ranks (every rank calls it at the same step). Only the first waits, to compare layouts."""
-        return self._read_out(self.group)
+    def read_out(self, doing: Doing | None = None) -> ReadOut:
+        """Start the reduction over ranks (every rank calls it, and does the same). Only the first waits, to compare layouts."""
+        return self._read_out(self.group, doing or Doing())
 
-    def gather(self, totals: Totals) -> Totals:
-        """Return totals of a read-out with the worst rows of all ranks (every rank calls it)."""
-        return gather_rows(totals, self.group, self.sums.device, self._columns)
+    def compare(self) -> None:
+        """Raise on every rank of the group where names, sizes or settings differ (every rank calls it)."""
+        self._layout.compare(self.group, self.sums.device)
+
+    def agree_on(self, terms: Mapping[str, object]) -> None:
+        """Compare these settings, too, before this tally or a later copy is merged over ranks."""
+        self._layout = self._layout.also(terms)
+
+    def leave_group(self, global_rank: int) -> None:
+        """Count for this rank alone from here on; addresses go on to bear its number."""
+        self._alone = Alone.on(global_rank)
+
+    def gather(self, totals: Totals, seconds: float | None = None) -> Totals:
+        """Return totals of a read-out with the worst rows of all ranks (every rank calls it, within ``seconds`` of each other)."""
+        return gather_rows(totals, self.group, self.sums.device, self._columns, seconds)
 
     @property
     def synced(self) -> bool:
@@ -77,11 +91,11 @@ class States(Metric):
     @property
     def group(self) -> Group:
         """Return the ranks whose tokens are counted together."""
-        return Group(self.process_group)
+        return self._alone or Group(self.process_group)
 
     def local_totals(self) -> Totals:
         """Return this rank's own host integers. No collective."""
-        return self._read_out(ALONE).totals()
+        return self._read_out(Alone(), Doing()).totals()
 
     def add_totals(self, totals: Totals) -> None:
         """Add host totals, as from a checkpoint, on one rank of a group only: on W ranks they would count W times."""
@@ -211,9 +225,9 @@ class States(Metric):
                 tensor.copy_(getattr(self, name))
                 setattr(self, name, tensor)
 
-    def _read_out(self, group: Group) -> ReadOut:
+    def _read_out(self, group: Group, doing: Doing) -> ReadOut:
         self._layout.compare(group, self.sums.device)
-        return ReadOut(self._state(), group, self.extras, self._layout)
+        return ReadOut(self._state(), group, self.extras, self._layout, doing)
 
     def _state(self) -> State:
         return State(*(getattr(self, name) for name in State._fields))
@@ -224,7 +238,7 @@ class States(Metric):
 
     def _sync_dist(self, dist_sync_fn: Callable[..., Any] | None = None, process_group: Any = None) -> None:
         """Put the group's numbers in place of this rank's: two collectives instead of two for each state."""
-        self._set_state(self._read_out(Group(process_group or self.process_group)).totals())
+        self._set_state(self._read_out(Group(process_group or self.process_group), Doing()).totals())
 
     def _begin_with(self, name: str, state: Tensor) -> None:
         """Set what a state holds before the first batch, now and after each reset."""

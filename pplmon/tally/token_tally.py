@@ -25,6 +25,7 @@ from pplmon.tally.count.choose import add
 from pplmon.tally.records import Given, Settings
 from pplmon.tally.states import States
 
+_ALIKE = ("ignore_index", "shift", "context", "min_sequence_tokens", "context_parallel")  # on all ranks
 _SETTINGS = ("ignore_index", "shift", "top_k", "context", "min_sequence_tokens", "context_parallel", "kernel")
 
 
@@ -87,6 +88,7 @@ class TokenTally(States):
         # A MetricCollection shares one update among metrics whose states look alike after the first batch. This empty
         # state is named after the settings, so that only metrics that measure the same are ever grouped.
         self.add_state(self._settings(), torch.zeros(0, dtype=torch.int64), dist_reduce_fx="sum")
+        self.agree_on({name: getattr(self, name) for name in _ALIKE} | {"token_bytes": _digest(self.token_bytes)})
 
     @torch.no_grad()
     @outside_graphs
@@ -207,3 +209,8 @@ class TokenTally(States):
         group = None if self.process_group is None else id(self.process_group)
         settings = (group, *(getattr(self, name) for name in _SETTINGS), table, extras)
         return "settings_" + hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+
+
+def _digest(table: Tensor | None) -> str:
+    """Return a short text that differs where tables do."""
+    return "none" if table is None else hashlib.sha256(repr(table.tolist()).encode()).hexdigest()[:8]

@@ -160,7 +160,8 @@ class Session:
         self._choosing.finish("train")
         self._capture.conclude("train")
         report = self.monitor.end_epoch().report(self.monitor.last_step, "train")
-        kept = Report(report.step, "train_epoch", {name: report.numbers[name] for name in EPOCH_NUMBERS})
+        numbers = {name: report.numbers[name] for name in EPOCH_NUMBERS}
+        kept = Report(report.step, "train_epoch", numbers, ranks_missing=self.monitor.ranks_missing)
         self.monitor.publisher.publish(kept, f"{self.monitor.prefix}train/", "_epoch")
 
     # A pass.
@@ -175,8 +176,9 @@ class Session:
 
         The rows that a given loader repeats are found; ``None`` stands for an unknown loader, unless accelerate knows it.
         """
-        self._choosing.finish("train")
-        self.monitor.collect()  # an alert must not wait for the pass to end
+        with self.monitor.for_a_while():
+            self._choosing.finish("train")
+            self.monitor.collect()  # an alert must not wait for the pass to end
         self._pass = self.monitor.begin_pass(stage, len(loaders))
         self._pass_guard = LossGuard()
         self._repeated = RepeatedRows(loaders)

@@ -24,6 +24,7 @@ class TrainerPlaces(Places):
         # Of several data-parallel groups (tensor-parallel replicas) one writes; a group of the user's writes by itself.
         self.may_write = trainer.is_global_zero or own_group
         self._renamed: set[str] = set()
+        self._lacks = False
 
     def show(self, report: Report, head: str, tail: str) -> None:
         """Pass the numbers to callbacks, and the perplexity to the progress bar."""
@@ -36,6 +37,20 @@ class TrainerPlaces(Places):
             metrics[self.key(key)] = torch.tensor(float(value), dtype=torch.float64)
             if name == "perplexity" and not tail:
                 bar[self.key(key)] = float(value)
+
+    def lack(self, report: Report, head: str, tail: str) -> None:
+        """Give NaN to callbacks in place of numbers that lack ranks, and say so once."""
+        if not self._lacks:
+            warnings.warn(
+                f"pplmon: {head}… lacks {report.ranks_missing} lost rank(s) from here on. Callbacks that monitor such a key find NaN; "
+                "what is left of the ranks is in the loggers under rank{r}/… and in their own journals.",
+                stacklevel=2,
+            )
+        self._lacks = True
+        for name in report.as_dict():
+            self.trainer.callback_metrics[self.key(f"{head}{name}{tail}")] = torch.tensor(
+                float("nan"), dtype=torch.float64
+            )
 
     def holds(self, report: Report) -> bool:
         """Return True for all reports but the windows of training."""

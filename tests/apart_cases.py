@@ -1,0 +1,408 @@
+"""What ranks do in the tests of ranks that are lost, late or disagree."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import pplmon
+from pplmon.sinks import Journal, Sink
+from tests.apart import TOKENS, At
+from tests.fault_script import stats
+
+
+class Shown(Sink):
+    """Keeps the log keys that it was given."""
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+
+    def report(self, report: pplmon.Report, scalars: Any) -> None:
+        self.keys |= set(scalars)
+
+
+def monitor_of(at: At, **settings: Any) -> pplmon.Monitor:
+    """A monitor with windows of four steps and a journal."""
+    return pplmon.Monitor(**{"every_n_steps": 4, "sinks": [Journal(at.where)], "alerts": [], **settings})
+
+
+def train(at: At, monitor: pplmon.Monitor, steps: int, together: bool = False, worst: float = 3.0) -> list[Any]:
+    """Train so many steps; with ``together`` each has a collective of the training's own. Returns the windows."""
+    windows = []
+    for _ in range(steps):
+        monitor.observe(stats(TOKENS[at.rank], worst))
+        if together:
+            dist.all_reduce(torch.ones(3))
+        with at.timed():
+            report = monitor.step()
+        if report is not None:
+            windows.append([report.step, report.tokens, report.ranks_missing])
+    return windows
+
+
+def close(at: At, monitor: pplmon.Monitor) -> Any:
+    """Close, and return the last report's step, tokens and missing ranks."""
+    with at.timed():
+        last = monitor.close()
+    return last and [last.step, last.tokens, last.ranks_missing]
+
+
+def validate(at: At, monitor: pplmon.Monitor, local: bool = False) -> list[int]:
+    """A pass of a thousandfold of a step's tokens; returns its tokens and missing ranks."""
+    with at.timed(), monitor.stage("val", local=local) as val:
+        monitor.observe(stats(1000 * TOKENS[at.rank], 3.0))
+    assert val.report is not None and val.report.tokens is not None
+    return [val.report.tokens, val.report.ranks_missing]
+
+
+def caught(at: At, call: Any, *args: Any) -> str:
+    """Return the error that a call raises, "" for none."""
+    try:
+        with at.timed():
+            call(*args)
+    except ValueError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def die() -> None:
+    """As after a fault of the hardware."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# 1. The user's timeout.
+
+
+def one_stops_stepping(at: At) -> Any:
+    """Rank 1 trains two steps and then does something else for long."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 2)
+    if at.rank == 1:
+        time.sleep(7)
+        return None
+    train(at, monitor, 4)
+    return close(at, monitor)
+
+
+def one_is_late(at: At) -> Any:
+    """Rank 1 is late by more than torch's default, which is made short here, and not by the user's timeout."""
+    dist.distributed_c10d.default_pg_timeout = timedelta(seconds=1)
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 2)
+    if at.rank == 1:
+        time.sleep(2.5)
+    train(at, monitor, 2)
+    return close(at, monitor)
+
+
+def in_a_subgroup(at: At) -> float:
+    """The timeout of a subgroup is taken where the tally counts over it."""
+    from pplmon.measure.private_names import timeout_of
+    from pplmon.tally.ranks import Group
+
+    at.init()
+    group = Group(dist.new_group([0, 1], timeout=timedelta(seconds=77)))
+    seconds = timeout_of(group.private().handle)
+    assert seconds is not None
+    return seconds.total_seconds()
+
+
+# 2. Lost, and alone from there on.
+
+
+def one_is_lost(at: At, victim: int, steps: int = 16, ends: bool = True) -> Any:
+    """A rank dies after five steps; the others meet NaN and a wish to stop."""
+    at.init()
+    heard: list[int | None] = []
+    monitor = monitor_of(at, alerts=[pplmon.Above("max_token_loss", 40.0)], on_alert=lambda a: heard.append(a.step))
+    windows = train(at, monitor, 5)
+    monitor.collect()
+    dist.barrier()
+    if at.rank == victim:
+        die()
+    windows += train(at, monitor, 3)
+    windows += train(at, monitor, 1, worst=50.0)
+    windows += train(at, monitor, steps - 9)
+    monitor.request_stop()
+    windows += train(at, monitor, 2)
+    if not ends:
+        die()
+    return [windows, heard, monitor.should_stop, close(at, monitor)]
+
+
+# 4. A pass that lacks ranks.
+
+
+def lost_before_a_pass(at: At, victim: int) -> Any:
+    """A rank dies, the others validate twice, and a sink sees what keys the numbers get."""
+    at.init()
+    shown = Shown()
+    monitor = monitor_of(at, sinks=[Journal(at.where), shown])
+    train(at, monitor, 4)
+    monitor.collect()
+    dist.barrier()
+    before = set(shown.keys)
+    if at.rank == victim:
+        die()
+    passes = [validate(at, monitor), validate(at, monitor)]
+    return [passes, sorted(shown.keys - before), close(at, monitor)]
+
+
+def lost_in_a_pass(at: At, victim: int) -> Any:
+    """A rank dies in the middle of the pass."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 4)
+    monitor.collect()
+    dist.barrier()
+    with at.timed(), monitor.stage("val") as val:
+        for batch in range(3):
+            if at.rank == victim and batch == 1:
+                die()
+            monitor.observe(stats(TOKENS[at.rank], 3.0))
+    assert val.report is not None
+    return [val.report.tokens, val.report.ranks_missing, close(at, monitor)]
+
+
+# 5. A pass on one rank only.
+
+
+def one_validates(at: At, who: int, local: bool, together: bool) -> Any:
+    """After six steps one rank validates, and all go on for six more."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 6, together)
+    errors, found = [], None
+    if at.rank == who:
+        if local:
+            found = validate(at, monitor, local=True)
+        else:
+            errors.append(caught(at, validate, at, monitor))
+    for _ in range(6):
+        errors.append(caught(at, train, at, monitor, 1, together))
+    return [[error for error in errors if error], found, close(at, monitor)]
+
+
+def unlike_stages(at: At) -> Any:
+    """One rank ends a pass over val, the other one over test."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 2)
+
+    def run() -> None:
+        with monitor.stage(("val", "test")[at.rank]):
+            monitor.observe(stats(1000 * TOKENS[at.rank], 3.0))
+
+    return [[caught(at, run)], None, close(at, monitor)]
+
+
+def one_chooses(at: At) -> Any:
+    """One rank adds integers up over ranks, as a session that chooses which logits to count; the other goes on training."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 2)
+    run = (lambda: monitor.sum_over_ranks([1, 2])) if at.rank == 0 else (lambda: train(at, monitor, 2))
+    return [[caught(at, run)], None, close(at, monitor)]
+
+
+def both_choose(at: At) -> Any:
+    """Both ranks add integers up; nothing of it is counted."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 2)
+    return [monitor.sum_over_ranks([at.rank + 1, 2**40]), close(at, monitor)]
+
+
+def one_fails_in_a_pass(at: At) -> Any:
+    """A rank leaves its pass by an exception, which the loop catches."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 2)
+
+    def run() -> None:
+        with monitor.stage("val"):
+            monitor.observe(stats(1000 * TOKENS[at.rank], 3.0))
+            if at.rank == 1:
+                raise KeyError("planned")
+
+    errors = []
+    try:
+        errors.append(caught(at, run))
+    except KeyError:
+        errors.append(caught(at, train, at, monitor, 2))
+    return [errors, None, close(at, monitor)]
+
+
+def one_saves(at: At) -> Any:
+    """One rank saves the monitor's state, which takes all of them."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 2)
+    errors = [caught(at, monitor.state_dict)] if at.rank == 0 else []
+    for _ in range(3):
+        errors.append(caught(at, train, at, monitor, 1))
+    return [[error for error in errors if error], None, close(at, monitor)]
+
+
+# 7. Unlike settings, and a step that was skipped.
+
+TALLIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "extras": ({"extras": [pplmon.Entropy()]}, {}),
+    "top_k": ({"top_k": 4}, {}),
+    "context": ({"context": 2}, {}),
+    "ignore_index": ({"ignore_index": -1}, {}),
+    "token_bytes": ({"token_bytes": [1] * 100}, {}),
+}
+SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "every_n_steps": ({"every_n_steps": 2}, {}),
+    "judge_every_n_steps": ({"judge_every_n_steps": 3}, {}),
+    "numbers": ({"numbers": "all"}, {}),
+    "prefix": ({"prefix": "a/"}, {}),
+    "alerts": ({"alerts": [pplmon.Above("max_token_loss", 40.0)]}, {}),
+}
+
+
+def unlike_settings(at: At, name: str, together: bool) -> Any:
+    """One setting of the last rank is another; six steps."""
+    at.init()
+    odd = int(at.rank != at.size - 1)
+    if name in TALLIES:
+        monitor = monitor_of(at, tally=pplmon.TokenTally(**TALLIES[name][odd]))
+    else:
+        monitor = monitor_of(at, **SETTINGS[name][odd])
+    errors = [caught(at, train, at, monitor, 1, together) for _ in range(6)]
+    return [errors, close(at, monitor)]
+
+
+def one_skips(at: At, together: bool) -> Any:
+    """Rank 1 skips the sixth of twelve optimizer steps, which both count by themselves."""
+    at.init()
+    monitor = monitor_of(at)
+    for step in range(12):
+        monitor.observe(stats(TOKENS[at.rank], 3.0))
+        if together:
+            dist.all_reduce(torch.ones(3))
+        if at.rank == 1 and step == 5:
+            continue
+        with at.timed():
+            monitor.step_to(step)
+    return close(at, monitor)
+
+
+# 6. Groups that end early, or begin late.
+
+
+def ended_before_close(at: At, judge_every: int) -> Any:
+    """The group is destroyed, and then the monitor is closed."""
+    at.init()
+    monitor = monitor_of(at, every_n_steps=8, judge_every_n_steps=judge_every)
+    train(at, monitor, 10)
+    dist.barrier()
+    dist.destroy_process_group()
+    time.sleep(0.2 * at.rank)
+    return [close(at, monitor), monitor.rank, monitor.writes]
+
+
+def another_group(at: At) -> Any:
+    """The group is destroyed, and training goes on in another one, with the same monitor."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 6)
+    dist.barrier()
+    dist.destroy_process_group()
+    at.init("another")
+    windows = train(at, monitor, 4)
+    return [windows, close(at, monitor)]
+
+
+def survivors_join(at: At) -> Any:
+    """After a loss a new group and a new monitor are whole again."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 4)
+    dist.barrier()
+    dist.destroy_process_group()
+    close(at, monitor)
+    at.init("another")
+    monitor = monitor_of(at, prefix="again/")
+    train(at, monitor, 4)
+    return close(at, monitor)
+
+
+def made_before(at: At, steps: int) -> Any:
+    """A monitor is made, and perhaps used, before the group is."""
+    monitor = monitor_of(at, sinks=[Journal(at.where / f"own{at.rank}")])
+    train(at, monitor, steps)
+    at.init()
+    windows = train(at, monitor, 6)
+    return [windows, close(at, monitor), monitor.rank, monitor.writes]
+
+
+# 9. Threads, forks, and a rank that leaves and lives on.
+
+
+def one_abandons(at: At) -> Any:
+    """Rank 1 leaves the run by ``abandon``, and its process lives on."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 5)
+    monitor.collect()
+    if at.rank == 1:
+        with at.timed():
+            monitor.abandon()
+        time.sleep(4)
+        return None
+    time.sleep(0.5)
+    train(at, monitor, 7)
+    return close(at, monitor)
+
+
+def forked(at: At) -> Any:
+    """A forked child trains on and closes the monitor that it inherited, as the parent does."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 6)
+    child = os.fork()
+    if child == 0:
+        monitor.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    train(at, monitor, 4)
+    return close(at, monitor)
+
+
+def saved_and_killed(at: At) -> Any:
+    """A state is saved, and the process killed after it."""
+    monitor = monitor_of(at, every_n_steps=50)
+    train(at, monitor, 10)
+    monitor.state_dict()
+    die()
+
+
+def two_threads(at: At) -> Any:
+    """One thread observes while another one closes steps."""
+    monitor = monitor_of(at, every_n_steps=50)
+    errors: list[str] = []
+    until = time.monotonic() + 5
+
+    def repeat(call: Any, *args: Any) -> None:
+        try:
+            while not errors and time.monotonic() < until:
+                call(*args)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=repeat, args=(monitor.observe, stats(10, 3.0)))
+    thread.start()
+    repeat(monitor.step)
+    thread.join()
+    return errors

@@ -1,0 +1,284 @@
+"""Ranks that are lost, late or disagree: nobody hangs, and no half number is shown as a whole one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pplmon.sinks import read_journal
+from tests.apart import TOKENS, Forks
+
+pytestmark = pytest.mark.ranks
+ONE, TWO = TOKENS[:2]
+BOTH = ONE + TWO
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """The process that forks ranks, for all tests of this module."""
+    with Forks() as server:
+        yield server
+
+
+def on_disk(where: Path, stage: str = "train") -> int:
+    """The tokens of a stage in the journal and in the ranks' own; a merged window counts where the journal lacks it."""
+    tokens: Counter[int] = Counter()
+    merged = {}
+    for path in where.glob("pplmon*.jsonl"):
+        for row in read_journal(path):
+            if row.get("stage") == stage and row["kind"] in ("report", "local"):
+                tokens[row["step"] if row["kind"] == "report" else -1] += row["numbers"]["tokens"]
+            elif row.get("stage") == stage and row["kind"] == "merged":
+                merged[row["step"]] = row["numbers"]["tokens"]
+    return sum(tokens.values()) + sum(count for step, count in merged.items() if step not in tokens)
+
+
+def rows(where: Path, rank: int) -> list[tuple[str, int, int, int]]:
+    """Kind, step, tokens and missing ranks of what is in a rank's own journal."""
+    path = where / f"pplmon.rank{rank}.jsonl"
+    found = read_journal(path) if path.exists() else []
+    return [(r["kind"], r["step"], r["numbers"]["tokens"], r.get("ranks_missing", 0)) for r in found if "numbers" in r]
+
+
+# 1.
+
+
+def test_a_collective_of_ours_takes_no_longer_than_the_users_timeout(forks: Forks, tmp_path: Path) -> None:
+    """A group that waits 3 s for a rank: so do we, and the rank that is left trains on."""
+    first, _ = forks.run("one_stops_stepping", tmp_path, timeout=3)
+    assert first.error == "" and 2 < first.seconds < 5
+    assert "a collective failed" in first.warnings[0]
+
+
+def test_a_rank_within_the_users_timeout_is_waited_for(forks: Forks, tmp_path: Path) -> None:
+    """Later than torch's default, and earlier than the user's timeout: nothing is lost."""
+    for outcome in forks.run("one_is_late", tmp_path, timeout=20):
+        assert outcome.answer == [3, 4 * BOTH, 0] and outcome.warnings == [] and outcome.seconds < 6
+
+
+def test_the_timeout_of_a_subgroup_is_taken(forks: Forks, tmp_path: Path) -> None:
+    """And not the world's."""
+    assert [outcome.answer for outcome in forks.run("in_a_subgroup", tmp_path)] == [77.0, 77.0]
+
+
+# 5.
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_pass_on_one_rank_only_is_an_error_on_all(forks: Forks, tmp_path: Path, who: int) -> None:
+    """It says which rank did what, at once; nothing is mixed, and every token is on disk."""
+    outcomes = forks.run("one_validates", tmp_path, who, False, False)
+    ((first,), _, _), ((second,), _, _) = (outcome.answer for outcome in outcomes)
+    assert first == second and first.startswith("UnlikeRanks: ranks of one group do unlike things at one time")
+    assert f"ends val pass 1, at step 5 on rank {who}" in first and f"optimizer step 6 on rank {1 - who}" in first
+    assert 'stage("val", local=True)' in first
+    assert all(outcome.seconds < 3 and outcome.error == "" for outcome in outcomes)
+    assert on_disk(tmp_path) == 12 * BOTH and on_disk(tmp_path, "val") == 1000 * TOKENS[who]
+
+
+def test_a_pass_on_one_rank_only_beside_training_ends_with_the_users_timeout(forks: Forks, tmp_path: Path) -> None:
+    """The others wait in the training's own collective, and cannot answer: whoever validates is told what to write."""
+    first, second = forks.run("one_validates", tmp_path, 0, False, True, timeout=4)
+    assert max(first.seconds, second.seconds) < 6
+    assert any("a collective failed" in text for text in first.warnings)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_pass_of_one_rank_sends_nothing(forks: Forks, tmp_path: Path, who: int, together: bool) -> None:
+    """``local=True`` is not waited for and costs the others nothing."""
+    outcomes = forks.run("one_validates", tmp_path, who, True, together)
+    assert all(o.error == "" and o.warnings == [] and o.answer[0] == [] and o.seconds < 3 for o in outcomes)
+    assert outcomes[who].answer[1] == [1000 * TOKENS[who], 0]
+    assert on_disk(tmp_path) == 12 * BOTH and on_disk(tmp_path, "val") == 1000 * TOKENS[who]
+    assert rows(tmp_path, 1) == ([("local", 5, 1000 * TWO, 0)] if who == 1 else [])
+
+
+@pytest.mark.parametrize("case", ["unlike_stages", "one_chooses", "one_fails_in_a_pass", "one_saves"])
+def test_ranks_that_do_unlike_things_are_told(forks: Forks, tmp_path: Path, case: str) -> None:
+    """Another stage, a choice of logits by one rank, a pass that one rank left, a state that one rank saved."""
+    outcomes = forks.run(case, tmp_path)
+    ((first,), _, _), ((second,), _, _) = (outcome.answer for outcome in outcomes)
+    assert first == second and "do unlike things at one time" in first
+    assert all(outcome.seconds < 3 and outcome.error == "" for outcome in outcomes)
+    two = 2 * BOTH
+    counted = {"unlike_stages": two, "one_chooses": two + 2 * TWO, "one_fails_in_a_pass": two + 2 * TWO}
+    assert on_disk(tmp_path) == counted.get(case, 5 * BOTH)
+
+
+def test_integers_of_a_choice_add_up_and_are_not_counted(forks: Forks, tmp_path: Path) -> None:
+    """They travel in a read-out of their own."""
+    outcomes = forks.run("both_choose", tmp_path)
+    assert all(outcome.answer[0] == [3, 2**41] and outcome.warnings == [] for outcome in outcomes)
+    assert on_disk(tmp_path) == 2 * BOTH
+
+
+# 7.
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "beside training"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("every_n_steps", "differ in every_n_steps (4 on ranks 0, 1; 2 on rank 2)"),
+        ("judge_every_n_steps", "differ in judge_every_n_steps (1 on ranks 0, 1; 3 on rank 2)"),
+        ("numbers", "differ in numbers (core on ranks 0, 1; all on rank 2)"),
+        ("prefix", "differ in prefix ( on ranks 0, 1; a/ on rank 2)"),
+        ("alerts", "differ in alerts ([] on ranks 0, 1; [Above("),
+        ("extras", "differ in extras (none on ranks 0, 1; "),
+        ("top_k", "differ in top_k (8 on ranks 0, 1; 4 on rank 2)"),
+        ("context", "context (8 on ranks 0, 1; 2 on rank 2)"),
+        ("ignore_index", "differ in ignore_index (-100 on ranks 0, 1; -1 on rank 2)"),
+        ("token_bytes", "differ in token_bytes (none on ranks 0, 1; "),
+    ],
+)
+def test_unlike_settings_are_the_same_error_on_every_rank(
+    forks: Forks, tmp_path: Path, name: str, text: str, together: bool
+) -> None:
+    """At the first step, naming the setting and the ranks; who goes on counts for itself, and loses nothing."""
+    outcomes = forks.run("unlike_settings", tmp_path, name, together, size=3)
+    errors = [outcome.answer[0] for outcome in outcomes]
+    assert errors[0] == errors[1] == errors[2] and text in errors[0][0] and errors[0][1:] == [""] * 5
+    assert all(outcome.seconds < 3 for outcome in outcomes)
+    assert on_disk(tmp_path) == 6 * sum(TOKENS)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_rank_that_skipped_an_optimizer_step_is_told(forks: Forks, tmp_path: Path, together: bool) -> None:
+    """On every rank, once, at the first read-out that shows it; from there on each counts for itself, and nobody waits."""
+    for rank, outcome in enumerate(forks.run("one_skips", tmp_path, together)):
+        (text,) = outcome.warnings
+        told = f"a rank skipped an optimizer step: the group's are at 5 to 6 at one time, rank {rank} is at {5 + rank}"
+        assert told in text and outcome.seconds < 3
+    assert on_disk(tmp_path) == 12 * BOTH
+
+
+# 2.
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_who_lost_the_others_goes_on_watching(forks: Forks, tmp_path: Path, victim: int) -> None:
+    """It judges, shows its windows as its own, writes them at its own cadence and honours its own wish to stop."""
+    outcome = forks.run("one_is_lost", tmp_path, victim)[1 - victim]
+    step = TOKENS[1 - victim]
+    windows, heard, stops, last = outcome.answer
+    assert windows == [[3, 4 * BOTH, 0], [7, 3 * step, 1], [11, 4 * step, 1], [15, 4 * step, 1]]
+    assert heard == [8] and stops and last == [17, 2 * step, 1] and outcome.seconds < 3
+    local = [row for row in rows(tmp_path, 1 - victim) if row[0] == "local"]
+    assert local == [
+        ("local", 7, 3 * step, 1),
+        ("local", 11, 4 * step, 1),
+        ("local", 15, 4 * step, 1),
+        ("local", 17, 2 * step, 1),
+    ]
+    assert on_disk(tmp_path) == 5 * BOTH + 13 * step
+
+
+def test_who_lost_the_others_and_is_killed_too_leaves_its_windows(forks: Forks, tmp_path: Path) -> None:
+    """Its counts do not wait for ``close``."""
+    forks.run("one_is_lost", tmp_path, 1, 16, False)
+    assert on_disk(tmp_path) == 5 * BOTH + 11 * ONE
+
+
+def test_the_larger_part_goes_on_too(forks: Forks, tmp_path: Path) -> None:
+    """Of three ranks one is lost: each of the two others counts for itself, and none twice."""
+    outcomes = forks.run("one_is_lost", tmp_path, 2, size=3)
+    assert all(outcome.answer[1:3] == [[8], True] and outcome.seconds < 3 for outcome in outcomes[:2])
+    assert on_disk(tmp_path) == 5 * sum(TOKENS) + 13 * BOTH
+
+
+# 3. and 4.
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_pass_after_a_loss_bears_the_missing_ranks(forks: Forks, tmp_path: Path, victim: int) -> None:
+    """Under keys that say whose it is, and on disk, whoever is left."""
+    outcome = forks.run("lost_before_a_pass", tmp_path, victim)[1 - victim]
+    step = 1000 * TOKENS[1 - victim]
+    passes, keys, _ = outcome.answer
+    assert passes == [[step, 1], [step, 1]] and outcome.seconds < 3
+    assert all(key.startswith("rank0/val/") for key in keys) and bool(keys) == (victim == 1)
+    assert on_disk(tmp_path, "val") == 2 * step and on_disk(tmp_path) == 4 * BOTH
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_pass_in_which_a_rank_is_lost_bears_it(forks: Forks, tmp_path: Path, victim: int) -> None:
+    """It has the survivor's tokens, and says so."""
+    outcome = forks.run("lost_in_a_pass", tmp_path, victim)[1 - victim]
+    assert outcome.answer[:2] == [3 * TOKENS[1 - victim], 1] and outcome.seconds < 3
+    assert on_disk(tmp_path, "val") == 3 * TOKENS[1 - victim] and on_disk(tmp_path) == 4 * BOTH
+
+
+# 6.
+
+
+@pytest.mark.parametrize("judge_every", [1, 4])
+def test_a_group_that_ends_before_the_monitor_is_a_severed_link(forks: Forks, tmp_path: Path, judge_every: int) -> None:
+    """Told once; one rank writes, and every token is on disk once."""
+    outcomes = forks.run("ended_before_close", tmp_path, judge_every)
+    for rank, outcome in enumerate(outcomes):
+        assert outcome.error == "" and outcome.answer[1:] == [rank, rank == 0] and outcome.seconds < 3
+        (text,) = outcome.warnings
+        assert "the process group was ended before monitor.close()" in text
+    assert on_disk(tmp_path) == 10 * BOTH
+
+
+def test_another_group_is_not_joined_by_the_same_monitor(forks: Forks, tmp_path: Path) -> None:
+    """It goes on for each rank alone, told once."""
+    outcomes = forks.run("another_group", tmp_path)
+    assert all(outcome.error == "" and len(outcome.warnings) == 1 and outcome.seconds < 3 for outcome in outcomes)
+    assert on_disk(tmp_path) == 10 * BOTH
+
+
+def test_survivors_join_again_with_a_new_group_and_a_new_monitor(forks: Forks, tmp_path: Path) -> None:
+    """Whole numbers again."""
+    for outcome in forks.run("survivors_join", tmp_path):
+        assert outcome.answer == [3, 4 * BOTH, 0] and outcome.error == ""
+
+
+def test_a_monitor_made_before_the_group_joins_it(forks: Forks, tmp_path: Path) -> None:
+    """Where nothing was counted yet."""
+    for rank, outcome in enumerate(forks.run("made_before", tmp_path, 0)):
+        assert outcome.answer == [[[3, 4 * BOTH, 0]], [5, 2 * BOTH, 0], rank, rank == 0] and outcome.warnings == []
+
+
+def test_a_monitor_used_before_the_group_says_that_it_does_not_join(forks: Forks, tmp_path: Path) -> None:
+    """Its rank is the group's from there on, and its windows are marked."""
+    for rank, outcome in enumerate(forks.run("made_before", tmp_path, 2)):
+        (text,) = outcome.warnings
+        assert "so it does not join the group: make the monitor after init_process_group" in text
+        assert outcome.answer[2:] == [rank, rank == 0] and outcome.answer[1] == [7, 4 * TOKENS[rank], 1]
+        assert on_disk(tmp_path / f"own{rank}") == 8 * TOKENS[rank]
+
+
+# 9.
+
+
+def test_a_rank_that_abandons_and_lives_on_leaves_nobody_waiting(forks: Forks, tmp_path: Path) -> None:
+    """The others see their next collective fail, long before the user's timeout."""
+    first, second = forks.run("one_abandons", tmp_path, timeout=60)
+    assert first.error == second.error == "" and first.seconds < 3 and second.seconds < 3
+    assert "a collective failed" in first.warnings[0]
+    assert on_disk(tmp_path) == 5 * BOTH + 7 * ONE
+
+
+def test_a_forked_child_writes_nothing_that_it_inherited(forks: Forks, tmp_path: Path) -> None:
+    """Neither the parent's buffered rows nor a window of its own."""
+    (outcome,) = forks.run("forked", tmp_path, size=1)
+    lines = (tmp_path / "pplmon.jsonl").read_text().splitlines()
+    assert outcome.answer == [9, 2 * ONE, 0] and len(lines) == len(set(lines)) and on_disk(tmp_path) == 10 * ONE
+
+
+def test_a_saved_state_is_never_ahead_of_the_journal(forks: Forks, tmp_path: Path) -> None:
+    """What the rules saw before it is on the disk."""
+    forks.run("saved_and_killed", tmp_path, size=1)
+    assert [row["step"] for row in read_journal(tmp_path) if row["kind"] == "judged"] == list(range(10))
+
+
+def test_two_threads_at_once_are_an_error(forks: Forks, tmp_path: Path) -> None:
+    """In place of tokens that are lost in silence."""
+    (outcome,) = forks.run("two_threads", tmp_path, size=1)
+    assert outcome.answer and "one thread" in outcome.answer[0]
