@@ -11,6 +11,7 @@ help:
 	@echo "make test    run the tests (ARGS='-k perplexity' passes flags to pytest)"
 	@echo "make gpu     what only a GPU can tell, with a PYTHON that has PyTorch and Triton; installs nothing"
 	@echo "             (ARGS=--dry proves it without a GPU; the tables go to runs/gpu)"
+	@echo "make test-all  the slow tests, too"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove the environment and what tools left"
 
@@ -20,6 +21,11 @@ demo: .venv/installed
 # A process for each core, and one thread in each: -n 0 in ARGS runs them in this one.
 test: export OMP_NUM_THREADS ?= 1
 test: .venv/installed
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile -m "not slow" $(ARGS)
+
+# The slow ones, too.
+test-all: export OMP_NUM_THREADS ?= 1
+test-all: .venv/installed
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 gpu:
