@@ -85,7 +85,7 @@ def _readings() -> list[tuple[str, Reading, Callable[[Sequence[float]], float] |
     for name in ("max_sequence_loss", "max_token_loss", "worst_1pct_loss"):
         rows.append((f"train/{name}, highest", _extreme("train", name, max), min))
     rows.append(("train/nonfinite_tokens, in all", lambda run: sum(_points(run, "train", "nonfinite_tokens")), min))
-    rows.append(("alerts", lambda run: len(run.alerts), min))
+    rows.append(("alerts", lambda run: sum(alert.severity != "info" for alert in run.alerts), min))
     return rows
 
 
