@@ -41,6 +41,7 @@ ROOMS = {
     "monitor": RUN,
     "replay": JUDGE | {"sinks", "monitor"},
     "capture": {"cells", "overwritten", "tally", "tokens"},
+    "doctor": {"arguments", "overwritten", "tokens"},
     "lightning": RUN | {"capture"},
 }
 ANY = {"cli", "demo", "testing"}  # and pplmon itself
