@@ -18,10 +18,8 @@ HALF, FEW_TARGETS, FEW_IDS = 0.5, 16, 10  # of a vocabulary of fewer ids one may
 STEADY, REPEATED = 0.98, 0.3  # renumbered ids: so many tokens keep their partner, of ids seen before for this share
 FEW_EQUAL = 0.1  # labels of other ids are the input's by chance only
 PADDING_BY_MASK = 0.01  # of the scored targets: the mask may have a hole beside its padding
-PADDING_SHARE, PADDING_ELSEWHERE = (
-    0.02,
-    0.02,
-)  # padding told by the ids alone: so much of it, and hardly elsewhere but once a row
+# Padding that the ids alone tell: so much of the scored targets, and hardly elsewhere but once a row.
+PADDING_SHARE, PADDING_ELSEWHERE = 0.02, 0.02
 
 
 def total(batches: Sequence[Facts], name: str) -> int:

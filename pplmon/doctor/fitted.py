@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from pplmon.doctor.alignment import TokenSet, moved
+from pplmon.doctor.alignment import TOLD, TokenSet, moved
 from pplmon.doctor.hypotheses import TIGHT, Observation
 
 USUAL_SMOOTHING = (0.1, 0.05, 0.2, 0.15, 0.3, 0.01, 0.02)
@@ -80,7 +80,7 @@ def _answers(batch: Observation, base: TokenSet) -> Iterator[tuple[str, float]]:
     assert batch.measured is not None
     tokens, nll = batch.measured.tokens, batch.measured.losses(base.shift).double()
     scored = tokens.told & moved(torch.ones_like(tokens.told), -base.shift, fill=False) & nll.isfinite()
-    if base.scored != "told":
+    if base.scored != TOLD:
         scored = scored & ~tokens.padding
     sums = torch.where(scored, nll, 0.0).sum(0).flip(0).cumsum(0).flip(0).tolist()  # from each column on
     counts = scored.sum(0).flip(0).cumsum(0).flip(0).tolist()

@@ -70,6 +70,8 @@ class LossGuard:
         tokens, nll = change[_TOKENS], change[_WHOLE] + change[_FRACTION] * 2.0**-layout.FRACTION_BITS
         loss = loss.detach().double().reshape(()).to(tokens.device)
         part = torch.stack([loss * (tokens if items is None else items), nll, tokens])
+        # A batch that counted nothing here (none of its targets, or not yet) has no part; its loss may be NaN.
+        part = torch.where(tokens > 0, part, 0.0)
         self._sums = part if self._sums is None else self._sums + part
 
     def end_window(self) -> None:

@@ -167,7 +167,7 @@ def low_precision(dtype: torch.dtype, loss: float, mean: float) -> Finding:
     name = str(dtype).removeprefix("torch.")
     return Finding(
         "low_precision_loss",
-        f"{both(loss, mean)}, {abs(loss / mean - 1):.1%} apart: the loss was added up in {name}, or is no token mean",
+        f"{both(loss, mean)}, {nats(abs(loss - mean))} apart: the loss was added up in {name}, or is no token mean",
         "loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()), and look again",
         {"loss": loss, "cross_entropy": mean, "dtype": name},
     )

@@ -28,5 +28,5 @@ def repeated_rows(digests: Sequence[Sequence[int]]) -> list[Finding]:
         for other in range(rank):
             count = len(set(rows) & set(digests[other]))
             if len(set(rows)) > 1 and count >= SHARE * len(set(rows)):
-                return [batch_words.repeated_rows(other, rank, count, len(set(rows)))]
+                return [batch_words.repeated_rows(rank, other, count, len(set(rows)))]
     return []

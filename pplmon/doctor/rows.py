@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK_LOGITS, ACCELERATOR_LOGITS = 2**20, 2**24  # how many are looked at together
+CHUNK_LOGITS, ACCELERATOR_LOGITS = 2**18, 2**24  # how many are looked at together: some copies of so many are made
 WIDEST_CUT = 128  # a vocabulary is padded by fewer ids than this
 
 
