@@ -1,7 +1,7 @@
 """Find logits and targets in a module without changing it.
 
-There are four sources of logits, in this order; the first that gives something on the first batch of a stage is the only
-one used there:
+There are four sources of logits. Until it is known which of their calls equals the loss (see ``evidence``), all of them are
+counted apart; where the loss does not tell, the first source of this order is taken:
 
 1. ``pplmon.observe(self, logits, targets)`` in the step;
 2. ``logits=`` names a submodule (hooked), a key of the step's output, or is a callable; ``targets=`` a part of the batch;
