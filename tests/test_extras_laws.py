@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 import pplmon
 from pplmon import TokenStats, TokenTally, Totals, extras, token_stats
+from pplmon.report.declared import fits
 from pplmon.tally.count.numpy_or_torch import OnTorch
 from pplmon.testing import assert_split_invariant, run_on_ranks
 from tests import extras_reference as reference
@@ -204,7 +205,7 @@ def test_nothing_counted_is_nan_and_a_count_is_0(name: str) -> None:
         own = [
             n
             for n in tally.report().numbers
-            if any(pplmon.report.report.declared.fits(n, d.name) for d in extra.declares)
+            if any(fits(n, d.name) for d in extra.declares)
         ]
         assert own
         for number in own:
@@ -228,7 +229,7 @@ def test_a_flat_batch_has_no_sequences(name: str) -> None:
     own = {
         n: v
         for n, v in given_numbers.items()
-        if any(pplmon.report.report.declared.fits(n, d.name) for d in extra.declares)
+        if any(fits(n, d.name) for d in extra.declares)
     }
     assert own and set(own.values()) == {None}
 

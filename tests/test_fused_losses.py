@@ -389,7 +389,7 @@ def test_liger_is_seen(liger: dict[str, Any]) -> None:
         (text,) = liger[how]
         assert "are gradients" in text
     assert liger["smoothed"] == []
-    assert "What it cannot see: a loss with label smoothing" in PAGE
+    assert "It cannot detect: a loss with label smoothing" in PAGE
 
 
 def test_liger_s_patch_overwrites_float32_logits_alone(liger: dict[str, Any]) -> None:

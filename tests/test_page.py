@@ -174,7 +174,7 @@ def test_the_command_writes_beside_the_journal(run: Path, capsys: pytest.Capture
     """And says the verdict, where the page is, and what opens it."""
     assert cli.main(["report", str(run)]) == 0
     said = capsys.readouterr().out
-    assert "Healthy; 1 alert at step 70." in said
+    assert "Healthy; 1 alert at step 70: one sequence explains 100 % of it." in said
     assert f"{run / 'report.html'} (" in said
     assert said.rstrip().endswith(command.opening(run / "report.html"))
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")

@@ -21,7 +21,7 @@ def test_no_thread_or_file_is_left_over(tmp_path: Path) -> None:
         seen = soak.soak(300, tmp_path)
     figures = seen.summary()
     assert figures["logged windows"] == 14 and figures["alerts"] >= 3  # the last window comes with close()
-    assert figures["checkpoints"] == 5 and seen.states[-1] < 1.2 * seen.states[0]
+    assert figures["checkpoints"] == 5 and seen.states[-1] < 1.5 * seen.states[0]
     assert figures["threads at the end"] <= figures["threads after a tenth"]
     assert figures["open files at the end"] <= figures["open files after a tenth"]
     assert any("AlwaysFails" in str(w.message) and "left out" in str(w.message) for w in caught)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pplmon import Entropy, Report, TokenStats, TokenTally, Totals, token_stats
 from pplmon.report import layout
+from pplmon.tally.doing import Doing
 from pplmon.tally.readout import Group, ReadOut
 from tests.reference import assert_numbers, numbers_of, tokens_of
 
@@ -268,13 +269,13 @@ def test_many_ranks_at_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     tally = TokenTally()
     tally.update(*batch())
     one = tally.totals()
-    many = ReadOut(tally._state(), Many(), (), tally._layout).totals()
+    many = ReadOut(tally._state(), Many(), (), tally._layout, Doing()).totals()
     assert many["tokens"] == 64 * one["tokens"] and many["token_loss_bits"] == one["token_loss_bits"]
     tally.sums, tally.histogram = (
         torch.full_like(tally.sums, layout.CEILING),
         torch.full_like(tally.histogram, layout.CEILING),
     )
-    many = ReadOut(tally._state(), Many(), (), tally._layout).totals()
+    many = ReadOut(tally._state(), Many(), (), tally._layout, Doing()).totals()
     assert min(many.sums + many.histogram.buckets()) > 2**62 and many.report().cross_entropy == pytest.approx(1)
 
 

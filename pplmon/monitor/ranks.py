@@ -216,9 +216,11 @@ class Link:
         ours = (
             Group(self.pattern.process_group) if self._connected and not self.severed and not self._home.ended else None
         )
+        # To destroy a communicator whose collective waits for another rank is to wait for that rank.
+        waits = self.pending is not None and not self.pending.read_out.arrived()
         self.sever(why)
-        if ours is not None:
-            self.unmerged = self.own()  # a read-out under way would keep the communicator open
+        if ours is not None and not waits:
+            self.unmerged = self.own()
             self.pattern.process_group = self.tally.process_group = None
             ours.hang_up()
 

@@ -166,9 +166,13 @@ class Engine:
 
     def finish(self, opened: Pass, step: int) -> Report:
         """Read a pass out, judge and log it. Every rank calls it."""
+        if opened.local:  # a pass of this rank alone lacks no ranks
+            self._pass = opened
+            try:
+                return self._finish_local(opened, step)
+            finally:
+                self._pass = None
         self._pass = None
-        if opened.local:
-            return self._finish_local(opened, step)
         self.collect()
         self._start()
         doing = Doing(opened.stage, opened.number, step)
