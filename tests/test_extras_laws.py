@@ -202,11 +202,7 @@ def test_nothing_counted_is_nan_and_a_count_is_0(name: str) -> None:
         tally = tally_of(batch, extra)
         if ignored:
             tally.update(batch.logits, torch.full_like(batch.targets, -100), **batch.data)
-        own = [
-            n
-            for n in tally.report().numbers
-            if any(fits(n, d.name) for d in extra.declares)
-        ]
+        own = [n for n in tally.report().numbers if any(fits(n, d.name) for d in extra.declares)]
         assert own
         for number in own:
             value = tally.report().numbers[number]
@@ -226,11 +222,7 @@ def test_a_flat_batch_has_no_sequences(name: str) -> None:
     neither.update(batch.logits[:1], batch.targets[:1], **data)
     neither.update(flat, batch.targets[0])
     given_numbers = {n: neither.report().numbers[n] for n in neither.report().numbers if n in line.report().numbers}
-    own = {
-        n: v
-        for n, v in given_numbers.items()
-        if any(fits(n, d.name) for d in extra.declares)
-    }
+    own = {n: v for n, v in given_numbers.items() if any(fits(n, d.name) for d in extra.declares)}
     assert own and set(own.values()) == {None}
 
 

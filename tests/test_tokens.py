@@ -463,7 +463,11 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: TokenTally(extras=[Entropy]), TypeError, r"object with size, update and numbers.*\[pplmon\.Entropy\(\)\]"),
     (lambda: TokenTally(extras=["entropy"]), TypeError, r"object with size.*'entropy'"),
     (lambda: TokenTally(extras=Entropy()), TypeError, r"takes a list, got Entropy\(\)"),
-    (lambda: TokenTally(extras=[Entropy(), Entropy()]), ValueError, r"got Entropy\(\), Entropy\(\); each is counted once"),
+    (
+        lambda: TokenTally(extras=[Entropy(), Entropy()]),
+        ValueError,
+        r"got Entropy\(\), Entropy\(\); each is counted once",
+    ),
     (lambda: TokenStats.from_losses(X[..., 0], Y, entropy=X[0, :, 0]), ValueError, r"entropy.*\(2, 3\).*\(3,\)"),
     (lambda: TokenStats.from_losses(X[..., 0], Y, entropy=Y), TypeError, r"entropy must be floating point.*int64"),
 ]

@@ -91,6 +91,10 @@ class Choice:
             self.trials.append(found)
         return found
 
+    def calls(self) -> set[Call]:
+        """Return the calls that were counted and not yet taken."""
+        return {call for trial in self.trials for call, _ in trial.counted}
+
     def drop(self, call: Call) -> None:
         """Forget what a call gave: it failed."""
         for trial in self.trials:

@@ -23,7 +23,7 @@ from pplmon.measure.tokens import TokenStats
 from pplmon.monitor.repeated_rows import Repeated
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
-from pplmon.trainers.capture.choose import Chosen, Trial, sources_for
+from pplmon.trainers.capture.choose import Call, Chosen, Trial, sources_for
 from pplmon.trainers.capture.evidence import BATCHES, Batch, Verdict, findings, weigh
 from pplmon.trainers.capture.help_text import nothing_found
 from pplmon.trainers.capture.hooks import listen_to
@@ -49,6 +49,7 @@ class Capture(Takes):
         self.looked: Batch | None = None  # what was then heard
         self.items: float | None = None  # what the last batch's loss was divided by, where a model was told
         self._silent = SilentSteps()
+        self._taken: set[Call] = set()  # the calls of trials that were taken, of a stage without a choice yet
 
     # A module.
 
@@ -139,7 +140,7 @@ class Capture(Takes):
 
     def verdict(self, stage: str, ranks: int = 1) -> Verdict | None:
         """Return what this rank would count; ``None`` where nothing was found. Waits for the device."""
-        calls = {call for trial in self._choice.trials for call, _ in trial.counted}
+        calls = self._taken | self._choice.calls()
         verdict = weigh(self._counter.batches.get(stage, ()), self._sources, ranks)
         if verdict is None and calls:
             first = min(calls, key=lambda call: (self._sources.index(call.source), call.number))
@@ -166,6 +167,7 @@ class Capture(Takes):
 
     def take_trials(self) -> list[Trial]:
         """Return what was tried since the last call, to be settled later."""
+        self._taken |= self._choice.calls()
         trials, self._choice.trials = self._choice.trials, []
         return trials
 
@@ -173,6 +175,7 @@ class Capture(Takes):
         """Keep a stage to what was chosen. What was tried before has to be settled by then, or is lost."""
         self._choice.by_stage[stage] = chosen
         self._choice.forget()
+        self._taken = set()
         self._counter.batches.pop(stage, None)
 
     def settle(self, trials: Sequence[Trial], chosen: Chosen, into: TokenTally | None = None) -> None:
