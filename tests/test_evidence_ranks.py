@@ -15,7 +15,7 @@ SHIFTED, PLAIN = 24.0, 27.0  # tokens of a rank's batch
     [
         (("shifted", "shifted"), 2 * SHIFTED, "with shift=True"),
         (("shifted", "empty"), SHIFTED, "with shift=True"),
-        (("empty", "shifted"), SHIFTED, ""),
+        (("empty", "shifted"), SHIFTED, "with shift=True"),
         (("shifted", "other"), 2 * SHIFTED, "with shift=True"),
         (("plain", "plain"), 2 * PLAIN, ""),
         (("shifted", "plain"), 2 * PLAIN, "do not agree"),
