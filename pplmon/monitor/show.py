@@ -1,0 +1,178 @@
+"""Show the windows and passes of a monitor: make their reports, and hand them to sinks and to the rank's own journal."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from pplmon.alerts import Rule, default_alerts, watched
+from pplmon.doctor.overwritten import Overwritten
+from pplmon.extras import declare_all
+from pplmon.monitor.delivery import Delivery, Handler
+from pplmon.monitor.evaluation import Pass
+from pplmon.monitor.judge import Judge
+from pplmon.monitor.one_thread import OneThread
+from pplmon.monitor.publish import Places, Publisher, wanted
+from pplmon.monitor.ranks import Link
+from pplmon.monitor.running_totals import Windows
+from pplmon.monitor.schedule import Cadence
+from pplmon.report.declared import as_rows
+from pplmon.report.report import Report
+from pplmon.report.totals import Totals
+from pplmon.report.worst import Decode
+from pplmon.sinks.base import Sink
+from pplmon.tally import TokenTally
+
+
+class Shows:
+    """The parts of a monitor, and how its windows and passes are shown."""
+
+    def __init__(
+        self,
+        every_n_steps: int | None = 50,
+        judge_every_n_steps: int = 1,
+        numbers: str | Sequence[str] = "core",
+        prefix: str = "",
+        tally: TokenTally | None = None,
+        sinks: Iterable[Sink] = (),
+        alerts: Sequence[Rule] | None = None,
+        on_alert: Handler | Sequence[Handler] = (),
+        decode: Decode | None = None,
+        places: Places | None = None,
+        min_severity: str = "warning",
+    ) -> None:
+        places = Places() if places is None else places
+        self.trainer, self.log_dir = places.trainer, places.log_dir  # handlers ask for these two when they are bound
+        self.cadence = Cadence(every_n_steps, judge_every_n_steps)
+        self.prefix = prefix
+        self.decode = decode
+        self.wait_for_window = False  # read a logged window at its own step, where its numbers are needed
+        self.should_stop = False  # the same on all ranks, at the same step
+        rules = default_alerts() if alerts is None else alerts
+        self._link = Link(tally if tally is not None else TokenTally(), places.may_write)
+        names = wanted(numbers, self._link.pattern)
+        self._delivery = Delivery(sinks, on_alert, min_severity)
+        self.publisher = Publisher(self._delivery, self._link, names, places)
+        self._judge = Judge(rules, self._delivery, self._link)
+        same = {"numbers": numbers, "prefix": prefix, "alerts": list(self._judge.rules)}
+        self._link.agree_on({**asdict(self.cadence), **same})
+        self._windows = Windows()
+        self._overwritten = Overwritten()
+        self._one_thread = OneThread()
+        self._pass: Pass | None = None
+        self._passes = 0  # of all ranks, begun
+        self._merged_to = 0  # the step of the last read-out that was taken in
+        self._alone = False  # the others are lost, and what was merged with them is shown
+        self._step = 0
+        self._micro_batch = 0
+        self._started = False
+        self._all_leave = False
+        self._abandoned = False
+        self._last: Report | None = None
+        self._closed: Report | None = None  # logged, and not yet returned by a step
+        self._resumed_at: int | None = None  # the step at which a loaded state goes on
+        for handler in self._delivery.handlers:
+            if hasattr(handler, "bind"):
+                handler.bind(self)
+
+    @property
+    def tally(self) -> TokenTally:
+        """Return the tally of the current step."""
+        return self._link.tally
+
+    @property
+    def writes(self) -> bool:
+        """Return True on the rank that writes: the first of its group."""
+        return self._link.writes
+
+    @property
+    def current_step(self) -> int:
+        """Return the current optimizer step, 0-based."""
+        return self._step
+
+    @property
+    def last_step(self) -> int:
+        """Return the last optimizer step that was closed, 0 before there is one."""
+        return max(self._step - 1, 0)
+
+    @property
+    def takes_part(self) -> bool:
+        """Return False on a rank outside the group of the tally, which counts and judges nothing."""
+        return self._link.takes_part
+
+    @property
+    def rank(self) -> int:
+        """Return this process's rank in the run, as addresses give it."""
+        return self._link.home.global_rank
+
+    def _start(self) -> None:
+        if not self._started and self.writes:
+            self._delivery.start(self._describe())
+        self._started = True
+
+    def _describe(self) -> dict[str, Any]:
+        declared = as_rows(declare_all(self._link.pattern.extras))
+        return {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "ranks": self._link.ranks,
+            **asdict(self.cadence),
+            "resumed_at": self._resumed_at,
+            "memory": None if self._resumed_at is None else self._judge.memory(),
+            "alerts": [repr(rule) for rule in self._judge.rules],
+            "watched": watched(self._judge.rules),
+            **({"declared": declared} if declared else {}),
+            "alert_folders": self._delivery.folders(),
+        }
+
+    def _log_window(self, step: int) -> Report:
+        totals = self._link.gather(self._windows.end_window())
+        if not self._alone:
+            self._windows.remember(totals)
+        self._last = report = self._report(step, "train", totals)
+        self.publisher.publish(report, f"{self.prefix}train/")
+        return report
+
+    def _log_rest(self) -> None:
+        if self.cadence.every_n_steps is not None and not self._windows.window.empty:
+            self._log_window(self._merged_to)
+
+    def _show_worst_of_run(self) -> None:
+        if self.writes and self._windows.worst.token_rows:
+            whole = self._report(self.last_step, "run", self._windows.worst)
+            self._delivery.finished(Report(whole.step, "run", {}, whole.worst, whole.worst_sequences))
+
+    def _write_own(self) -> None:
+        """Write the totals that this rank could not merge to its own journal, one row for each stage."""
+        self._write_local("train", self._link.own())
+        self._write_own_pass()
+
+    def _write_own_pass(self) -> None:
+        if self._pass is not None:
+            self._write_local(self._pass.stage, self._pass.local_totals())
+        self._pass = None
+
+    def _write_local(self, stage: str, totals: Totals) -> None:
+        if not totals.empty:
+            report = replace(totals.report(self._step, stage), ranks_missing=self._link.missing)
+            self._delivery.local(report, self.rank)
+
+    def _report(self, step: int, stage: str, totals: Totals, evidence: bool = True) -> Report:
+        """Return the report; worst tokens have their text on the writing rank only, which is the one to show it."""
+        seen, before = self._windows.tokens_seen if stage == "train" else None, self._windows.passes.get(stage)
+        report = totals.report(step, stage, seen, evidence, before)
+        missing = self._missing(stage)
+        if missing:
+            report = replace(report, ranks_missing=missing)
+        if self.decode is None or not evidence or not self.writes:
+            return report
+        return self._delivery.guard(self.decode, "decode", report.decoded, self.decode) or report
+
+    def _missing(self, stage: str) -> int:
+        """Return the ranks that a report lacks: what was merged before they were lost, and a pass of one rank, lack none."""
+        local = self._pass is not None and self._pass.local
+        return 0 if local or (stage == "train" and not self._alone) else self._link.missing
