@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from pplmon.extras import TokenClasses as TokenClasses
     from pplmon.extras import Uncertainty as Uncertainty
     from pplmon.page import page
+    from pplmon.trainers.hugging_face import PerplexityCallback as PerplexityCallback
+    from pplmon.trainers.hugging_face import watch as watch
     from pplmon.trainers.lightning import PerplexityMonitor
 
 globals().update({**alerts.ALL, **extras.ALL})  # every rule and every extra that has a file
@@ -66,6 +68,7 @@ __all__ = [
     "Notify",
     "Number",
     "Perplexity",
+    "PerplexityCallback",
     "PerplexityMonitor",
     "Report",
     "Rule",
@@ -87,17 +90,20 @@ __all__ = [
     "page",
     "sinks",
     "token_stats",
+    "watch",
 ]
 __all__ += list(alerts.ALL)
 __all__ += list(extras.ALL)
 
 
 def __getattr__(name: str) -> Any:
-    """Find ``PerplexityMonitor`` and ``page`` on first use: ``import pplmon`` loads neither Lightning nor templates."""
+    """Find the connections to trainers and ``page`` on first use: ``import pplmon`` loads no framework and no templates."""
     if name == "PerplexityMonitor":
         from pplmon.trainers.lightning import PerplexityMonitor
 
         return PerplexityMonitor
+    if name in ("PerplexityCallback", "watch"):
+        return getattr(import_module("pplmon.trainers.hugging_face"), name)
     if name == "page":
         return import_module("pplmon.page")
     raise AttributeError(f"module 'pplmon' has no attribute {name!r}")

@@ -48,7 +48,12 @@ monitor = pplmon.Monitor(every_n_steps=1, alerts=[])
 """
 
 # Packages that a block may show and that need not be installed. On a CPU their kernels are interpreted, not compiled.
-OPTIONAL = {"cut_cross_entropy": "cut-cross-entropy", "liger_kernel": "liger-kernel", "trl": "trl"}
+OPTIONAL = {
+    "cut_cross_entropy": "cut-cross-entropy",
+    "liger_kernel": "liger-kernel",
+    "transformers": "transformers",
+    "trl": "trl",
+}
 INTERPRETED = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1"}
 
 # The journal that a block reads: one report and one alert.
@@ -132,10 +137,11 @@ def test_a_python_block_runs(code: str, tmp_path: Path) -> None:
         if find_spec(name) is None:
             pytest.skip(f"this block shows {OPTIONAL[name]}, which is not installed")
     prelude = "" if "ByteModel" in code else PRELUDE + (JOURNAL if "read_journal" in code else "")
-    if "monitor.observe(" in code and needs:
+    observes = needs and "monitor.observe(" in code
+    if observes:
         code += "\nmonitor.step()\nprint('tokens', monitor.close().tokens)\n"
     printed = run_python(prelude + code, tmp_path, **(INTERPRETED if needs else {}))
-    assert not needs or re.search(r"^tokens [1-9]", printed, re.MULTILINE)
+    assert not observes or re.search(r"^tokens [1-9]", printed, re.MULTILINE)
     if "sinks=sinks" in code:
         assert (tmp_path / "runs/a/pplmon.jsonl").is_file()
         assert list((tmp_path / "runs/a").glob("events.out.tfevents.*"))

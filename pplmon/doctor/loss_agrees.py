@@ -61,7 +61,7 @@ class LossGuard:
         self._before = tally.sums.clone() if self.looks else None
 
     @torch.no_grad()
-    def after(self, tally: TokenTally, loss: Tensor | None, items: float | None = None) -> None:
+    def after(self, tally: TokenTally, loss: Tensor | None, items: Tensor | float | None = None) -> None:
         """Take in a micro-batch and the loss that its step returned: a mean over its tokens, or over ``items``."""
         before, self._before = self._before, None
         if before is None or not isinstance(loss, Tensor) or loss.numel() != 1:

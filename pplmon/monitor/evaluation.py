@@ -10,17 +10,32 @@ from pplmon.tally import TokenTally
 class Pass:
     """A tally for each loader of a pass, and its reports once the pass is over.
 
-    ``number`` tells a pass over all ranks from the others of its run; a ``local`` one is of this rank alone.
+    ``number`` tells a pass over all ranks from the others of its run; a ``local`` one is of this rank alone. ``part``
+    names the data set, where each of several has a pass.
     """
 
-    def __init__(self, stage: str, pattern: TokenTally, loaders: int = 1, number: int = 0, local: bool = False) -> None:
+    def __init__(
+        self,
+        stage: str,
+        pattern: TokenTally,
+        loaders: int = 1,
+        number: int = 0,
+        local: bool = False,
+        part: str | None = None,
+    ) -> None:
         self.stage, self.number, self.local = stage, number, local
+        self.tail = "" if part is None else f"/{part}"
         self.tallies = [pattern.clone() for _ in range(loaders)]
         for tally in self.tallies:
             tally.reset()
         self.batches = [0] * loaders  # begun, of each loader
         self.report: Report | None = None  # over all loaders
         self.loader_reports: tuple[Report, ...] = ()  # one for each of several
+
+    @property
+    def name(self) -> str:
+        """Return the stage, with the part that the pass is of: "val", "val/wiki"."""
+        return f"{self.stage}{self.tail}"
 
     def local_totals(self) -> Totals:
         """Return this rank's own, over all loaders."""

@@ -125,8 +125,12 @@ class Monitor(Engine):
         finally:
             self._step, self._micro_batch = step + 1, 0
             self._see_loss()
-        if self.wait_for_window and self.cadence.closes_window(step):
+        if self.waits_at(step):
             self.collect()
+
+    def waits_at(self, step: int) -> bool:
+        """Return True at a step whose window is read at once, because its numbers are needed."""
+        return self.wait_for_window and self.cadence.closes_window(step)
 
     @contextmanager
     def stage(self, stage: str, loader: Any = None, local: bool = False) -> Iterator[Pass]:
@@ -150,12 +154,15 @@ class Monitor(Engine):
         repeated.record(opened)
         self.finish(opened, self.last_step)
 
-    def begin_pass(self, stage: str, loaders: int = 1, local: bool = False) -> Pass:
-        """Begin a pass over this many loaders, for a framework that ends it itself by ``finish``."""
+    def begin_pass(self, stage: str, loaders: int = 1, local: bool = False, part: str | None = None) -> Pass:
+        """Begin a pass over this many loaders, for a framework that ends it itself by ``finish``.
+
+        ``part`` names the data set, where each of several has a pass: it is reported as ``{stage}/{part}``.
+        """
         if stage not in ("val", "test"):
             raise ValueError(f'a stage is "val" or "test", got {stage!r}; what is outside is "train"')
         self._passes += not local
-        self._pass = opened = Pass(stage, self._link.pattern, loaders, self._passes, local)
+        self._pass = opened = Pass(stage, self._link.pattern, loaders, self._passes, local, part)
         return opened
 
     def request_stop(self) -> None:

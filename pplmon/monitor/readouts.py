@@ -52,6 +52,11 @@ class Engine(Shows):
         self._link.launch(Doing("flush", step=self.last_step), closes_step=False)
         self.collect()
 
+    def log_window(self) -> Report | None:
+        """Log the open window now, however short, and wait for it; ``None`` where it is empty. Every rank calls it."""
+        self.flush()
+        return None if self._windows.window.empty else self._log_window(self._merged_to)
+
     @contextmanager
     def for_a_while(self) -> Iterator[None]:
         """Wait for other ranks for ``EPOCH_S`` only, where an epoch ends.
@@ -91,9 +96,9 @@ class Engine(Shows):
         finally:
             self._see_loss()
         totals = sum(parts, Totals())
-        opened.report = self._report(step, opened.stage, totals)
-        self._judge(totals, partial(self._report, step, opened.stage), gathered=True)
-        self.publisher.publish(opened.report, f"{self.prefix}{opened.stage}/")
+        opened.report = self._report(step, opened.name, totals)
+        self._judge(totals, partial(self._report, step, opened.name), gathered=True)
+        self.publisher.publish(opened.report, f"{self.prefix}{opened.stage}/", opened.tail)
         if len(parts) > 1:
             opened.loader_reports = tuple(
                 self._report(step, f"{opened.stage}/dataloader_idx_{index}", part) for index, part in enumerate(parts)
@@ -101,7 +106,7 @@ class Engine(Shows):
             for index, report in enumerate(opened.loader_reports):
                 self.publisher.publish(report, f"{self.prefix}{opened.stage}/", f"/dataloader_idx_{index}")
                 self._windows.end_pass(report.stage, parts[index])
-        self._windows.end_pass(opened.stage, totals)
+        self._windows.end_pass(opened.name, totals)
         return opened.report
 
     def _finish_local(self, opened: Pass, step: int) -> Report:

@@ -153,7 +153,7 @@ class Shows:
 
     def _write_own_pass(self) -> None:
         if self._pass is not None:
-            self._write_local(self._pass.stage, self._pass.local_totals())
+            self._write_local(self._pass.name, self._pass.local_totals())
         self._pass = None
 
     def _write_local(self, stage: str, totals: Totals) -> None:

@@ -55,7 +55,7 @@ class Choosing:
         """Close an optimizer step, now or once it is chosen what it counts."""
         if "train" not in self._settled and (self._monitor.ranks > 1 or self._capture.undecided("train")):
             self._steps.append((step, self._capture.take_trials()))
-            return self._decide("train", last=self._monitor.wait_for_window)
+            return self._decide("train", last=self._monitor.waits_at(step))
         self._settled.add("train")
         return self._monitor.step_to(step)
 

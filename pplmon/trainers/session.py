@@ -120,15 +120,18 @@ class Session:
         if not self._capture.undecided("train"):
             self._guard.before(monitor.tally)
 
-    def end_batch(self, outputs: Any = None, divided_by: int = 1) -> None:
-        """Count the batch. ``outputs`` are what its step returned: the loss or a dict, the loss divided by ``divided_by``."""
+    def end_batch(self, outputs: Any = None, divided_by: int = 1, times: int = 1) -> None:
+        """Count the batch. ``outputs`` are what its step returned: the loss or a dict.
+
+        The loss was divided by ``divided_by``, for accumulation, and multiplied by ``times``, for ranks.
+        """
         training = self._pass is None
-        loss = _loss(outputs, divided_by if training else 1)  # nothing is accumulated in a pass
+        loss = _loss(outputs, divided_by if training else 1, times)  # nothing is accumulated in a pass
         self._capture.end_batch(outputs, loss)
         self._choosing.after_batch("train" if self._pass is None else self._pass.stage)
         items = self._capture.items
-        if items is not None and loss is not None:
-            loss = loss / (divided_by if training else 1)  # they are those of all accumulated micro-batches
+        if items is not None and loss is not None and training and divided_by != 1:
+            loss = loss / divided_by  # they are those of all accumulated micro-batches
         if self._pass is not None:
             self._repeated.note(self._loader, self._capture.left_out)
             self._pass_guard.after(self._pass.tallies[self._loader], loss, items)
@@ -148,6 +151,11 @@ class Session:
         if report is not None:
             self._guard.end_window()
         return report
+
+    def log_window(self) -> Report | None:
+        """Log the open window now, and return its report; ``None`` where it is empty. Every rank calls it, and waits."""
+        self._choosing.finish("train")
+        return self.monitor.log_window()
 
     def _doubt(self, stage: str, guard: LossGuard, wait: bool = False) -> None:
         """Tell of a loss that does not agree, and look closer at the next batch."""
@@ -171,15 +179,16 @@ class Session:
         """Return True between ``begin_pass`` and ``end_pass``."""
         return self._pass is not None
 
-    def begin_pass(self, stage: str, loaders: Sequence[Any] = (None,)) -> None:
+    def begin_pass(self, stage: str, loaders: Sequence[Any] = (None,), part: str | None = None) -> None:
         """Begin a whole pass over val or test data; batches up to ``end_pass`` are counted separately, for each loader.
 
         The rows that a given loader repeats are found; ``None`` stands for an unknown loader, unless accelerate knows it.
+        ``part`` names the data set, where each of several has a pass.
         """
         with self.monitor.for_a_while():
             self._choosing.finish("train")
             self.monitor.collect()  # an alert must not wait for the pass to end
-        self._pass = self.monitor.begin_pass(stage, len(loaders))
+        self._pass = self.monitor.begin_pass(stage, len(loaders), part=part)
         self._pass_guard = LossGuard()
         self._repeated = RepeatedRows(loaders)
 
@@ -237,9 +246,10 @@ class Session:
         self.monitor.release()
 
 
-def _loss(outputs: Any, divided_by: int) -> Tensor | None:
-    """Return the loss of one micro-batch that a step returned, not divided by the accumulation."""
+def _loss(outputs: Any, divided_by: int, times: int) -> Tensor | None:
+    """Return the loss of one micro-batch that a step returned, as it was before it was divided and multiplied."""
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     if not isinstance(loss, Tensor):
         return None
-    return loss.detach() * divided_by if divided_by != 1 else loss.detach()
+    loss = loss.detach() if times == 1 else loss.detach() / times
+    return loss * divided_by if divided_by != 1 else loss

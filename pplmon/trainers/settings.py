@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -43,6 +44,17 @@ class Settings:
         if self.alerts is not None:
             check_rules(self.alerts)
         check_severity(self.min_severity, "min_severity")
+
+    @classmethod
+    def of(cls, wire: str, given: Mapping[str, Any]) -> Settings:
+        """Return the settings that a user gave by name, for one of the trainers' connections."""
+        known = [field.name for field in fields(cls) if field.name != "wire"]
+        for name in given:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+                raise TypeError(f"{name!r} is no setting: {hint}")
+        return cls(wire=wire, **given)
 
     @property
     def own_group(self) -> bool:

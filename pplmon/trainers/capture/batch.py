@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-Targets = str | int | Callable[[Any], Tensor]
+Targets = str | int | Callable[[Any], Tensor | None]
 TARGET_NAMES = ("labels", "targets")
 DATA_NAMES = ("mask", "document_ids", "sample_ids", "group_ids", "input_ids", "position_ids")
 

@@ -32,7 +32,7 @@ class Counter:
         self._address: dict[str, int] = {}
         self._leave_out: Repeated | None = None
         self._numbers: dict[tuple[Source, str], int] = {}  # of calls in this batch
-        self.items: float | None = None  # what the loss of this batch is divided by, where a model was told
+        self.items: Tensor | float | None = None  # what the loss of this batch is divided by, where a model was told
         self._looks = False  # at this batch once more
         self.heard: list[Heard] = []  # in this batch, before the stage's choice
         self.batches: dict[str, list[Batch]] = {}  # of each stage, before its choice

@@ -88,7 +88,8 @@ def hear(call: Call, found: Found, shift: bool, data: dict[str, Any], ignore_ind
     seen = _alike(found.attention_mask, targets)
     measured = measure(logits, targets, shift and logits.dim() == 3, ids, seen, ignored)
     loss = None if found.loss is None else Loss.of(found.loss)
-    return Heard(call, measured, shift, found.stated or logits.dim() == 2, found.rank, loss, found.items)
+    items = None if found.items is None else float(found.items)
+    return Heard(call, measured, shift, found.stated or logits.dim() == 2, found.rank, loss, items)
 
 
 def weigh(batches: Sequence[Batch], order: Sequence[Any], ranks: int = 1) -> Verdict | None:

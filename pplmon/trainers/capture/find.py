@@ -47,7 +47,7 @@ class Capture(Takes):
         self._ends: list[Callable[[], None]] = []  # handles of the hooks on the module
         self._looks: frozenset[str] = frozenset()  # stages whose next batch is to be looked at
         self.looked: Batch | None = None  # what was then heard
-        self.items: float | None = None  # what the last batch's loss was divided by, where a model was told
+        self.items: Tensor | float | None = None  # what the last batch's loss was divided by, where a model was told
         self._silent = SilentSteps()
         self._taken: set[Call] = set()  # the calls of trials that were taken, of a stage without a choice yet
 
@@ -208,11 +208,14 @@ class Capture(Takes):
             self._end_of_pieces()
 
     def _found_nothing(self, stage: str, outputs: Any) -> None:
-        """Raise in training, which would not be watched; elsewhere, and where no step returned a loss yet, warn."""
+        """Raise in training, which would not be watched; elsewhere, and where no step returned a loss yet, warn.
+
+        A Hugging Face trainer trains much that has no tokens to predict: there it is a warning, too.
+        """
         excuse, self._excuse = self._excuse, None
         if self._silent.excuse(stage, outputs):
             return
-        raises = stage == "train" and not returned_nothing(outputs)
+        raises = stage == "train" and not returned_nothing(outputs) and self._wire != "hugging_face"
         if raises and excuse is not None:
             raise excuse
         text = nothing_found(stage, self._module, self._logits, self._hooked, self._wire)

@@ -10,47 +10,28 @@ from typing import Any
 from pplmon.alerts import Alert
 from pplmon.alerts.text import alert_markdown, title
 from pplmon.report.report import Report
-from pplmon.sinks.base import Sink
 from pplmon.sinks.tensorboard import TensorBoard
 from pplmon.sinks.wandb import LEVELS, WandB
+from pplmon.trainers.own_backend import OwnBackend
 
 
-class LightningLogger(Sink):
+class LightningLogger(OwnBackend):
     """One of the trainer's loggers. Never opens a run of its own."""
 
     def __init__(self, logger: Any) -> None:
         self._logger = logger
-        self._board, self._run = _backend(logger)
+        super().__init__(*_backend(logger))
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Log the scalars at the report's step."""
         self._logger.log_metrics(metrics=dict(scalars), step=report.step)
-        if self._board is not None:
-            self._board.layout(scalars)
-        if self._run is not None:
-            self._run.best(scalars)
+        super().report(report, scalars)
 
     def alert(self, alert: Alert) -> None:
         """Send the alert if the backend has alerts, text or tables."""
-        if self._board is not None:
-            self._board.alert(alert)
-        if self._run is not None:
-            self._run.alert(alert)
-        if self._board is None and self._run is None:
+        super().alert(alert)
+        if not self._backends():
             _alert_by_experiment(getattr(self._logger, "experiment", None), alert)
-
-    def notice(self, alert: Alert) -> None:
-        """Mark the alert where the backend has room for more than scalars."""
-        for backend in (self._board, self._run):
-            if backend is not None:
-                backend.notice(alert)
-
-    def finished(self, report: Report) -> None:
-        """Send the run's worst tokens if the backend has text or tables."""
-        if self._board is not None:
-            self._board.finished(report)
-        if self._run is not None:
-            self._run.finished(report)
 
     def close(self) -> None:
         """Flush the logger; the trainer owns it and closes it."""

@@ -68,7 +68,7 @@ class HuggingFace(Source):
             rank=2 * (not learns) + (own is None),
             columns=columns,
             loss=own_loss(called.module, called.output),
-            items=_number(given.get("num_items_in_batch")),
+            items=given.get("num_items_in_batch"),
             input_ids=None if _reads_elsewhere(called.module) else given.get("input_ids"),
             attention_mask=given.get("attention_mask"),
         )
@@ -127,7 +127,3 @@ def _named(wanted: Targets | None, given: Mapping[str, Any], batch: Any) -> Any:
     """Return the targets that were named: what the call itself was given under this name, else the batch's."""
     own = given.get(wanted) if isinstance(wanted, str) else None
     return own if isinstance(own, Tensor) else targets_of(batch, wanted)
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)

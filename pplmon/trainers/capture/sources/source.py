@@ -32,7 +32,7 @@ class Found(NamedTuple):
     rank: int = 0  # of two calls the lower counts
     columns: slice | None = None  # of the batch that the targets are, where they are a part of it
     loss: Tensor | None = None  # what the same call made of its logits
-    items: float | None = None  # what that loss is divided by, where it is not the tokens
+    items: Tensor | float | None = None  # what that loss is divided by, where it is not the tokens
     input_ids: Tensor | None = None  # what a causal model read
     attention_mask: Tensor | None = None
 

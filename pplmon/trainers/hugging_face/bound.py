@@ -1,0 +1,142 @@
+"""Take from one ``Trainer`` what a callback does not see: inputs, losses, evaluation, and the rows that it logs.
+
+Methods of this one trainer are wrapped; each calls the original and changes nothing of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pplmon.report.report import Report
+from pplmon.trainers.hugging_face import facts
+from pplmon.trainers.hugging_face.checkpoint import load
+from pplmon.trainers.hugging_face.rows import Rows
+from pplmon.trainers.session import Session
+
+if TYPE_CHECKING:
+    from pplmon.trainers.hugging_face.callback import PerplexityCallback
+
+OURS = ("sample_ids", "group_ids", "document_ids", "mask")  # a collator's own words to pplmon: no model takes them
+WRAPPED = ("train", "compute_loss", "prediction_step", "evaluation_loop", "log")
+
+
+class Bound:
+    """A trainer and its callback. Begins and ends batches and passes, and adds numbers to the trainer's rows."""
+
+    def __init__(self, trainer: Any, callback: PerplexityCallback) -> None:
+        self._trainer, self._callback = trainer, callback
+        self.rows = Rows(trainer, callback.prefix)
+        self._resumes_from: Any = None  # what train() was told
+        self._batch: dict[str, Any] = {}
+        self._inputs: dict[str, Any] = {}  # of the loss under way
+        self._loss: tuple[Tensor | None, int] = None, 1
+        self._last: Report | None = None  # shown
+        for name in WRAPPED:
+            original = getattr(trainer, name)
+            setattr(trainer, name, functools.wraps(original)(functools.partial(getattr(self, f"_{name}"), original)))
+
+    @property
+    def callbacks(self) -> list[Any]:
+        """Return the trainer's callbacks."""
+        return list(self._trainer.callback_handler.callbacks)
+
+    def popped_labels(self, batch: Any) -> Tensor | None:
+        """Return the labels that the loss took out of its inputs before the model saw them, as label smoothing does."""
+        return None if "labels" in self._inputs else batch.get("labels")
+
+    def show(self, report: Report | None) -> None:
+        """Put a window's numbers into the row that the trainer logs next."""
+        session = self._callback.session
+        if report is not None and report is not self._last and session is not None and not report.ranks_missing:
+            self._last = report
+            self.rows.put(session.monitor.publisher.keys(report, ""))
+
+    def resume(self, session: Session) -> None:
+        """Go on where the checkpoint was written that the trainer resumes from."""
+        state = load(self._resumes_from, self._trainer.args) if self._trainer.state.global_step else None
+        if state is not None:
+            session.load_state_dict(state)
+
+    # What is wrapped.
+
+    def _train(self, original: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        self._resumes_from = resume_from_checkpoint
+        try:
+            return original(resume_from_checkpoint, *args, **kwargs)
+        except BaseException:
+            self._callback.abandon()
+            raise
+
+    def _compute_loss(self, original: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        session, step = self._callback.session, self._callback.step
+        training = step is not None and session is not None and not session.in_pass
+        if session is None or not (training or session.in_pass):
+            return original(model, inputs, *args, **kwargs)
+        batch = {**inputs}
+        for name in OURS:
+            inputs.pop(name, None)
+        self._inputs = inputs
+        if training:
+            session.begin_batch(batch, step)
+        else:
+            self._batch.update(batch)  # the pass began the batch; these are on the device
+        result = original(model, inputs, *args, **kwargs)
+        loss = result[0] if isinstance(result, tuple) else result
+        if self._trainer.label_smoother is not None:
+            loss = None  # it is known not to be the cross-entropy, so the two are not compared
+        times = facts.loss_times(self._trainer, kwargs.get("num_items_in_batch"))
+        if training:
+            session.end_batch(loss, times=times)
+        else:
+            self._loss = loss, times
+        self._inputs = {}
+        return result
+
+    def _prediction_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        session = self._callback.session
+        if session is None or not session.in_pass:
+            return original(*args, **kwargs)
+        self._batch, self._loss = {}, (None, 1)
+        session.begin_batch(self._batch)
+        result = original(*args, **kwargs)
+        loss, times = self._loss
+        session.end_batch(loss, times=times)
+        return result
+
+    def _evaluation_loop(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        trainer, callback = self._trainer, self._callback
+        given = facts.arguments(original, args, kwargs)
+        head = f"{given['metric_key_prefix']}_"
+        session = callback.session
+        if session is None or session.monitor.ended:
+            session = callback.begin(trainer.args, trainer.state, trainer.model, trainer.processing_class)
+        elif not session.listening:
+            session.listen_to(trainer.model)
+        session.begin_pass(*facts.pass_of(given))
+        try:
+            output = original(*args, **kwargs)
+        except BaseException:
+            if not trainer.is_in_train:  # else the training that it is a part of ends
+                callback.abandon()
+            raise
+        report = session.end_pass()
+        if not report.ranks_missing:
+            self.rows.add(output.metrics, head, session.monitor.publisher.keys(report, ""))
+            facts.give_watched(trainer.args, output.metrics, f"{head}{callback.prefix}", report)
+        trainer.control.should_training_stop = trainer.control.should_training_stop or session.should_stop
+        if not trainer.is_in_train:
+            session.release()
+        return output
+
+    def _log(self, original: Any, logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
+        session = self._callback.session
+        if facts.is_summary(logs) and session is not None:
+            # Not in on_train_end: by then report_to targets have closed their runs.
+            self.show(session.close())
+            self.rows.send()
+        if facts.is_train_row(logs):
+            return self.rows.log(original, logs, *args, **kwargs)
+        return original(logs, *args, **kwargs)

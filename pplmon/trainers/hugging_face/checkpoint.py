@@ -1,0 +1,36 @@
+"""Keep pplmon's state in a file of its own in each ``checkpoint-N/`` of a ``Trainer``."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+FILE_NAME = "pplmon.pt"
+
+
+def save(state: dict[str, Any], args: Any, trainer_state: Any) -> None:
+    """Write a state, which is the same on every rank, beside the checkpoint of this step, if that is still there."""
+    folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer_state.global_step}"
+    if trainer_state.is_world_process_zero and folder.is_dir():
+        torch.save(state, folder / FILE_NAME)
+
+
+def load(resumes_from: Any, args: Any) -> Any:
+    """Return the state beside the checkpoint that the trainer was told to resume from; ``None`` without one."""
+    folder = get_last_checkpoint(args.output_dir) if resumes_from is True else resumes_from  # type: ignore[no-untyped-call,unused-ignore]
+    path = Path(folder or "") / FILE_NAME
+    if not folder or not path.is_file():
+        return None
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:
+        warnings.warn(
+            f"pplmon: {path} cannot be read ({type(error).__name__}): counts and rules begin anew at this step.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
