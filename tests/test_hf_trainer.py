@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from tests.hf_kit import Heard, InOrder, Sums, arguments, build, collate, logged, mean, rows, trainer  # noqa: E402
+from tests.test_sinks_wandb import finished  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -410,3 +411,37 @@ def test_a_state_that_cannot_be_read_is_told_and_the_run_goes_on(tmp_path: Path)
     with pytest.warns(RuntimeWarning, match="counts and rules begin anew at this step"):
         again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert [step for step, _ in logged(again, "perplexity")] == [1, 2, 3, 4]
+
+
+def test_the_run_of_wandb_is_the_trainers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run has the trainer's rows with our numbers, the alerts and the best values."""
+    wandb = pytest.importorskip("wandb")
+    for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DIR", str(tmp_path))):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()  # it remembers the directory of the first run in the process
+    made = trainer(tmp_path, report_to=["wandb"], eval_strategy="steps", eval_steps=4)
+    pplmon.watch(made, alerts=[pplmon.Above("cross_entropy", 1.0)])
+    made.train()
+    wandb.finish()
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    run = finished(path)
+    for key in ("train/perplexity", "eval/perplexity"):
+        shown = [(row["train/global_step"], row[key]) for row in run.history if key in row]
+        assert shown == logged(made, key.replace("train/", "").replace("/", "_")) != []
+    assert [alert.title for alert in run.alerts] == ["Above: train/cross_entropy"]
+    assert run.summary["eval/perplexity_min"] == logged(made, "eval_perplexity")[0][1]
+
+
+def test_a_compiled_model_is_heard(tmp_path: Path) -> None:
+    """In training, and in an evaluation after it, when the hooks come back."""
+    made = trainer(tmp_path, max_steps=2, torch_compile=True, torch_compile_backend="eager", learning_rate=0.0)
+    pplmon.watch(made)
+    made.train()
+    model = build().eval()
+    with torch.no_grad():
+        expected = [
+            mean([Sums.of(model(row[None]).logits, row[None]) for row in data])
+            for data in (rows(64)[:16], rows(10, seed=2))
+        ]
+    assert logged(made, "cross_entropy") == [(2, pytest.approx(expected[0], abs=1e-6))]
+    assert made.evaluate()["eval_cross_entropy"] == pytest.approx(expected[1], abs=1e-6)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import Trainer
+
+from pplmon.trainers.taken_keys import TakenKeys
 
 
 class Rows:
@@ -15,7 +16,7 @@ class Rows:
     def __init__(self, trainer: Any, prefix: str) -> None:
         self._trainer, self._prefix = trainer, prefix
         self._waiting: dict[str, float] = {}
-        self._taken: set[str] = set()  # names that the trainer logs itself
+        self._keys = TakenKeys("trainer", "pplmon.watch(trainer, ")
 
     def put(self, numbers: Mapping[str, float]) -> None:
         """Keep numbers for the next row."""
@@ -38,26 +39,15 @@ class Rows:
         result = log(logs, *args, **kwargs)
         for name, value in waiting.items():
             if logs.get(self._key("", name)) != value:  # a subclass added its own of this name on the way
-                self._give_way(self._key("", name), name)
+                self._keys.give_way(self._key("", name))
         return result
 
     def add(self, row: dict[str, Any], head: str, numbers: Mapping[str, float]) -> None:
         """Add numbers to a row, under the keys ``{head}{prefix}{name}``; one that is there already keeps its place."""
         for name, value in numbers.items():
-            key = f"{head}{self._prefix}{name}"
-            if key in row:
-                self._give_way(key, name)
+            if f"{head}{self._prefix}{name}" in row:
+                self._keys.give_way(f"{self._prefix}{name}")
             row[self._key(head, name)] = value
 
-    def _give_way(self, key: str, name: str) -> None:
-        """Give way to a key of the trainer's own; it is said once."""
-        if not self._taken:
-            warnings.warn(
-                f"pplmon: the trainer logs {key!r} itself. pplmon's own is logged as {f'pplmon/{name}'!r} (the same for any other "
-                'such key); set pplmon.watch(trainer, prefix="...") to choose another name.',
-                stacklevel=2,
-            )
-        self._taken.add(name)
-
     def _key(self, head: str, name: str) -> str:
-        return f"{head}pplmon/{self._prefix}{name}" if name in self._taken else f"{head}{self._prefix}{name}"
+        return f"{head}{self._keys.free(f'{self._prefix}{name}')}"

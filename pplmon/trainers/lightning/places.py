@@ -10,6 +10,7 @@ import torch
 from pplmon.monitor.publish import Places
 from pplmon.report.report import Report
 from pplmon.trainers.lightning import private_names as facts
+from pplmon.trainers.taken_keys import TakenKeys
 
 
 class TrainerPlaces(Places):
@@ -23,7 +24,7 @@ class TrainerPlaces(Places):
         self.log_dir = trainer.log_dir or trainer.default_root_dir  # on every rank: asking is a collective
         # Of several data-parallel groups (tensor-parallel replicas) one writes; a group of the user's writes by itself.
         self.may_write = trainer.is_global_zero or own_group
-        self._renamed: set[str] = set()
+        self._keys = TakenKeys("module", "PerplexityMonitor(")
         self._lacks = False
 
     def show(self, report: Report, head: str, tail: str) -> None:
@@ -33,7 +34,7 @@ class TrainerPlaces(Places):
         for name, value in report.as_dict().items():
             key = f"{head}{name}{tail}"
             if key in own:
-                self._rename(key)
+                self._keys.give_way(key)
             metrics[self.key(key)] = torch.tensor(float(value), dtype=torch.float64)
             if name == "perplexity" and not tail:
                 bar[self.key(key)] = float(value)
@@ -58,13 +59,4 @@ class TrainerPlaces(Places):
 
     def key(self, key: str) -> str:
         """Return the key, or another one if the module logs this key itself."""
-        return f"pplmon/{key}" if key in self._renamed else key
-
-    def _rename(self, key: str) -> None:
-        if not self._renamed:
-            warnings.warn(
-                f"pplmon: the module logs {key!r} itself. pplmon's own is logged as 'pplmon/{key}' (the same for any other "
-                'such key); set PerplexityMonitor(prefix="...") to choose another name.',
-                stacklevel=2,
-            )
-        self._renamed.add(key)
+        return self._keys.free(key)
