@@ -22,7 +22,6 @@ from pplmon.extras import Extra
 from pplmon.extras.vocabulary import bytes_per_token
 from pplmon.measure.tokens import TokenStats, token_stats
 from pplmon.measure.vocab_parallel import VocabShard
-from pplmon.monitor import Monitor
 from pplmon.report.numbers import Number
 from pplmon.report.report import Report
 from pplmon.report.totals import Totals
@@ -30,6 +29,7 @@ from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.tally import TokenTally
 from pplmon.tally.single_numbers import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile
 from pplmon.trainers.capture import observe
+from pplmon.trainers.loop import Monitor
 
 if TYPE_CHECKING:
     from pplmon.alerts import Above as Above

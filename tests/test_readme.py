@@ -49,8 +49,10 @@ monitor = pplmon.Monitor(every_n_steps=1, alerts=[])
 
 # Packages that a block may show and that need not be installed. On a CPU their kernels are interpreted, not compiled.
 OPTIONAL = {
+    "accelerate": "accelerate",
     "cut_cross_entropy": "cut-cross-entropy",
     "liger_kernel": "liger-kernel",
+    "lightning": "lightning",
     "transformers": "transformers",
     "trl": "trl",
 }

@@ -24,23 +24,8 @@ from pplmon.tally import Doing
 class Monitor(Engine):
     """Watches a training loop: ``observe`` every micro-batch, ``step`` every optimizer step, ``close`` at the end.
 
-    Args:
-        every_n_steps: optimizer steps in a logged window.
-        judge_every_n_steps: optimizer steps between two read-outs, at which the rules judge.
-        numbers: "core", "all" or a list of names: what is logged.
-        prefix: put before every log key, ``{prefix}{stage}/{name}``.
-        tally: the pattern that is cloned for each stage.
-        sinks: the places to show numbers and alerts (see ``pplmon.sinks``); used on the first rank of the group only.
-        alerts: rules ``Report -> Alert | None``; ``None`` takes ``default_alerts()``, ``[]`` is off.
-        on_alert: one callable or several, ``Alert -> None``, called on the first rank of the group.
-        decode: ids -> str, to show the text around a worst token.
-        min_severity: "info", "warning" or "critical": what ``on_alert`` and W&B's own alerts hear of. What is below is a
-            notice: in the journal, marked in the loggers, a line on the console.
-        places: a trainer's own places for numbers, passed by the code that connects the trainer.
-
-    Raises:
-        ValueError: a cadence below 1, or an unknown name. Also at the first read-out, on every rank, if there were
-            targets outside the vocabulary (the counts are kept). Later ones are an alert.
+    Its arguments are described in ``pplmon.Monitor``; ``places`` are a trainer's own places for numbers, passed by the code
+    that connects the trainer.
     """
 
     _repeated: RepeatedRows | None = None  # of the pass under way
@@ -147,7 +132,7 @@ class Monitor(Engine):
         try:
             yield opened
         except BaseException:
-            self._write_own_pass()
+            self.give_up_pass()
             raise
         finally:
             self._repeated = None
@@ -164,6 +149,10 @@ class Monitor(Engine):
         self._passes += not local
         self._pass = opened = Pass(stage, self._link.pattern, loaders, self._passes, local, part)
         return opened
+
+    def give_up_pass(self) -> None:
+        """End a pass after an exception: what it counted goes to this rank's own journal."""
+        self._write_own_pass()
 
     def request_stop(self) -> None:
         """Ask to stop. With the next read-out ``should_stop`` becomes True on all ranks, at the same step."""

@@ -40,6 +40,7 @@ class Session:
         group: the group of ranks with different data, unless the user named one; ``None`` is all ranks.
         decode: ids -> str where the user named none.
         places: the trainer's own places for numbers.
+        monitor: one that a loop made with settings of its own, in place of all of these.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class Session:
         group: Any = None,
         decode: Decode | None = None,
         places: Places | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         self.settings = settings
-        self.monitor = Monitor(
+        self.monitor = monitor or Monitor(
             every_n_steps=(every_n_steps if settings.every_n_steps is None else settings.every_n_steps) or None,
             judge_every_n_steps=settings.judge_every_n_steps,
             numbers=settings.numbers,
@@ -179,7 +181,7 @@ class Session:
         """Return True between ``begin_pass`` and ``end_pass``."""
         return self._pass is not None
 
-    def begin_pass(self, stage: str, loaders: Sequence[Any] = (None,), part: str | None = None) -> None:
+    def begin_pass(self, stage: str, loaders: Sequence[Any] = (None,), part: str | None = None) -> Pass:
         """Begin a whole pass over val or test data; batches up to ``end_pass`` are counted separately, for each loader.
 
         The rows that a given loader repeats are found; ``None`` stands for an unknown loader, unless accelerate knows it.
@@ -188,9 +190,10 @@ class Session:
         with self.monitor.for_a_while():
             self._choosing.finish("train")
             self.monitor.collect()  # an alert must not wait for the pass to end
-        self._pass = self.monitor.begin_pass(stage, len(loaders), part=part)
+        self._pass = opened = self.monitor.begin_pass(stage, len(loaders), part=part)
         self._pass_guard = LossGuard()
         self._repeated = RepeatedRows(loaders)
+        return opened
 
     def _begin_pass_batch(self, opened: Pass, batch: Any, step: int, loader: int) -> None:
         number, self._loader = opened.begin_batch(loader), loader
@@ -213,11 +216,20 @@ class Session:
         self._doubt(opened.stage, self._pass_guard, wait=True)  # the pass was waited for
         return report
 
+    def give_up_pass(self) -> None:
+        """End a pass after an exception: what it counted goes to this rank's own journal."""
+        self._pass = None
+        self.monitor.give_up_pass()
+
     # The end.
+
+    def settle(self) -> None:
+        """Choose what training counts, by what there is: what follows needs the numbers. Every rank calls it."""
+        self._choosing.finish("train")
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same."""
-        self._choosing.finish("train")
+        self.settle()
         return self.monitor.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -234,10 +246,14 @@ class Session:
         self._doubt("train", self._guard, wait=True)
         return last
 
-    def abandon(self) -> None:
-        """End after an exception: leave the model alone and write what is held back. Nothing is sent to other ranks."""
+    def give_up(self) -> None:
+        """Leave the model alone after an exception; what was measured counts. Nothing is sent to other ranks."""
         self._choosing.give_up()
         self._capture.detach()
+
+    def abandon(self) -> None:
+        """End after an exception: leave the model alone and write what is held back. Nothing is sent to other ranks."""
+        self.give_up()
         self.monitor.abandon()
 
     def release(self) -> None:

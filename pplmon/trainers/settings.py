@@ -36,7 +36,7 @@ class Settings:
     on_alert: Handler | Sequence[Handler] = ()
     decode: Decode | None = None  # None: that of a tokenizer that the trainer's connection finds
     min_severity: str = "warning"
-    wire: str = "loop"  # the trainer that errors give advice for: "lightning", "hugging_face" or "loop"
+    wire: str = "loop"  # the trainer that errors give advice for: "lightning", "hugging_face", "hook" or "loop"
 
     def __post_init__(self) -> None:
         Cadence(self.every_n_steps, self.judge_every_n_steps)

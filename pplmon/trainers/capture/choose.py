@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
+from pplmon.trainers.capture.sources.arguments import Arguments
 from pplmon.trainers.capture.sources.configured import Configured, Logits
 from pplmon.trainers.capture.sources.hugging_face import HuggingFace
 from pplmon.trainers.capture.sources.returned import Returned
@@ -18,8 +19,12 @@ from pplmon.trainers.capture.sources.said import Said
 from pplmon.trainers.capture.sources.source import Source
 
 
-def sources_for(logits: Logits | None, targets: Targets | None, shift: bool | None) -> tuple[Source, ...]:
+def sources_for(
+    logits: Logits | None, targets: Targets | None, shift: bool | None, wire: str = "loop"
+) -> tuple[Source, ...]:
     """Return the sources that these settings allow, in the order in which they are preferred."""
+    if wire == "hook":
+        return Said(), HuggingFace(targets, shift), Arguments(targets, shift)
     if logits is not None:
         return Said(), Configured(logits, targets, shift)
     return Said(), Returned(targets, shift), HuggingFace(targets, shift)

@@ -7,6 +7,8 @@ counted apart; where the loss does not tell, the first source of this order is t
 2. ``logits=`` names a submodule (hooked), a key of the step's output, or is a callable; ``targets=`` a part of the batch;
 3. the step returns a dict with ``logits`` and ``labels`` or ``targets``;
 4. a Hugging Face model inside the module (hooked), with the ``labels`` it was given.
+
+In a loop of one's own ``Monitor.hook`` takes the first, the fourth, and any module that is given its targets.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class Capture(Takes):
     """Asks the sources of logits for each batch, and has their logits counted in the stage's tally."""
 
     def __init__(self, logits: Logits | None, targets: Targets | None, shift: bool | None, wire: str = "loop") -> None:
-        super().__init__(sources_for(logits, targets, shift))
+        super().__init__(sources_for(logits, targets, shift, wire))
         self._logits, self._shift, self._wire = logits, shift, wire
         self._said = self._sources[0]
         self._module: nn.Module | None = None

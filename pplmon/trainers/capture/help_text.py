@@ -25,6 +25,13 @@ WIRES = {
         "return them beside the loss:",
         f"return loss, {_DICT}",
     ),
+    "hook": (
+        "in the loop:",
+        "model",
+        'monitor.hook(model, targets="y")  # ',
+        "give them by yourself:",
+        "monitor.observe(logits, targets)",
+    ),
     "loop": ("in the loop:", "model", "Settings(", "give them to end_batch:", f"session.end_batch({_DICT})"),
 }
 SOURCES = """\

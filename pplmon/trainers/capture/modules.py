@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,26 @@ def logits_in(output: Any) -> Tensor | None:
     else:
         output = getattr(output, "logits", output)
     return output if isinstance(output, Tensor) and output.is_floating_point() and output.dim() in (2, 3) else None
+
+
+def loss_in(output: Any) -> Tensor | None:
+    """Return the loss beside the logits: ``.loss``, ``["loss"]``, or of a tuple the first that is a single number."""
+    if isinstance(output, (tuple, list)) and not hasattr(output, "loss"):
+        found = next((part for part in output if isinstance(part, Tensor) and part.dim() == 0), None)
+    else:
+        found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    return found.detach() if isinstance(found, Tensor) and found.numel() == 1 else None
+
+
+def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return what a call of a module was given, by name."""
+    if not args:
+        return kwargs
+    try:
+        bound = inspect.signature(unwrapped(module).forward).bind_partial(*args, **kwargs)
+    except TypeError:
+        return kwargs
+    return {**bound.arguments, **kwargs}
 
 
 def fitted(logits: Tensor, targets: Tensor) -> Tensor | None:

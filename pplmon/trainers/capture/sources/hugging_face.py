@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pplmon.trainers.capture.batch import Targets, targets_of
-from pplmon.trainers.capture.modules import logits_in, unwrapped
+from pplmon.trainers.capture.modules import arguments, logits_in, loss_in, unwrapped
 from pplmon.trainers.capture.sources.source import Called, Found, Source
 
 # Heads named like causal ones that do not shift labels: mostly the decoder of an encoder–decoder family by itself.
@@ -41,7 +40,7 @@ class HuggingFace(Source):
 
         Calls of one model are told apart by whether they were given labels and, in training, whether they are learnt from.
         """
-        given = _arguments(called)
+        given = arguments(called.module, called.args, called.kwargs)
         moved, labels = given.get("shift_labels"), given.get("labels")
         own = labels if moved is None else moved
         logits = logits_in(called.output)
@@ -85,15 +84,15 @@ def shifts_labels(module: nn.Module) -> bool:
 
 def own_loss(module: nn.Module, output: Any) -> Tensor | None:
     """Return the loss that a model made of its logits, without the auxiliary loss of its router."""
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
+    loss = loss_in(output)
+    if loss is None:
         return None
     auxiliary = output.get("aux_loss") if isinstance(output, Mapping) else None
     weight = getattr(getattr(unwrapped(module), "config", None), "router_aux_loss_coef", None)
     if not isinstance(auxiliary, Tensor) or auxiliary.numel() != 1 or not weight:
-        return loss.detach()
+        return loss
     added: Tensor = auxiliary.detach().to(loss.device, torch.float64) * weight
-    return (loss.detach().double() - added).to(loss.dtype)
+    return (loss.double() - added).to(loss.dtype)
 
 
 def _outermost(module: nn.Module, path: str) -> dict[str, nn.Module]:
@@ -110,17 +109,6 @@ def _outermost(module: nn.Module, path: str) -> dict[str, nn.Module]:
 
 def _reads_elsewhere(module: nn.Module) -> bool:
     return bool(getattr(getattr(unwrapped(module), "config", None), "is_encoder_decoder", False))
-
-
-def _arguments(called: Called) -> dict[str, Any]:
-    """Return what a call was given, by name."""
-    if not called.args:
-        return called.kwargs
-    try:
-        bound = inspect.signature(unwrapped(called.module).forward).bind_partial(*called.args, **called.kwargs)
-    except TypeError:
-        return called.kwargs
-    return {**bound.arguments, **called.kwargs}
 
 
 def _named(wanted: Targets | None, given: Mapping[str, Any], batch: Any) -> Any:
