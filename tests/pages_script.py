@@ -51,7 +51,7 @@ def goes_on(names: dict[str, Any]) -> bool:
     before.step()
     accelerator.register_for_checkpointing(before)
     accelerator.save_state("state")
-    before.abandon()
+    before.close()
     accelerator._custom_objects[0] = after
     accelerator.load_state("state")
     after.observe(logits, torch.zeros(2, 5, dtype=torch.int64))
