@@ -24,7 +24,8 @@ from pplmon.monitor.repeated_rows import Repeated
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
 from pplmon.trainers.capture.choose import Call, Chosen, Trial, sources_for
-from pplmon.trainers.capture.evidence import BATCHES, Batch, Verdict, findings, weigh
+from pplmon.trainers.capture.evidence import BATCHES, Verdict, findings, weigh
+from pplmon.trainers.capture.heard import Batch
 from pplmon.trainers.capture.help_text import nothing_found
 from pplmon.trainers.capture.hooks import listen_to
 from pplmon.trainers.capture.observe import listen
@@ -122,7 +123,7 @@ class Capture(Takes):
         if isinstance(logits, TokenStats):
             if "mask" not in data:
                 found.pop("mask", None)  # the stats were masked when they were made
-            counter.count_stats(self._said, logits, found)
+            counter.count_stats(self._said, logits, found, loss)
             return
         stated = self._shift if shift is None else shift
         ids = found.get("input_ids")
@@ -138,19 +139,34 @@ class Capture(Takes):
         """Return how many batches were compared before the choice."""
         return len(self._counter.batches.get(stage, ()))
 
-    def verdict(self, stage: str, ranks: int = 1) -> Verdict | None:
+    def verdict(self, stage: str, ranks: int) -> Verdict | None:
         """Return what this rank would count; ``None`` where nothing was found. Waits for the device."""
-        calls = self._taken | self._choice.calls()
+        calls = {call for call in self._taken | self._choice.calls() if not call.guess}
+        if not calls:
+            return None
         verdict = weigh(self._counter.batches.get(stage, ()), self._sources, ranks)
-        if verdict is None and calls:
+        if verdict is None:
             first = min(calls, key=lambda call: (self._sources.index(call.source), call.number))
             default = Chosen(first.source, first.name)
             verdict = Verdict(default, default)
         return verdict
 
+    def rows_digest(self, stage: str) -> int | None:
+        """Return a number that tells the rows of this rank's first batch; ``None`` without any. Waits for the device."""
+        first = next(iter(self._counter.batches.get(stage, ())), None)
+        heard = None if first is None else first.heard[0]
+        if heard is None or heard.digest is None or not heard.facts.count("told"):
+            return None
+        return int(heard.digest)
+
     def chosen(self, stage: str) -> Chosen | None:
         """Return what a stage counts."""
         return self._choice.by_stage.get(stage)
+
+    def calls_in_loss(self, stage: str) -> int:
+        """Return how many calls of the last batch its loss is the sum of."""
+        chosen = self._choice.by_stage.get(stage)
+        return self._counter.calls_of(chosen.source, chosen.name) if chosen is not None and chosen.summed else 1
 
     def look(self, stage: str) -> None:
         """Measure the next batch of a stage under every shift, once more; ``looked`` is then what was heard."""
@@ -189,7 +205,7 @@ class Capture(Takes):
         seen = counter.batches.setdefault(stage, [])
         if counter.heard and len(seen) < BATCHES:
             seen.append(Batch(counter.heard, _loss(loss)))
-        if not self._choice.trials:
+        if all(call.guess for call in self._choice.calls()):
             self._found_nothing(stage, outputs)
 
     def _close(self) -> None:

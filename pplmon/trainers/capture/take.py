@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pplmon.measure.tokens import is_dtensor
 from pplmon.trainers.capture.choose import Choice
-from pplmon.trainers.capture.chunked_head import Pieces
+from pplmon.trainers.capture.chunked_head import Pieces, guesses
 from pplmon.trainers.capture.count import Counter
 from pplmon.trainers.capture.help_text import no_fit
 from pplmon.trainers.capture.modules import fitted
@@ -131,6 +131,11 @@ class Takes:
         assert counter.stage is not None
         chosen = self._choice.by_stage.get(counter.stage)
         if chosen is not None and chosen.source is not source:
+            return True
+        if not is_rest and (chosen is None or chosen.name != found.call):
+            for guess in guesses(found, counter.tally.shift):
+                self._count(source, guess, keywords)
+        if chosen is not None and chosen.name != found.call:
             return True
         self._piece = source, found
         shift = counter.tally.shift if found.shift is None else found.shift
