@@ -143,9 +143,9 @@ def _fit(heard: Sequence[Heard], losses: Sequence[Loss | None], ranks: int) -> F
     plain = {h.tokens for h in fitting(seen) if h.factor == "" and h.reduction in AS_IT_SHOULD_BE}
     if told in plain:
         return Fit(heard[0].shift, decided is not None)
-    if decided is not None and decided[1].scored == told.scored:
-        is_open = not heard[0].stated and decided[1].shift in (0, 1)
-        return Fit(bool(decided[1].shift), True) if is_open else None
+    common = {tokens.shift for tokens in plain}  # a loss of low precision equals several sets of one shift
+    if len(common) == 1 and (other := TokenSet(common.pop())) in plain:
+        return Fit(bool(other.shift), True) if not heard[0].stated and other.shift in (0, 1) else None
     left = _without_padding(heard, seen)
     if left is None or plain - {TokenSet(int(left.shift), "no padding")}:
         return None
