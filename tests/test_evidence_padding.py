@@ -75,7 +75,9 @@ def test_padding_that_the_loss_does_not_score_is_left_out(
 
 
 @both
-@pytest.mark.parametrize("settings", [{"tally": pplmon.TokenTally(ignore_index=5)}, {"tally": pplmon.TokenTally(ignore_index=None)}])
+@pytest.mark.parametrize(
+    "settings", [{"tally": pplmon.TokenTally(ignore_index=5)}, {"tally": pplmon.TokenTally(ignore_index=None)}]
+)
 def test_an_ignore_index_that_was_stated_is_kept(settings: dict[str, Any], stage: str) -> None:
     """The padding is told of, and counted as the user says."""
 
@@ -99,7 +101,9 @@ def test_a_mask_that_was_given_is_kept(stage: str) -> None:
     def body(self: Any, batch: Any) -> Any:
         logits = self.model(batch["input_ids"]).logits
         self.truth.append(nll(logits, batch["labels"], shift=True))
-        pplmon.observe(self, logits, batch["labels"], shift=True, mask=torch.ones_like(batch["labels"], dtype=torch.bool))
+        pplmon.observe(
+            self, logits, batch["labels"], shift=True, mask=torch.ones_like(batch["labels"], dtype=torch.bool)
+        )
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=PAD)
 
     shown, true, told = run(Module(body, model=llama()), stage, padded(mask=False))

@@ -40,8 +40,8 @@ class Capture(Takes):
     """Asks the sources of logits for each batch, and has their logits counted in the stage's tally."""
 
     def __init__(self, logits: Logits | None, targets: Targets | None, shift: bool | None, wire: str = "loop") -> None:
-        super().__init__(sources_for(logits, targets, shift))
-        self._logits, self._shift, self._wire = logits, shift, wire
+        super().__init__(sources_for(logits, targets, shift), wire)
+        self._logits, self._shift = logits, shift
         self._said = self._sources[0]
         self._module: nn.Module | None = None
         self._hooked = False
