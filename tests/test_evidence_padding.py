@@ -219,3 +219,21 @@ def test_a_column_that_was_cut_off_on_the_wrong_side_is_named(stage: str, form: 
     assert shown == pytest.approx(true, abs=1e-5)
     assert any("shift: the loss is" in entry and f"targets=lambda batch: {line}" in entry for entry in told)
     assert not any("another model" in entry for entry in told)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_a_loss_that_is_divided_by_the_accumulation_twice_is_told_as_such(factor: float) -> None:
+    """The trainer divides it; a step that does so, too, or multiplies against it, hears of it."""
+
+    def body(self: Any, batch: Any) -> Any:
+        output = self.model(**batch)
+        self.truth.append(nll(output.logits, batch["labels"], shift=True))
+        return output.loss * factor
+
+    shown, true, told = run(Module(body, model=llama()), "train", batches(12), accumulate=2)
+    assert shown == pytest.approx(true, abs=1e-5)
+    if factor == 1.0:
+        assert not told
+    else:
+        words = {0.5: "divided by the 2 accumulated batches once more", 2.0: "not divided by the 2 accumulated"}[factor]
+        assert any("accumulation: " in line and words in line for line in told)

@@ -124,7 +124,7 @@ class Session:
         """Count the batch. ``outputs`` are what its step returned: the loss or a dict, the loss divided by ``divided_by``."""
         training = self._pass is None
         loss = _loss(outputs, divided_by if training else 1)  # nothing is accumulated in a pass
-        self._capture.end_batch(outputs, loss)
+        self._capture.end_batch(outputs, loss, divided_by if training else 1)
         stage = "train" if self._pass is None else self._pass.stage
         self._choosing.after_batch(stage)
         items = self._capture.items

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pplmon.doctor import Loss, row_digests
 from pplmon.doctor.overwritten import Overwritten
-from pplmon.measure.tokens import TokenStats
+from pplmon.measure.tokens import TokenStats, is_dtensor
 from pplmon.monitor.repeated_rows import Repeated
 from pplmon.report import layout
 from pplmon.tally import TokenTally
@@ -153,7 +153,8 @@ class Counter:
         if heard is None:
             loss = None if found.loss is None else Loss.of(found.loss)
             stated = found.stated or len(counted.after) == 1
-            heard = Heard(call, counted, shift, stated, found.rank, loss, found.items)
+            parts = is_dtensor(found.logits) or "vocab_shard" in data or (stats is not None and bool(stats.shared_by))
+            heard = Heard(call, counted, shift, stated, found.rank, loss, found.items, shared=parts)
         if self.stage == "train":
             heard.digest = row_digests(found.targets).sum()
         self.heard.append(heard)

@@ -10,7 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from pplmon.doctor import Finding, Loss, Measured, Observation, Run, TokenSet, alignment, decide, fitting, judge
+from pplmon.doctor import (
+    Finding,
+    Loss,
+    Measured,
+    Observation,
+    Run,
+    TokenSet,
+    alignment,
+    decide,
+    fitting,
+    judge,
+    loss_words,
+)
 from pplmon.doctor.hypotheses import AS_IT_SHOULD_BE
 from pplmon.doctor.words import both
 from pplmon.trainers.capture.choose import Call, Chosen
@@ -43,8 +55,22 @@ class Verdict:
 def weigh(batches: Sequence[Batch], order: Sequence[Any], ranks: int = 1) -> Verdict | None:
     """Return what to count by these batches of one stage; ``None`` where nothing was heard in all of them.
 
-    ``order`` are the sources, the preferred first.
+    ``order`` are the sources, the preferred first. Logits that several ranks hold parts of are measured by collectives: their
+    ranks might not all depart from the default, and would wait for each other for ever. So none does, and the loss only tells.
     """
+    verdict = _weigh(batches, order, ranks)
+    if verdict is None or not verdict.departs or not any(h.shared for batch in batches for h in batch.heard):
+        return verdict
+    kept = replace(verdict, chosen=verdict.default, equals=None, is_sure=False)
+    heard = [h for batch in batches for h in batch.heard if verdict.chosen.has(h.call)]
+    if verdict.chosen.shift is None or verdict.equals is None:
+        return kept
+    mean = _mean(heard, heard[0].shift)
+    finding = loss_words.pplmon_shift(verdict.equals, mean, int(heard[0].shift), int(verdict.chosen.shift))
+    return replace(kept, shown=mean, told=(finding,))
+
+
+def _weigh(batches: Sequence[Batch], order: Sequence[Any], ranks: int) -> Verdict | None:
     batches = [batch for batch in batches if batch.heard]
     if not batches:
         return None
@@ -73,7 +99,7 @@ def weigh(batches: Sequence[Batch], order: Sequence[Any], ranks: int = 1) -> Ver
         fit = _by_ids(own)
         if fit is not None:
             return _verdict(default, default, own, fit, None, others)
-    told = () if others else findings(own, steps, ranks)
+    told = () if others else findings(own, steps, ranks, batches[0].accumulation)
     return Verdict(default, default, shown=_mean(own, own[0].shift), told=told, others=others)
 
 
@@ -187,11 +213,13 @@ def _verdict(
     return Verdict(chosen, default, equals, _mean(heard, fit.shift, fit.without), others=others, is_sure=fit.is_sure)
 
 
-def findings(heard: Sequence[Heard], losses: Sequence[Loss | None], ranks: int) -> tuple[Finding, ...]:
+def findings(
+    heard: Sequence[Heard], losses: Sequence[Loss | None], ranks: int, accumulation: int
+) -> tuple[Finding, ...]:
     """Return what does not agree in these calls, one of each batch."""
     if len(heard) != len(losses) or not all(h.is_whole for h in heard):
         return ()  # of losses that are only counted there is no more to say than that they do not agree
-    seen = [observation(h, loss, ranks) for h, loss in zip(heard, losses)]
+    seen = [observation(h, loss, ranks, accumulation) for h, loss in zip(heard, losses)]
     found = judge(seen)
     wanted = set() if heard[0].stated else {"target_leakage"}  # the default of a masked model is no mistake
     found = [finding for finding in found if finding.kind not in TOLD_ELSEWHERE | wanted]
@@ -217,10 +245,10 @@ def _one_on(heard: Sequence[Heard], seen: Sequence[Observation]) -> Finding | No
     )
 
 
-def observation(heard: Heard, loss: Loss | None, ranks: int) -> Observation:
+def observation(heard: Heard, loss: Loss | None, ranks: int, accumulation: int = 1) -> Observation:
     """Return a call of one batch beside a loss."""
     measured = heard.measured if isinstance(heard.measured, Measured) else None
-    return Observation(heard.facts, loss, Run(ranks=ranks, items=heard.items), measured)
+    return Observation(heard.facts, loss, Run(accumulation, ranks=ranks, items=heard.items), measured)
 
 
 def _mean(heard: Sequence[Heard], shift: bool, without: int | None = None) -> float:

@@ -87,7 +87,7 @@ class Capture(Takes):
         self._counter.begin(stage, tally, batch, step, micro_batch, leave_out, stage in self._looks)
         self._forget_batch()
 
-    def end_batch(self, outputs: Any, loss: Tensor | None = None) -> None:
+    def end_batch(self, outputs: Any, loss: Tensor | None = None, accumulation: int = 1) -> None:
         """Look at what the step returned, and at its ``loss``, not divided by the accumulation. Then stop listening."""
         stage = self._counter.stage
         if stage is not None:
@@ -95,9 +95,10 @@ class Capture(Takes):
             if chosen is None or chosen.source is not self._said:
                 self._look_at(outputs, stage)
             if chosen is None:
-                self._note(stage, loss, outputs)
+                self._note(stage, loss, outputs, accumulation)
             elif self._counter.heard:
-                self.looked, self._looks = Batch(self._counter.heard, _loss(loss)), self._looks - {stage}
+                self.looked = Batch(self._counter.heard, _loss(loss), accumulation)
+                self._looks = self._looks - {stage}
         self.items = self._counter.items
         self._close()
 
@@ -179,7 +180,7 @@ class Capture(Takes):
     def findings(self, batches: Sequence[Batch], ranks: int) -> tuple[Finding, ...]:
         """Return what does not agree in these batches."""
         heard = [batch.heard[0] for batch in batches]
-        return findings(heard, [batch.loss for batch in batches], ranks)
+        return findings(heard, [batch.loss for batch in batches], ranks, batches[0].accumulation)
 
     def take_trials(self) -> list[Trial]:
         """Return what was tried since the last call, to be settled later."""
@@ -199,12 +200,12 @@ class Capture(Takes):
         for trial in trials:
             trial.settle(chosen, self._choice.shift_of, trial.tally if into is None else into)
 
-    def _note(self, stage: str, loss: Tensor | None, outputs: Any) -> None:
+    def _note(self, stage: str, loss: Tensor | None, outputs: Any, accumulation: int) -> None:
         """Keep what was measured of a batch to compare it; complain where there was nothing."""
         counter = self._counter
         seen = counter.batches.setdefault(stage, [])
         if counter.heard and len(seen) < BATCHES:
-            seen.append(Batch(counter.heard, _loss(loss)))
+            seen.append(Batch(counter.heard, _loss(loss), accumulation))
         if all(call.guess for call in self._choice.calls()):
             self._found_nothing(stage, outputs)
 

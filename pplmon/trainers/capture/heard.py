@@ -64,6 +64,7 @@ class Heard:
     unpadded: Unpadded | None = None  # where nobody said that padding is scored, or is not
     next: Next | None = None
     digest: Tensor | None = None  # [] int64, of the rows
+    shared: bool = False  # other ranks hold parts of the logits
 
     @property
     def is_whole(self) -> bool:
@@ -90,6 +91,7 @@ class Batch:
 
     heard: list[Heard] = field(default_factory=list)
     loss: Loss | None = None
+    accumulation: int = 1  # micro-batches of an optimizer step
 
 
 def hear(
