@@ -27,12 +27,15 @@ if TYPE_CHECKING:
 class Hook:
     """A session on the monitor of a loop, whose batches are the calls of one module."""
 
-    def __init__(self, monitor: Monitor, model: nn.Module, targets: Targets | None, shift: bool | None) -> None:
+    def __init__(
+        self, monitor: Monitor, model: nn.Module, logits: str | None, targets: Targets | None, shift: bool | None
+    ) -> None:
         module = next(iter(HuggingFace(targets, shift).modules_in(model).values()), None)
         module = innermost(model) if module is None else module
         # The session's own hook is to come between these two.
         begin = module.register_forward_pre_hook(outside_graphs(self._begin), with_kwargs=True)
-        self.session = Session(Settings(targets=targets, shift=shift, wire="hook"), module, monitor=monitor)
+        settings = Settings(logits=logits, targets=targets, shift=shift, wire="hook")
+        self.session = Session(settings, module, monitor=monitor)
         self._ends = begin, listen_to(module, self._end)
         self._counts = False
 

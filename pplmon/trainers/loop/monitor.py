@@ -44,12 +44,19 @@ class Monitor(PlainMonitor):
 
     _hook: Hook | None = None
 
-    def hook(self, model: nn.Module, targets: Targets | None = None, shift: bool | None = None) -> Self:
+    def hook(
+        self,
+        model: nn.Module,
+        logits: str | None = None,
+        targets: Targets | None = None,
+        shift: bool | None = None,
+    ) -> Self:
         """Count every call of ``model`` that is given its targets, from here on, in place of ``observe``; return the monitor.
 
         Args:
             model: a Hugging Face model, or any module whose ``forward`` takes ``labels`` or ``targets`` and returns logits:
                 alone, as ``.logits`` or ``["logits"]``, or beside a loss. A wrapper (DDP, FSDP, Fabric's, compiled) is fine.
+            logits: the path of a submodule that gives the logits, where the model does not return them.
             targets: another name of that argument, or a callable(arguments).
             shift: logits at t predict the target at t+1. ``None``: as the loss that the model returns shows, else true for a
                 Hugging Face causal model, else the tally's.
@@ -58,7 +65,7 @@ class Monitor(PlainMonitor):
         """
         if self._hook is not None:
             raise ValueError("this monitor has a hook on a model already; close it first")
-        self._hook = Hook(self, model, targets, shift)
+        self._hook = Hook(self, model, logits, targets, shift)
         return self
 
     def step(self) -> Report | None:
