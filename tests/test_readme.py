@@ -51,6 +51,7 @@ monitor = pplmon.Monitor(every_n_steps=1, alerts=[])
 OPTIONAL = {
     "accelerate": "accelerate",
     "cut_cross_entropy": "cut-cross-entropy",
+    "datasets": "datasets",
     "liger_kernel": "liger-kernel",
     "lightning": "lightning",
     "transformers": "transformers",

@@ -79,7 +79,8 @@ class Session:
 
     def listen_to(self, model: nn.Module) -> None:
         """Look for logits in a model from here on. It has to happen before the model's first compiled call."""
-        self._capture = Capture(self.settings.logits, self.settings.targets, self.settings.shift, self.settings.wire)
+        given = self.settings
+        self._capture = Capture(given.logits, given.targets, given.shift, given.wire, given.first_only)
         self._capture.attach(model)
         self._choosing.listen(self._capture)
 
@@ -122,17 +123,20 @@ class Session:
         if not self._capture.undecided("train"):
             self._guard.before(monitor.tally)
 
-    def end_batch(self, outputs: Any = None, divided_by: int = 1, times: int = 1) -> None:
+    def end_batch(
+        self, outputs: Any = None, divided_by: int = 1, times: int = 1, items: Tensor | float | None = None
+    ) -> None:
         """Count the batch. ``outputs`` are what its step returned: the loss or a dict.
 
-        The loss was divided by ``divided_by``, for accumulation, and multiplied by ``times``, for ranks.
+        The loss was divided by ``divided_by``, for accumulation, and multiplied by ``times``, for ranks. It is a sum that is
+        divided by ``items``; ``None``: by the number that a model was told, else by its tokens.
         """
         training = self._pass is None
         loss = _loss(outputs, divided_by if training else 1, times)  # nothing is accumulated in a pass
         self._capture.end_batch(outputs, loss, divided_by if training else 1)
         stage = "train" if self._pass is None else self._pass.stage
         self._choosing.after_batch(stage)
-        items = self._capture.items
+        items = self._capture.items if items is None else items
         if items is not None and loss is not None and training and divided_by != 1:
             loss = loss / divided_by  # they are those of all accumulated micro-batches
         calls = self._capture.calls_in_loss(stage)

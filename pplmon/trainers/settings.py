@@ -36,6 +36,7 @@ class Settings:
     on_alert: Handler | Sequence[Handler] = ()
     decode: Decode | None = None  # None: that of a tokenizer that the trainer's connection finds
     min_severity: str = "warning"
+    first_only: bool = False  # further calls of a model in a batch are a reference's
     wire: str = "loop"  # the trainer that errors give advice for: "lightning", "hugging_face", "hook" or "loop"
 
     def __post_init__(self) -> None:
@@ -48,7 +49,7 @@ class Settings:
     @classmethod
     def of(cls, wire: str, given: Mapping[str, Any]) -> Settings:
         """Return the settings that a user gave by name, for one of the trainers' connections."""
-        known = [field.name for field in fields(cls) if field.name != "wire"]
+        known = [field.name for field in fields(cls) if field.name not in ("wire", "first_only")]
         for name in given:
             if name not in known:
                 near = get_close_matches(name, known, n=1)

@@ -20,14 +20,18 @@ from pplmon.trainers.capture.sources.source import Source
 
 
 def sources_for(
-    logits: Logits | None, targets: Targets | None, shift: bool | None, wire: str = "loop"
+    logits: Logits | None,
+    targets: Targets | None,
+    shift: bool | None,
+    wire: str = "loop",
+    first_only: bool = False,
 ) -> tuple[Source, ...]:
     """Return the sources that these settings allow, in the order in which they are preferred."""
     if wire == "hook":
         return Said(), HuggingFace(targets, shift), Arguments(targets, shift)
     if logits is not None:
         return Said(), Configured(logits, targets, shift)
-    return Said(), Returned(targets, shift), HuggingFace(targets, shift)
+    return Said(), Returned(targets, shift), HuggingFace(targets, shift, first_only)
 
 
 class Call(NamedTuple):

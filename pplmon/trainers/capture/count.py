@@ -75,6 +75,8 @@ class Counter:
         assert self.stage is not None
         number = self._numbers.get((source, found.call), 0)
         self._numbers[source, found.call] = number + 1
+        if number and source.first_only:
+            return
         call, chosen = Call(source, found.call, number, found.guess), self._choice.by_stage.get(self.stage)
         said = self.tally.shift if found.shift is None else found.shift
         self.items = found.items if found.items is not None else self.items

@@ -41,8 +41,15 @@ from pplmon.trainers.capture.take import Takes
 class Capture(Takes):
     """Asks the sources of logits for each batch, and has their logits counted in the stage's tally."""
 
-    def __init__(self, logits: Logits | None, targets: Targets | None, shift: bool | None, wire: str = "loop") -> None:
-        super().__init__(sources_for(logits, targets, shift, wire), wire)
+    def __init__(
+        self,
+        logits: Logits | None,
+        targets: Targets | None,
+        shift: bool | None,
+        wire: str = "loop",
+        first_only: bool = False,
+    ) -> None:
+        super().__init__(sources_for(logits, targets, shift, wire, first_only), wire)
         self._logits, self._shift = logits, shift
         self._said = self._sources[0]
         self._module: nn.Module | None = None

@@ -16,6 +16,7 @@ from pplmon.trainers.capture.count import Counter
 from pplmon.trainers.capture.help_text import no_fit, origin_of
 from pplmon.trainers.capture.modules import fitted
 from pplmon.trainers.capture.silent_steps import returned_nothing
+from pplmon.trainers.capture.sources.fused_head import Losses
 from pplmon.trainers.capture.sources.source import Called, Found, Source
 
 
@@ -84,6 +85,9 @@ class Takes:
         found = source.of_call(called, self._counter.batch)
         if found is None:
             return
+        if found.losses is not None:
+            self._take_losses(source, found, found.losses, called.kwargs)
+            return
         self._models[_memory(found.logits)] = found
         targets = found.targets if found.columns is None else found.targets[:, found.columns]
         fit = fitted(found.logits, targets)
@@ -93,6 +97,13 @@ class Takes:
             self._count(source, found._replace(logits=fit), called.kwargs)
         elif not self._take_piece(source, found, keywords=called.kwargs):
             self._complain(self._no_fit(f"a call of {type(called.module).__name__}", found, found.logits.shape))
+
+    def _take_losses(self, source: Source, found: Found, losses: Losses, keywords: dict[str, Any]) -> None:
+        """Count what a fused head gave in place of logits."""
+        counter = self._counter
+        data = counter.without_repeated(counter.data(found.targets, keywords), found.targets)
+        stats = losses.stats(found.targets, data.pop("mask", None), counter.tally.ignore_index, bool(found.shift))
+        counter.count(source, found, data, stats)
 
     def _end_of_pieces(self) -> None:
         """Count pieces that lack the last column, where no target is expected of it; else say what is missing."""

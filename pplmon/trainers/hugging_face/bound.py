@@ -13,6 +13,7 @@ from torch import Tensor
 from pplmon.report.report import Report
 from pplmon.trainers.hugging_face import facts
 from pplmon.trainers.hugging_face.checkpoint import load
+from pplmon.trainers.hugging_face.preferences import preferences
 from pplmon.trainers.hugging_face.rows import Rows
 from pplmon.trainers.session import Session
 
@@ -30,13 +31,17 @@ class Bound:
         self._trainer, self._callback = trainer, callback
         self.rows = Rows(trainer, callback.prefix)
         self._resumes_from: Any = None  # what train() was told
-        self._batch: dict[str, Any] = {}
         self._inputs: dict[str, Any] = {}  # of the loss under way
-        self._loss: tuple[Tensor | None, int] = None, 1
+        self._generates = False  # in the prediction step under way
         self._last: Report | None = None  # shown
         for name in WRAPPED:
             original = getattr(trainer, name)
             setattr(trainer, name, functools.wraps(original)(functools.partial(getattr(self, f"_{name}"), original)))
+
+    @property
+    def has_reference(self) -> bool:
+        """Return True if the trainer compares its model with a reference."""
+        return facts.has_reference(self._trainer)
 
     @property
     def callbacks(self) -> list[Any]:
@@ -72,38 +77,30 @@ class Bound:
 
     def _compute_loss(self, original: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         session, step = self._callback.session, self._callback.step
-        training = step is not None and session is not None and not session.in_pass
-        if session is None or not (training or session.in_pass):
+        if session is None or self._generates or not (session.in_pass or step is not None):
             return original(model, inputs, *args, **kwargs)
-        batch = {**inputs}
+        session.begin_batch({**inputs, **preferences(self._trainer, inputs, self._callback.groups)}, step)
         for name in OURS:
             inputs.pop(name, None)
         self._inputs = inputs
-        if training:
-            session.begin_batch(batch, step)
-        else:
-            self._batch.update(batch)  # the pass began the batch; these are on the device
+        compares = facts.is_cross_entropy(self._trainer, inputs)
         result = original(model, inputs, *args, **kwargs)
         loss = result[0] if isinstance(result, tuple) else result
-        if self._trainer.label_smoother is not None:
-            loss = None  # it is known not to be the cross-entropy, so the two are not compared
-        times = facts.loss_times(self._trainer, kwargs.get("num_items_in_batch"))
-        if training:
-            session.end_batch(loss, times=times)
-        else:
-            self._loss = loss, times
+        items = kwargs.get("num_items_in_batch")
+        session.end_batch(loss if compares else None, times=facts.loss_times(self._trainer, items), items=items)
         self._inputs = {}
         return result
 
     def _prediction_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call a step that generates, and then calls the model for its loss by itself."""
         session = self._callback.session
-        if session is None or not session.in_pass:
+        if session is None or not session.in_pass or not getattr(self._trainer.args, "predict_with_generate", False):
             return original(*args, **kwargs)
-        self._batch, self._loss = {}, (None, 1)
-        session.begin_batch(self._batch)
+        self._generates = True
+        session.begin_batch({})
         result = original(*args, **kwargs)
-        loss, times = self._loss
-        session.end_batch(loss, times=times)
+        session.end_batch()
+        self._generates = False
         return result
 
     def _evaluation_loop(self, original: Any, *args: Any, **kwargs: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from pplmon.extras.groups import Groups
 from pplmon.trainers.hugging_face import facts
 from pplmon.trainers.hugging_face.bound import Bound
 from pplmon.trainers.hugging_face.checkpoint import save
@@ -43,6 +44,12 @@ class PerplexityCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         return self._settings.prefix
 
     @property
+    def groups(self) -> bool:
+        """Return True if an extra measures groups of rows apart."""
+        tally = self._settings.tally
+        return tally is not None and any(isinstance(extra, Groups) for extra in tally.extras)
+
+    @property
     def is_bound(self) -> bool:
         """Return True once ``pplmon.watch`` has bound it to its trainer."""
         return self._bound is not None
@@ -70,8 +77,10 @@ class PerplexityCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         """Begin a session; a run that ended in an exception may have left one."""
         self.end()
         bound, settings = self._bound, self._settings
-        if bound is not None and settings.logits is None and settings.targets is None:
-            settings = replace(settings, targets=bound.popped_labels)
+        if bound is not None:
+            settings = replace(settings, first_only=bound.has_reference)
+            if settings.logits is None and settings.targets is None:
+                settings = replace(settings, targets=bound.popped_labels)
         sinks = own_sinks(args, self.prefix) if bound is None else sinks_beside(args, self.prefix, bound.callbacks)
         self._session = session = Session(
             settings,

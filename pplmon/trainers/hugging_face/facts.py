@@ -65,6 +65,20 @@ def loss_times(trainer: Any, items: Any) -> int:
     return int(trainer.accelerator.num_processes // trainer.get_tp_size())
 
 
+def is_cross_entropy(trainer: Any, inputs: Mapping[str, Any]) -> bool:
+    """Return True if the loss of a batch may be compared with its cross-entropy.
+
+    One that is smoothed or weighted, and one of preferences or rewards, which has no labels, is known to be another.
+    """
+    weighted = getattr(trainer.args, "loss_type", "nll") != "nll"
+    return "labels" in inputs and trainer.label_smoother is None and not weighted
+
+
+def has_reference(trainer: Any) -> bool:
+    """Return True for a trainer that compares its model with a reference, which may be the same model."""
+    return hasattr(trainer, "ref_model")
+
+
 def watched_key(args: Any) -> str | None:
     """Return the key of the metric that the trainer keeps its best checkpoint by."""
     key: str | None = args.metric_for_best_model

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pplmon.trainers.capture.batch import Targets, targets_of
 from pplmon.trainers.capture.modules import arguments, logits_in, loss_in, unwrapped
+from pplmon.trainers.capture.sources.fused_head import losses_in
 from pplmon.trainers.capture.sources.source import Called, Found, Source
 
 # Heads named like causal ones that do not shift labels: mostly the decoder of an encoder–decoder family by itself.
@@ -24,8 +25,8 @@ _CAUSAL_NAMES = ("BertGenerationDecoder",)
 class HuggingFace(Source):
     """Hugging Face models. The whole of each is hooked, never its head: many families scale or cap logits after it."""
 
-    def __init__(self, targets: Targets | None, shift: bool | None) -> None:
-        self._targets, self._shift = targets, shift
+    def __init__(self, targets: Targets | None, shift: bool | None, first_only: bool = False) -> None:
+        self._targets, self._shift, self.first_only = targets, shift, first_only
 
     def modules_in(self, module: nn.Module) -> dict[str, nn.Module]:
         """Return the outermost models, told by the name of their class so that transformers need not be imported.
@@ -43,7 +44,8 @@ class HuggingFace(Source):
         given = arguments(called.module, called.args, called.kwargs)
         moved, labels = given.get("shift_labels"), given.get("labels")
         own = labels if moved is None else moved
-        logits = logits_in(called.output)
+        losses = losses_in(called.module, called.output)
+        logits = logits_in(called.output) if losses is None else losses.log_probs
         if logits is None or (own is None and self._targets is None):
             return None  # called for something else, or for its logits alone
         learns = logits.requires_grad or not called.training
@@ -57,7 +59,7 @@ class HuggingFace(Source):
         columns = None
         if isinstance(kept, int) and 0 < kept == logits.shape[1] < targets.shape[-1] and targets.dim() == 2:
             columns = slice(targets.shape[1] - kept, targets.shape[1])
-        shift = False if moved is not None else self._shift
+        shift = False if moved is not None else True if losses is not None else self._shift
         words = f"{'' if own is not None else ' without labels'}{'' if learns else ' without a gradient'}"
         return Found(
             logits,
@@ -71,6 +73,7 @@ class HuggingFace(Source):
             items=given.get("num_items_in_batch"),
             input_ids=None if _reads_elsewhere(called.module) else given.get("input_ids"),
             attention_mask=None if _reads_elsewhere(called.module) else given.get("attention_mask"),
+            losses=losses,
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from pplmon.trainers.capture.batch import Targets, first_tensor, targets_of
+from pplmon.trainers.capture.sources.fused_head import Losses
 
 
 class Called(NamedTuple):
@@ -36,12 +37,14 @@ class Found(NamedTuple):
     items: Tensor | float | None = None  # what that loss is divided by, where it is not the tokens
     input_ids: Tensor | None = None  # what a causal model read
     attention_mask: Tensor | None = None
+    losses: Losses | None = None  # of a head that makes no logits; ``logits`` are then its log-probabilities
 
 
 class Source:
     """One source of logits: modules that are hooked, or what a step returns. It gives ``None`` where it sees none."""
 
     one_call = False  # its targets are the batch's, so that two calls would count each of them twice
+    first_only = False  # further calls of a batch are a reference's
     explicit = False  # the user shows what is meant, call by call
 
     def modules_in(self, module: nn.Module) -> dict[str, nn.Module]:
