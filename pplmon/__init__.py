@@ -23,6 +23,7 @@ from pplmon.extras.vocabulary import bytes_per_token
 from pplmon.measure.tokens import TokenStats, token_stats
 from pplmon.measure.vocab_parallel import VocabShard
 from pplmon.monitor import Monitor
+from pplmon.monitor.probes import FreeRunningProbe, rename_gap
 from pplmon.report.numbers import Number
 from pplmon.report.report import Report
 from pplmon.report.totals import Totals
@@ -60,6 +61,7 @@ __all__ = [
     "CrossEntropy",
     "Extra",
     "Finding",
+    "FreeRunningProbe",
     "MaxTokenLoss",
     "MetricRule",
     "Monitor",
@@ -85,6 +87,7 @@ __all__ = [
     "diagnose",
     "observe",
     "page",
+    "rename_gap",
     "sinks",
     "token_stats",
 ]

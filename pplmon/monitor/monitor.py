@@ -6,15 +6,17 @@ that is logged every ``every_n_steps``. A read-out is started at one step and ta
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pplmon.measure.tokens import TokenStats, VocabShard
 from pplmon.monitor.evaluation import Pass
+from pplmon.monitor.probes.base import Probe, Ranks
 from pplmon.monitor.readouts import Engine
 from pplmon.monitor.repeated_rows import RepeatedRows
 from pplmon.report.report import Report
@@ -157,6 +159,25 @@ class Monitor(Engine):
         self._passes += not local
         self._pass = opened = Pass(stage, self._link.pattern, loaders, self._passes, local)
         return opened
+
+    def probe(self, probe: Probe, model: nn.Module) -> None:
+        """Run a probe on a model within a pass: its numbers become the report's. Every rank calls it.
+
+        Call it inside ``with monitor.stage("val")``, at its end. Where the model fails the probe is left out of the pass, with a
+        warning on each rank.
+        """
+        opened = self._pass
+        if opened is None:
+            raise RuntimeError('monitor.probe runs within a pass: call it inside with monitor.stage("val"): …')
+        if not self._link.takes_part or (opened.stage == "val" and not probe.due(opened.number)):
+            return
+        alone = opened.local or self._link.severed
+        sums = list if alone else partial(self.sum_over_ranks, what="probe")
+        ranks = Ranks() if alone else Ranks(self._link.home.rank, self._link.ranks, sums)
+        try:
+            opened.probed.append(probe.run(model, ranks))
+        except Exception as error:
+            warnings.warn(f"pplmon: {error}; this pass has no numbers of it", RuntimeWarning, stacklevel=2)
 
     def request_stop(self) -> None:
         """Ask to stop. With the next read-out ``should_stop`` becomes True on all ranks, at the same step."""

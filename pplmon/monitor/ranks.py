@@ -179,7 +179,7 @@ class Link:
             self.hang_up(f"a collective failed ({error})")
             return totals
 
-    def sum(self, values: list[int], step: int) -> list[int]:
+    def sum(self, values: list[int], step: int, what: str = "choice") -> list[int]:
         """Return the sums of a few integers over ranks, and wait for them; this rank's own once the link is severed."""
         if not self.takes_part:
             return values
@@ -187,7 +187,7 @@ class Link:
         ballot, first = self.pattern.clone(), layout.place("tokens")
         ballot.reset()
         ballot.sums[first : first + len(values)] = torch.tensor(values, device=ballot.sums.device)
-        return list(self.read(ballot, Doing("choice", step=step)).sums[first : first + len(values)])
+        return list(self.read(ballot, Doing(what, step=step)).sums[first : first + len(values)])
 
     def arrives(self, seconds: float) -> bool:
         """Return True if the pending read-out arrives within ``seconds``, without a collective."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -84,6 +85,7 @@ class Engine(Shows):
         doing = Doing(opened.stage, opened.number, step)
         try:
             parts = [self._link.whole(tally, doing) for tally in opened.tallies]
+            opened.add_numbers(self._link.whole(tally, doing) for tally in opened.probed)
         except UnlikeRanks:
             self._pass = opened
             self._write_own_pass()
@@ -91,8 +93,9 @@ class Engine(Shows):
         finally:
             self._see_loss()
         totals = sum(parts, Totals())
-        opened.report = self._report(step, opened.stage, totals)
-        self._judge(totals, partial(self._report, step, opened.stage), gathered=True)
+        report_of = partial(self._report_of_pass, opened, step)
+        opened.report = report_of(totals)
+        self._judge(totals, report_of, gathered=True)
         self.publisher.publish(opened.report, f"{self.prefix}{opened.stage}/")
         if len(parts) > 1:
             opened.loader_reports = tuple(
@@ -106,13 +109,19 @@ class Engine(Shows):
 
     def _finish_local(self, opened: Pass, step: int) -> Report:
         """Nothing is sent, and no rule judges: it would have to come to the same answer on every rank."""
-        opened.report = self._report(step, opened.stage, opened.local_totals())
+        opened.add_numbers(tally.local_totals() for tally in opened.probed)
+        opened.report = self._report_of_pass(opened, step, opened.local_totals())
         if self.writes:
             self._start()
             self.publisher.publish(opened.report, f"{self.prefix}{opened.stage}/")
         else:
             self._delivery.local(opened.report, self.rank)
         return opened.report
+
+    def _report_of_pass(self, opened: Pass, step: int, totals: Totals, evidence: bool = True) -> Report:
+        """Return the report of a pass over all loaders, with the numbers of its probes."""
+        report = self._report(step, opened.stage, totals, evidence)
+        return replace(report, numbers={**report.numbers, **opened.probe_numbers}) if opened.probe_numbers else report
 
     def _see_loss(self) -> None:
         """Once the others are lost, show what was merged with them, so that what follows is this rank's own."""
@@ -139,10 +148,10 @@ class Engine(Shows):
         """Ranks that count together; 1 once the link to the others is severed."""
         return 1 if self._link.severed else self._link.ranks
 
-    def sum_over_ranks(self, values: list[int]) -> list[int]:
-        """Return the sums of a few integers over ranks. Every rank calls it, and waits: for the first steps only."""
+    def sum_over_ranks(self, values: list[int], what: str = "choice") -> list[int]:
+        """Return the sums of a few integers over ranks. Every rank calls it, and waits: not in a step of later ones."""
         self.collect()
-        return self._link.sum(values, self.last_step)
+        return self._link.sum(values, self.last_step, what)
 
     @property
     def ended(self) -> bool:

@@ -11,6 +11,7 @@ _TEXTS = {
     "step": "closes optimizer step {step}",
     "flush": "reads out what it has at step {step}",
     "choice": "chooses which logits to count, after step {step}",
+    "probe": "runs a probe, after step {step}",
     "checkpoint": "saves a state at step {step}",
     "val": "ends val pass {number}, at step {step}",
     "test": "ends test pass {number}, at step {step}",

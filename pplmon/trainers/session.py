@@ -22,6 +22,7 @@ from pplmon.report.report import Report
 from pplmon.report.worst import Decode
 from pplmon.sinks.base import Sink
 from pplmon.trainers.capture import Capture
+from pplmon.trainers.capture.sources.hugging_face import model_in
 from pplmon.trainers.choosing import Choosing
 from pplmon.trainers.settings import Settings
 
@@ -79,6 +80,7 @@ class Session:
         """Look for logits in a model from here on. It has to happen before the model's first compiled call."""
         self._capture = Capture(self.settings.logits, self.settings.targets, self.settings.shift, self.settings.wire)
         self._capture.attach(model)
+        self._model = model
         self._choosing.listen(self._capture)
 
     def stop_listening(self) -> None:
@@ -198,6 +200,8 @@ class Session:
         self._choosing.finish(self._pass.stage)
         opened, self._pass = self._pass, None
         self._capture.conclude(opened.stage)
+        for probe in self.settings.probes:
+            self.monitor.probe(probe, model_in(self._model))
         self._repeated.record(opened)
         report = self.monitor.finish(opened, self.monitor.last_step if step is None else step)
         self._pass_guard.end_window()

@@ -12,6 +12,7 @@ import torch
 from pplmon.alerts import MetricRule, Rule, check_severity
 from pplmon.monitor.delivery import Handler
 from pplmon.monitor.judge import check_rules
+from pplmon.monitor.probes import Probe, check_probes
 from pplmon.monitor.publish import wanted
 from pplmon.monitor.schedule import Cadence
 from pplmon.report.worst import Decode
@@ -35,6 +36,7 @@ class Settings:
     on_alert: Handler | Sequence[Handler] = ()
     decode: Decode | None = None  # None: that of a tokenizer that the trainer's connection finds
     min_severity: str = "warning"
+    probes: Sequence[Probe] = ()
     wire: str = "loop"  # the trainer that errors give advice for: "lightning", "hugging_face" or "loop"
 
     def __post_init__(self) -> None:
@@ -43,6 +45,7 @@ class Settings:
         if self.alerts is not None:
             check_rules(self.alerts)
         check_severity(self.min_severity, "min_severity")
+        check_probes(self.probes)
 
     @property
     def own_group(self) -> bool:

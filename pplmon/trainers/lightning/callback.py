@@ -12,6 +12,7 @@ except ImportError:  # the same classes under the other name
 
 from pplmon.alerts import Rule
 from pplmon.monitor.delivery import Handler
+from pplmon.monitor.probes import Probe
 from pplmon.report.worst import Decode
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture import Logits, Targets
@@ -38,6 +39,7 @@ class PerplexityMonitor(Callback):
         decode: ids -> str, to show text; ``None`` takes that of a tokenizer which the datamodule or the module holds.
         min_severity: "info", "warning" or "critical": what ``on_alert`` and W&B's own alerts hear of. What is below is a
             notice: in the journal, marked in the loggers, a line on the console.
+        probes: measurements that run the model by themselves at the end of a pass (see ``FreeRunningProbe``).
 
     Without ``logits`` and ``targets`` they are found as described in ``pplmon.trainers.capture.find``.
     """
@@ -56,6 +58,7 @@ class PerplexityMonitor(Callback):
         on_alert: Handler | Sequence[Handler] = (),
         decode: Decode | None = None,
         min_severity: str = "warning",
+        probes: Sequence[Probe] = (),
     ) -> None:
         super().__init__()
         self._settings = Settings(
@@ -71,6 +74,7 @@ class PerplexityMonitor(Callback):
             on_alert=on_alert,
             decode=decode,
             min_severity=min_severity,
+            probes=probes,
             wire="lightning",
         )
         self._session: Session | None = None
