@@ -157,7 +157,7 @@ class Monitor(Engine):
         if stage not in ("val", "test"):
             raise ValueError(f'a stage is "val" or "test", got {stage!r}; what is outside is "train"')
         self._passes += not local
-        self._pass = opened = Pass(stage, self._link.pattern, loaders, self._passes, local)
+        self._pass = opened = Pass(stage, self._pass_pattern, loaders, self._passes, local)
         return opened
 
     def probe(self, probe: Probe, model: nn.Module) -> None:

@@ -5,7 +5,7 @@ A trainer may have places of its own for numbers. The code that connects it pass
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pplmon.extras import declare_all, declared_by
@@ -50,6 +50,11 @@ class Publisher:
         self._delivery, self._link, self._names, self._places = delivery, link, names, places
         self._held: list[tuple[Report, str, str]] = []
         self._shows = True
+        self._on_request: tuple[str, ...] = ()
+
+    def only_on_request(self, names: Iterable[str]) -> None:
+        """Log these numbers of extras under "all" and by name only, because nobody asked for the extras."""
+        self._on_request = tuple(names)
 
     def publish(self, report: Report, head: str, tail: str = "") -> None:
         """Show a report in the trainer's places at once, and send it to the sinks unless it is held. Every rank calls it."""
@@ -90,7 +95,7 @@ class Publisher:
         return {
             self._places.key(f"{head}{name}{tail}"): value
             for name, value in report.finite().items()
-            if names is None or name in names or (extras and name not in CATALOGUE)
+            if names is None or name in names or (extras and name not in CATALOGUE and name not in self._on_request)
         }
 
     def _send(self) -> None:

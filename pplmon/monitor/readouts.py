@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from pplmon.extras import Measures
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.show import Shows
 from pplmon.report import saved
@@ -184,10 +185,11 @@ class Engine(Shows):
         first = self._link.home.rank == 0
         with saved.reading() as reader:
 
-            def totals_of(part: Mapping[str, Any]) -> Totals:
-                return Totals.from_state_dict(part, pattern.extras, reader).fitted(pattern.top_k, pattern.context)
+            def read(extras: tuple[Measures, ...], part: Mapping[str, Any]) -> Totals:
+                return Totals.from_state_dict(part, extras, reader).fitted(pattern.top_k, pattern.context)
 
-            self._windows.load_state_dict(state, totals_of, first)
+            totals_of = partial(read, pattern.extras)
+            self._windows.load_state_dict(state, totals_of, partial(read, self._pass_pattern.extras), first)
             unread = totals_of(state["unread"])
         self._judge.load_state_dict(state["judge"])
         self._step, self._micro_batch = state["step"], state["micro_batch"]

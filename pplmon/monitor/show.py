@@ -60,6 +60,7 @@ class Shows:
         self._judge = Judge(rules, self._delivery, self._link)
         same = {"numbers": numbers, "prefix": prefix, "alerts": list(self._judge.rules)}
         self._link.agree_on({**asdict(self.cadence), **same})
+        self._pass_pattern = self._link.pattern
         self._windows = Windows()
         self._overwritten = Overwritten()
         self._one_thread = OneThread()
@@ -78,6 +79,12 @@ class Shows:
         for handler in self._delivery.handlers:
             if hasattr(handler, "bind"):
                 handler.bind(self)
+
+    def also_measure_in_passes(self, pattern: TokenTally) -> None:
+        """Count passes with this tally. The numbers that it has beyond the monitor's own are logged where they were asked for."""
+        self._pass_pattern = pattern.clone()
+        self._pass_pattern.reset()
+        self.publisher.only_on_request(number.name for number in declare_all(pattern.extras))
 
     @property
     def tally(self) -> TokenTally:

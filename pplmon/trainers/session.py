@@ -68,6 +68,9 @@ class Session:
             decode=settings.decode or decode,
             places=places,
         )
+        more = settings.pass_pattern(self.monitor.tally)
+        if more is not None:
+            self.monitor.also_measure_in_passes(more)
         self._guard, self._pass_guard = LossGuard(), LossGuard()
         self._micro_batch = 0
         self._pass: Pass | None = None

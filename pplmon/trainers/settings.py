@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pplmon import extras
 from pplmon.alerts import MetricRule, Rule, check_severity
 from pplmon.monitor.delivery import Handler
 from pplmon.monitor.judge import check_rules
@@ -66,3 +67,11 @@ class Settings:
         if pattern.process_group is None:
             pattern.process_group = group
         return pattern
+
+    def pass_pattern(self, pattern: TokenTally) -> TokenTally | None:
+        """Return what passes are counted with if the user gave no tally: two more extras, which cost almost nothing."""
+        if self.tally is not None:
+            return None
+        more = TokenTally(extras=[extras.Rollouts(), extras.Novelty()], process_group=pattern.process_group)
+        more.to(pattern.device)
+        return more
