@@ -47,7 +47,7 @@ def scalars(directory: Path, tag: str) -> dict[int, float]:
 
 def test_each_example_has_its_test() -> None:
     """A new example comes with a test here."""
-    assert EXAMPLES == ["alerts", "fused_losses", "lightning_lm", "packed_sft", "plain_loop", "vocab_parallel"]
+    assert EXAMPLES == ["alerts", "fused_losses", "lightning_lm", "packed_sft", "plain_loop", "python_source", "python_source_pictures", "vocab_parallel"]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -180,3 +180,18 @@ def test_vocab_parallel(tmp_path: Path) -> None:
     assert number(r"gather the logits it would give (\d+)", two) == 4 * 2000
     assert number(r"losses differ by at most (\S+) nats", two) <= 4e-6
     assert number(r"losses differ by at most (\S+) nats", one) == 0
+
+
+@pytest.mark.slow
+def test_python_source(tmp_path: Path) -> None:
+    """Every measurement gives its number, what other names cost is printed, and four pictures are drawn from the journal."""
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    printed = run("python_source", tmp_path, "--steps", "8")
+    for name in ("structure_perplexity", "novel_share", "rollout_match_2", "overconfidence", "group/json/perplexity"):
+        assert re.search(rf"^val/{name} +[\d.-]+$", printed, re.MULTILINE), name
+    for name in ("position/64/cross_entropy", "perplexity_high", "bits_per_byte", "free_running/after/cross_entropy"):
+        assert re.search(rf"^val/{name} +[\d.-]+$", printed, re.MULTILINE), name
+    assert "renamed names: " in printed and "everything else: " in printed
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    run("python_source_pictures", tmp_path, "runs/python_source", "--out", ".")
+    assert len(list(tmp_path.glob("beyond_*.png"))) == 4
