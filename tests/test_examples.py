@@ -182,16 +182,30 @@ def test_vocab_parallel(tmp_path: Path) -> None:
     assert number(r"losses differ by at most (\S+) nats", one) == 0
 
 
-@pytest.mark.slow
-def test_python_source(tmp_path: Path) -> None:
-    """Every measurement gives its number, what other names cost is printed, and four pictures are drawn from the journal."""
+@pytest.fixture(scope="module")
+def source_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of a few steps on Python source: its directory, and what it printed."""
     pytest.importorskip("tokenizers", reason="tokenizers is not installed")
-    printed = run("python_source", tmp_path, "--steps", "8")
-    for name in ("structure_perplexity", "novel_share", "rollout_match_2", "overconfidence", "group/json/perplexity"):
-        assert re.search(rf"^val/{name} +[\d.-]+$", printed, re.MULTILINE), name
-    for name in ("position/64/cross_entropy", "perplexity_high", "bits_per_byte", "free_running/after/cross_entropy"):
+    folder = tmp_path_factory.mktemp("source")
+    return folder, run("python_source", folder, "--steps", "8")
+
+
+@pytest.mark.slow
+def test_python_source(source_run: tuple[Path, str]) -> None:
+    """Every measurement gives its number, and what other names cost is printed."""
+    _, printed = source_run
+    names = ["structure_perplexity", "novel_share", "rollout_match_2", "overconfidence", "group/json/perplexity"]
+    names += ["position/64/cross_entropy", "perplexity_high", "bits_per_byte", "free_running/after/cross_entropy"]
+    for name in names:
         assert re.search(rf"^val/{name} +[\d.-]+$", printed, re.MULTILINE), name
     assert "renamed names: " in printed and "everything else: " in printed
+
+
+@pytest.mark.slow
+def test_python_source_pictures(source_run: tuple[Path, str]) -> None:
+    """Four pictures, drawn from the run's journal."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    run("python_source_pictures", tmp_path, "runs/python_source", "--out", ".")
-    assert len(list(tmp_path.glob("beyond_*.png"))) == 4
+    folder, _ = source_run
+    printed = run("python_source_pictures", folder, "runs/python_source", "--out", ".")
+    pictures = sorted(folder.glob("beyond_*.png"))
+    assert len(pictures) == 4 and all(picture.name in printed for picture in pictures)
