@@ -229,7 +229,7 @@ def test_a_rule_of_ones_own(tmp_path: Path) -> None:
     assert "answered 'hello'; a rule returns a pplmon.Alert" in result.fired[0].alert.text
     told_of = "\n".join(result.notes)
     assert "high asked for a number that is not there: the journal lacks train/bits_per_byte" in told_of
-    assert "broken failed at step 0: IndexError" in told_of and "left out from now on" in told_of
+    assert "broken failed at step 0: IndexError" in told_of and "left out, and tried again now and then" in told_of
     for text, error in (
         (f"{own}:nothing", "callables in the file: Rule, broken, chatty, high"),
         (f"{own}:Rule", "expected a callable"),

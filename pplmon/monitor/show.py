@@ -22,8 +22,8 @@ from pplmon.monitor.running_totals import Windows
 from pplmon.monitor.schedule import Cadence
 from pplmon.report.declared import as_rows
 from pplmon.report.report import Report
+from pplmon.report.texts import Decode, Texts
 from pplmon.report.totals import Totals
-from pplmon.report.worst import Decode
 from pplmon.sinks.base import Sink
 from pplmon.tally import TokenTally
 
@@ -49,7 +49,7 @@ class Shows:
         self.trainer, self.log_dir = places.trainer, places.log_dir  # handlers ask for these two when they are bound
         self.cadence = Cadence(every_n_steps, judge_every_n_steps)
         self.prefix = prefix
-        self.decode = decode
+        self._texts = None if decode is None else Texts(decode)
         self.wait_for_window = False  # read a logged window at its own step, where its numbers are needed
         self.should_stop = False  # the same on all ranks, at the same step
         rules = default_alerts() if alerts is None else alerts
@@ -168,9 +168,9 @@ class Shows:
         missing = self._missing(stage)
         if missing:
             report = replace(report, ranks_missing=missing)
-        if self.decode is None or not evidence or not self.writes:
+        if self._texts is None or not evidence or not self.writes:
             return report
-        return self._delivery.guard(self.decode, "decode", report.decoded, self.decode) or report
+        return self._delivery.guard(self._texts.decode, "decode", report.decoded, self._texts) or report
 
     def _missing(self, stage: str) -> int:
         """Return the ranks that a report lacks: what was merged before they were lost, and a pass of one rank, lack none."""

@@ -15,6 +15,11 @@ class Sink:
     A sink may raise: the monitor reports the failure once, says what is lost, and training goes on.
     """
 
+    @property
+    def name(self) -> str:
+        """Return the name that warnings give it."""
+        return type(self).__name__
+
     def start(self, run: Mapping[str, Any]) -> None:
         """Begin a run. ``run`` holds plain values: versions, settings, the rules' texts."""
 

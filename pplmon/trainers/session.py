@@ -19,7 +19,7 @@ from pplmon.monitor.publish import Places
 from pplmon.monitor.repeated_rows import RepeatedRows
 from pplmon.report.declared import find
 from pplmon.report.report import Report
-from pplmon.report.worst import Decode
+from pplmon.report.texts import Decode
 from pplmon.sinks.base import Sink
 from pplmon.trainers.capture import Capture
 from pplmon.trainers.choosing import Choosing

@@ -12,7 +12,7 @@ except ImportError:  # the same classes under the other name
 
 from pplmon.alerts import Rule
 from pplmon.monitor.delivery import Handler
-from pplmon.report.worst import Decode
+from pplmon.report.texts import Decode
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture import Logits, Targets
 from pplmon.trainers.lightning import private_names as facts

@@ -16,11 +16,16 @@ from pplmon.sinks.wandb import LEVELS, WandB
 
 
 class LightningLogger(Sink):
-    """One of the trainer's loggers. Never opens a run of its own."""
+    """One of the trainer's loggers, ``trainer.loggers[number]``. Never opens a run of its own."""
 
-    def __init__(self, logger: Any) -> None:
-        self._logger = logger
+    def __init__(self, logger: Any, number: int = 0) -> None:
+        self._logger, self._number = logger, number
         self._board, self._run = _backend(logger)
+
+    @property
+    def name(self) -> str:
+        """Return which logger it is. Its own name may have to be asked for over the network that just failed."""
+        return f"{type(self._logger).__name__} (trainer.loggers[{self._number}])"
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Log the scalars at the report's step."""

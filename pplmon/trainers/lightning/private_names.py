@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 from pplmon.sinks import Console, Journal, Sink
@@ -49,7 +50,7 @@ def sinks_of(trainer: Any, prefix: str) -> list[Sink]:
     if not trainer.is_global_zero:
         return [Journal(directory or trainer.default_root_dir, prefix=prefix), console]
     journal = Journal(_wandb_directory(trainer) or directory or trainer.default_root_dir, prefix=prefix)
-    return [journal, *(LightningLogger(logger) for logger in trainer.loggers), console]
+    return [journal, *map(LightningLogger, trainer.loggers, count()), console]
 
 
 def decoder_of(trainer: Any, module: Any) -> Any:
