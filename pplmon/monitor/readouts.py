@@ -52,6 +52,15 @@ class Engine(Shows):
         self._link.launch(Doing("flush", step=self.last_step), closes_step=False)
         self.collect()
 
+    def so_far(self) -> Report | None:
+        """Return the numbers of the open window, ``None`` while it is empty. Every rank calls it, and waits."""
+        if self.cadence.reads_out(self.last_step):
+            self.collect()
+        else:
+            self.flush()
+        window = self._windows.window
+        return None if window.empty else self._report(self._merged_to, "train", window, evidence=False)
+
     @contextmanager
     def for_a_while(self) -> Iterator[None]:
         """Wait for other ranks for ``EPOCH_S`` only, where an epoch ends.

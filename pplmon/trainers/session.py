@@ -73,6 +73,7 @@ class Session:
         self._repeated = RepeatedRows()
         self._loader = 0
         self._choosing = Choosing(self.monitor)
+        self._shown = False  # something, to callbacks that watch a window
         self.listen_to(model)
 
     def listen_to(self, model: nn.Module) -> None:
@@ -101,8 +102,25 @@ class Session:
     def wait_for(self, keys: Iterable[str]) -> None:
         """Read each logged window at its own step if one of these keys, which a callback watches, is a window's."""
         head = f"{self.monitor.prefix}train/"
-        ours = [key.removeprefix(head) for key in keys if key.startswith(head)]
+        named = [key.removeprefix("pplmon/") for key in keys]  # so one is renamed that the module logs itself
+        ours = [key.removeprefix(head) for key in (*keys, *named) if key.startswith(head)]
         self.monitor.wait_for_window = any(find(name) is not None for name in ours)
+
+    @property
+    def watched(self) -> bool:
+        """Return True if a callback watches the numbers of a window."""
+        return self.monitor.wait_for_window
+
+    def show_watched(self, asked: bool = True) -> None:
+        """Show callbacks the open window where they watch one: after the first step, and whenever one asks.
+
+        A callback may ask before a window closes; later it would find the last one. Every rank calls it, and waits.
+        """
+        if self.watched and (asked or not self._shown):
+            report = self.monitor.so_far()
+            if report is not None:
+                self.monitor.publisher.show(report, f"{self.monitor.prefix}train/")
+                self._shown = True
 
     def begin_batch(self, batch: Any, step: int | None = None, loader: int = 0) -> None:
         """Begin a micro-batch of the optimizer step ``step`` (0-based; ``None``: the next), or a batch of a pass.
@@ -163,6 +181,7 @@ class Session:
         numbers = {name: report.numbers[name] for name in EPOCH_NUMBERS}
         kept = Report(report.step, "train_epoch", numbers, ranks_missing=self.monitor.ranks_missing)
         self.monitor.publisher.publish(kept, f"{self.monitor.prefix}train/", "_epoch")
+        self.show_watched()
 
     # A pass.
 
@@ -179,6 +198,8 @@ class Session:
         with self.monitor.for_a_while():
             self._choosing.finish("train")
             self.monitor.collect()  # an alert must not wait for the pass to end
+            if self.monitor.current_step:
+                self.show_watched()
         self._pass = self.monitor.begin_pass(stage, len(loaders))
         self._pass_guard = LossGuard()
         self._repeated = RepeatedRows(loaders)

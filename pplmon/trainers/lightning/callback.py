@@ -132,6 +132,8 @@ class PerplexityMonitor(Callback):
         session.end_batch(outputs, trainer.accumulate_grad_batches)
         if facts.optimizer_stepped(trainer):
             session.step_to(facts.step_of(trainer))
+            if session.watched:
+                session.show_watched(facts.watchers_ask(trainer, batch_idx))
             trainer.should_stop = trainer.should_stop or session.should_stop
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:

@@ -35,6 +35,15 @@ def watched_keys(trainer: Any) -> set[str]:
     return {key for key in keys if isinstance(key, str)}
 
 
+def watchers_ask(trainer: Any, batch_index: int) -> bool:
+    """Return True after an optimizer step at which a checkpoint or a scheduler looks at the key that it monitors."""
+    savers = [getattr(callback, "_every_n_train_steps", 0) for callback in trainer.callbacks]
+    schedulers = [config.frequency for config in trainer.lr_scheduler_configs if config.interval == "step"]
+    return any(n and trainer.global_step % n == 0 for n in savers) or any(
+        (batch_index + 1) % n == 0 for n in schedulers
+    )
+
+
 def sinks_of(trainer: Any, prefix: str) -> list[Sink]:
     """Return the trainer's loggers, the journal beside them, and the console through the progress bar.
 
