@@ -81,7 +81,13 @@ def test_a_window_that_closed_is_replaced_by_the_next_as_far_as_it_is(tmp_path: 
     module = make_module(pl.LightningModule)
     module.keep = True
     trainer.fit(module, loader(24))
-    expected = {("step", 4): (1, 4), ("step", 5): (1, 4), ("epoch", 6): (5, 6), ("step", 8): (5, 8), ("epoch", 12): (9, 12)}
+    expected = {
+        ("step", 4): (1, 4),
+        ("step", 5): (1, 4),
+        ("epoch", 6): (5, 6),
+        ("step", 8): (5, 8),
+        ("epoch", 12): (9, 12),
+    }
     for at, (first, last) in expected.items():
         assert looks.found[at] == mean(module, first, last), at
 

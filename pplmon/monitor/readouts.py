@@ -169,12 +169,21 @@ class Engine(Shows):
         self._delivery.flush()
         return {
             "version": saved.VERSION,
+            "run": self._name(),
             "step": self._step,
             "micro_batch": self._micro_batch,
             "unread": unread.silent().state_dict(),
             "judge": self._judge.state_dict(),
             **self._windows.state_dict(self._link.gather(self._windows.window)),
         }
+
+    def _name(self) -> str | None:
+        """Return the name of the run in the journal, which the writing rank tells the others the first time."""
+        if not self._named and self._run is not None and self.ranks > 1:
+            (number,) = self._link.sum([int(self._run, 16) if self.writes else 0], self.last_step)
+            self._run = f"{number:08x}"
+        self._named = True
+        return self._run
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state, on any number of ranks: nothing is lost or counted twice. Every rank loads the same."""
@@ -191,6 +200,7 @@ class Engine(Shows):
             unread = totals_of(state["unread"])
         self._judge.load_state_dict(state["judge"])
         self._step, self._micro_batch = state["step"], state["micro_batch"]
+        self._run, self._named = state.get("run"), True  # an old state has no name
         # The journal needs the states of the rules at this point, for replays.
         self._resumed_at, self._started = self._step, False
         if first:

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -74,6 +75,8 @@ class Shows:
         self._abandoned = False
         self._last: Report | None = None
         self._closed: Report | None = None  # logged, and not yet returned by a step
+        self._run: str | None = uuid4().hex[:8]  # tells it from others in one journal
+        self._named = False  # the same on all ranks
         self._resumed_at: int | None = None  # the step at which a loaded state goes on
         for handler in self._delivery.handlers:
             if hasattr(handler, "bind"):
@@ -121,6 +124,7 @@ class Shows:
             "python": platform.python_version(),
             "ranks": self._link.ranks,
             **asdict(self.cadence),
+            **({} if self._run is None else {"run": self._run}),
             "resumed_at": self._resumed_at,
             "memory": None if self._resumed_at is None else self._judge.memory(),
             "alerts": [repr(rule) for rule in self._judge.rules],
