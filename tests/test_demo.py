@@ -106,7 +106,7 @@ def test_the_page_shows_the_corrupted_row(finished: tuple[Path, str]) -> None:
     directory, _ = finished
     page = (directory / "report.html").read_text(encoding="utf-8")
     assert f"Healthy: no alert in {STEPS} steps; 1 notice at step {SETTLED}: one sequence explains" in page
-    assert f"dataset row {Plan(steps=STEPS).corrupted_row:,}" in page
+    assert f"sample {Plan(steps=STEPS).corrupted_row}" in page
     (batch,) = (directory / "alerts").glob(f"*-step={SETTLED}-rank=0.pt")
     assert f"alerts/{batch.name}" in page
 

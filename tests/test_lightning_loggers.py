@@ -82,7 +82,7 @@ def test_the_tensorboard_file_holds_the_float64_numbers_and_the_alert(run: Any) 
     (tag,) = [tag for tag in board.Tags()["tensors"] if "alert" in tag]
     (text,) = board.Tensors(tag)
     assert text.step == BAD_STEP
-    assert "max_token_loss" in text.tensor_proto.string_val[0].decode()
+    assert r"max\_token\_loss" in text.tensor_proto.string_val[0].decode()
     assert any("custom_scalars" in tag for tag in board.Tags()["tensors"])
 
 

@@ -258,6 +258,8 @@ def test_a_failing_sink_is_left_out_after_three_failures_and_loses_only_itself()
     texts, returned, last = alarms(sinks=[Broken(), good], on_alert=heard.append)
     want, plain_heard = Memory(), []
     _, plain, plain_last = alarms(sinks=[want], on_alert=plain_heard.append)
+    for sink in (good, want):
+        assert sink.seen[0][0] == "start" and len(sink.seen[0][1].pop("run")) == 8  # each run has a name of its own
     assert (returned, last, repr(good.seen), heard) == (plain, plain_last, repr(want.seen), plain_heard)
     assert len(heard) == 2
     assert len(texts) == 3 and all("Broken failed" in text and "OSError: disk full" in text for text in texts)

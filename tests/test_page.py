@@ -101,7 +101,7 @@ def test_it_can_be_searched(seen: Seen) -> None:
     for part in (
         "Healthy; 1 alert at step 70",
         "train/max_sequence_loss is 12.4688, above 6",
-        "dataset row 7,003",
+        "sample 7003",
         " PLANTED",
     ):
         assert part in seen.text
@@ -211,7 +211,7 @@ def test_json_says_what_the_page_says(run: Path, tmp_path: Path, capsys: pytest.
     )
     (alert,) = found["alerts"]
     assert alert["step"] == 70
-    assert alert["address"].startswith("dataset row 7,003")
+    assert alert["address"] == "step 70, sequence 3, sample 7003"
 
 
 def test_what_cannot_be_shown_is_an_error_of_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

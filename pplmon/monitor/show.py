@@ -11,6 +11,8 @@ from uuid import uuid4
 import torch
 
 from pplmon.alerts import Rule, default_alerts, watched
+from pplmon.alerts.text import brief
+from pplmon.alerts.words import plural
 from pplmon.doctor.overwritten import Overwritten
 from pplmon.extras import declare_all
 from pplmon.monitor.delivery import Delivery, Handler
@@ -25,6 +27,7 @@ from pplmon.report.declared import as_rows
 from pplmon.report.report import Report
 from pplmon.report.texts import Decode, Texts
 from pplmon.report.totals import Totals
+from pplmon.report.version import VERSION
 from pplmon.sinks.base import Sink
 from pplmon.tally import TokenTally
 
@@ -56,6 +59,10 @@ class Shows:
         rules = default_alerts() if alerts is None else alerts
         self._link = Link(tally if tally is not None else TokenTally(), places.may_write)
         names = wanted(numbers, self._link.pattern)
+        self._said = {
+            "logged_numbers": numbers if isinstance(numbers, str) else list(numbers),
+            "min_severity": min_severity,
+        }
         self._delivery = Delivery(sinks, on_alert, min_severity)
         self.publisher = Publisher(self._delivery, self._link, names, places)
         self._judge = Judge(rules, self._delivery, self._link)
@@ -112,23 +119,38 @@ class Shows:
         """Return this process's rank in the run, as addresses give it."""
         return self._link.home.global_rank
 
+    def __repr__(self) -> str:
+        """Return where the run is, at one glance: its step, the last window, and what was raised."""
+        shown = "" if self._last is None else f", step {self._last.step}: {_in_brief(self._last)}"
+        raised = ", ".join(plural(count, what[:-1]) for what, count in self._judge.raised.items())
+        cadence = (
+            "never logs a window" if self.cadence.every_n_steps is None else f"logs every {self.cadence.every_n_steps}"
+        )
+        return f"<{type(self).__name__}: {plural(self._step, 'step')}{shown}; {raised}; {cadence}>"
+
     def _start(self) -> None:
         if not self._started and self.writes:
             self._delivery.start(self._describe())
         self._started = True
 
     def _describe(self) -> dict[str, Any]:
-        declared = as_rows(declare_all(self._link.pattern.extras))
+        pattern = self._link.pattern
+        declared = as_rows(declare_all(pattern.extras))
         return {
+            "pplmon": VERSION,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "ranks": self._link.ranks,
             **asdict(self.cadence),
             **({} if self._run is None else {"run": self._run}),
+            **self._said,
+            **{name: getattr(pattern, name) for name in ("ignore_index", "shift", "top_k")},
             "resumed_at": self._resumed_at,
             "memory": None if self._resumed_at is None else self._judge.memory(),
             "alerts": [repr(rule) for rule in self._judge.rules],
             "watched": watched(self._judge.rules),
+            **({"prefix": self.prefix} if self.prefix else {}),
+            **({} if self._resumed_at is None else {"raised": dict(self._judge.raised)}),
             **({"declared": declared} if declared else {}),
             "alert_folders": self._delivery.folders(),
         }
@@ -180,3 +202,9 @@ class Shows:
         """Return the ranks that a report lacks: what was merged before they were lost, and a pass of one rank, lack none."""
         local = self._pass is not None and self._pass.local
         return 0 if local or (stage == "train" and not self._alone) else self._link.missing
+
+
+def _in_brief(report: Report) -> str:
+    """Return the numbers of a window that a person asks for first."""
+    names = ("cross_entropy", "perplexity", "token_accuracy", "max_sequence_loss")
+    return ", ".join(f"{name} {brief(v)}" for name in names if (v := report.numbers.get(name)) is not None)

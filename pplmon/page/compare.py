@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pplmon.alerts.words import SENTENCE, number, shown
 from pplmon.page.runs import Run
-from pplmon.page.words import SENTENCE, number, shown
 from pplmon.report.numbers import CATALOGUE
 
 Reading = Callable[[Run], float | None]

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pplmon.alerts.words import number, plural
 from pplmon.page.runs import Run
-from pplmon.page.words import number, plural
 from pplmon.report.numbers import CATALOGUE
 
 WIDTH, HEIGHT = 120.0, 28.0  # of a small line, in its own units

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pplmon.alerts import Alert
+from pplmon.alerts.addresses import address, sequence_of
 from pplmon.alerts.text import blame, brief, visible
 from pplmon.report.report import Report
 from pplmon.report.worst import WorstSequence, WorstToken
@@ -68,7 +69,7 @@ class Console(Sink):
         from rich.text import Text
 
         worst = [_sequence_line(alert.worst_sequences[0])] if alert.worst_sequences else []
-        worst = worst or [f"Worst token: {_where(token)}." for token in alert.worst[:1]]
+        worst = worst or [f"Worst token: {address(token)}." for token in alert.worst[:1]]
         line = " ".join([f"pplmon notice: {alert.text}.", *worst])
         self._show(Text(visible(line).replace("\n", " "), style=COLOURS["info"]), soft_wrap=True)
 
@@ -108,7 +109,7 @@ def _token_table(tokens: Sequence[WorstToken]) -> Any:
 
     columns = {
         "loss (nats)": [brief(token.loss) for token in tokens],
-        "where": [_where(token) for token in tokens],
+        "where": [address(token) for token in tokens],
         "target": [_named(token.target, token.target_text) for token in tokens],
         "predicted": [_predicted(token) for token in tokens],
         "context": ["" if token.context_text is None else repr(token.context_text) for token in tokens],
@@ -124,20 +125,8 @@ def _token_table(tokens: Sequence[WorstToken]) -> Any:
 
 def _sequence_line(sequence: WorstSequence) -> str:
     """Return a line on the worst sequence, which a person looks up first."""
-    parts = [f"sequence {sequence.sequence}"]
-    parts += [] if sequence.document_id is None else [f"document {sequence.document_id}"]
-    parts += [] if sequence.sample_id is None else [f"sample {sequence.sample_id}"]
-    parts += [f"rank {sequence.rank}"] if sequence.rank else []
-    return f"Worst sequence: {', '.join(parts)}, {brief(sequence.loss)} nats per token over {sequence.tokens} tokens."
-
-
-def _where(token: WorstToken) -> str:
-    """Return the address, short enough for a narrow terminal: micro-batch and rank are left out where they are 0."""
-    parts = [f"step {token.step}"]
-    parts += [f"micro-batch {token.micro_batch}"] if token.micro_batch else []
-    parts += [f"rank {token.rank}"] if token.rank else []
-    parts += [f"sequence {token.sequence}", f"position {token.position}"]
-    return ", ".join(parts + ([] if token.sample_id is None else [f"sample {token.sample_id}"]))
+    where = [sequence_of(sequence), *([f"rank {sequence.rank}"] if sequence.rank else [])]
+    return f"Worst sequence: {', '.join(where)}, {brief(sequence.loss)} nats per token over {sequence.tokens} tokens."
 
 
 def _predicted(token: WorstToken) -> str:
