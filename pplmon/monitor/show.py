@@ -15,6 +15,7 @@ from pplmon.alerts.text import brief
 from pplmon.alerts.words import plural
 from pplmon.doctor.overwritten import Overwritten
 from pplmon.extras import declare_all
+from pplmon.monitor.before_batch import BeforeBatch
 from pplmon.monitor.delivery import Delivery, Handler
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.judge import Judge
@@ -69,6 +70,7 @@ class Shows:
         same = {"numbers": numbers, "prefix": prefix, "alerts": list(self._judge.rules)}
         self._link.agree_on({**asdict(self.cadence), **same})
         self._windows = Windows()
+        self._before_batch = BeforeBatch(self._link.pattern)
         self._overwritten = Overwritten()
         self._one_thread = OneThread()
         self._pass: Pass | None = None

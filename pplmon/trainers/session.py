@@ -73,6 +73,7 @@ class Session:
         self._repeated = RepeatedRows()
         self._loader = 0
         self._choosing = Choosing(self.monitor)
+        self.closed, self._in_batch = False, False
         self._shown = False  # something, to callbacks that watch a window
         self.listen_to(model)
 
@@ -135,6 +136,8 @@ class Session:
         if monitor.takes_part:
             self._capture.begin_batch("train", monitor.tally, batch, step, self._micro_batch)
         monitor.see(step, self._micro_batch, batch)
+        monitor.mark_batch(empty=not self._micro_batch and monitor.cadence.reads_out(monitor.last_step))
+        self._in_batch = True
         if not self._capture.undecided("train"):
             self._guard.before(monitor.tally)
 
@@ -153,6 +156,7 @@ class Session:
             return
         self._guard.after(self.monitor.tally, loss, items)
         self._micro_batch += 1
+        self._in_batch = False
 
     def step_to(self, step: int | None = None) -> Report | None:
         """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``.
@@ -227,10 +231,13 @@ class Session:
 
     # The end.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same."""
+    def state_dict(self, repeats_batch: bool = False) -> dict[str, Any]:
+        """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same.
+
+        ``repeats_batch`` is for a state that is saved in the middle of a batch, which the resumed trainer repeats.
+        """
         self._choosing.finish("train")
-        return self.monitor.state_dict()
+        return self.monitor.state_dict(repeats_batch and self._in_batch)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state, on any number of ranks. Every rank loads the same one."""
@@ -240,6 +247,7 @@ class Session:
         """Log the last, shorter window, let go of files, and return the last report. Every rank calls it."""
         self._choosing.finish("train")
         self._capture.conclude("train")
+        self.closed = True
         last = self.monitor.close()
         self._doubt("train", self._guard, wait=True)
         self._guard.end_window()

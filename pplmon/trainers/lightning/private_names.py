@@ -19,6 +19,12 @@ def optimizer_stepped(trainer: Any) -> bool:
     return not trainer.fit_loop.epoch_loop._should_accumulate()
 
 
+def repeats_batch(trainer: Any) -> bool:
+    """Return True in the middle of a micro-batch, where a state is saved on a signal: a resumed run repeats the batch."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(progress.processed < progress.ready)
+
+
 def module_keys(trainer: Any) -> set[str]:
     """Return the keys that the user's module logs itself, in all the forms that Lightning gives them."""
     keys = set()
