@@ -117,7 +117,7 @@ def test_lightning_has_what_is_read_from_a_trainer(package: str, tmp_path: Any) 
             seen.append((facts.step_of(trainer), facts.optimizer_stepped(trainer)))
             keys.update(facts.module_keys(trainer))
             repeats.append(facts.repeats_batch(trainer))
-            asked.extend([index] if facts.watchers_ask(trainer, index) else [])
+            asked.extend([index] if facts.optimizer_stepped(trainer) and facts.watchers_ask(trainer, index) else [])
 
     module = make_module(pl.LightningModule)
     module.on_train_batch_start = lambda batch, index: module.log("own", 1.0, on_step=True, on_epoch=True)

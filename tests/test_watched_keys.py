@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import types
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,28 @@ def test_nothing_is_waited_for_where_nobody_watches(tmp_path: Path) -> None:
         make_module(pl.LightningModule), loader(24)
     )
     assert set(looks.found.values()) == {None}
+
+
+@pytest.mark.parametrize("judge", [1, 5])
+def test_passes_say_how_many_tokens_the_run_had_trained_on(tmp_path: Path, judge: int) -> None:
+    """``tokens_seen`` is an x axis in every stage: in a row of val it is that of the window that ends there."""
+    logger = pl.loggers.CSVLogger(tmp_path, name="", version="")
+    monitor = pplmon.PerplexityMonitor(every_n_steps=3, judge_every_n_steps=judge, alerts=[])
+    trainer = trainer_for(tmp_path, monitor, logger=logger, max_epochs=2, val_check_interval=3)
+    trainer.fit(make_module(pl.LightningModule), loader(24, ignored=False), loader(8, seed=1))
+    with open(tmp_path / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    seen = {
+        stage: [float(r[f"{stage}/tokens_seen"]) for r in rows if r.get(f"{stage}/tokens_seen")]
+        for stage in ("train", "val")
+    }
+    assert seen["train"] == seen["val"] == [240.0, 480.0, 720.0, 960.0]
+    trainer.test(trainer.lightning_module, loader(8, seed=1), verbose=False)
+    assert trainer.callback_metrics["test/tokens_seen"].item() == 960
+
+
+def test_a_pass_without_training_has_no_count_of_it(tmp_path: Path) -> None:
+    """0 would be a point at the left end of a chart."""
+    trainer = trainer_for(tmp_path, pplmon.PerplexityMonitor(alerts=[]))
+    trainer.validate(make_module(pl.LightningModule), loader(8, seed=1), verbose=False)
+    assert "val/perplexity" in trainer.callback_metrics and "val/tokens_seen" not in trainer.callback_metrics

@@ -52,12 +52,16 @@ class Engine(Shows):
         self._link.launch(Doing("flush", step=self.last_step), closes_step=False)
         self.collect()
 
-    def so_far(self) -> Report | None:
-        """Return the numbers of the open window, ``None`` while it is empty. Every rank calls it, and waits."""
+    def catch_up(self) -> None:
+        """Take in every closed step, also between two read-outs. Every rank calls it, and waits."""
         if self.cadence.reads_out(self.last_step):
             self.collect()
         else:
             self.flush()
+
+    def so_far(self) -> Report | None:
+        """Return the numbers of the open window, ``None`` while it is empty. Every rank calls it, and waits."""
+        self.catch_up()
         window = self._windows.window
         return None if window.empty else self._report(self._merged_to, "train", window, evidence=False)
 

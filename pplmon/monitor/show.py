@@ -191,8 +191,9 @@ class Shows:
 
     def _report(self, step: int, stage: str, totals: Totals, evidence: bool = True) -> Report:
         """Return the report; worst tokens have their text on the writing rank only, which is the one to show it."""
-        seen, before = self._windows.tokens_seen if stage == "train" else None, self._windows.passes.get(stage)
-        report = totals.report(step, stage, seen, evidence, before)
+        seen, before = self._windows.tokens_seen, self._windows.passes.get(stage)
+        trained = seen if stage == "train" or seen else None  # a pass of a run that does not train has none
+        report = totals.report(step, stage, trained, evidence, before)
         missing = self._missing(stage)
         if missing:
             report = replace(report, ranks_missing=missing)

@@ -201,7 +201,7 @@ class Session:
         """
         with self.monitor.for_a_while():
             self._choosing.finish("train")
-            self.monitor.collect()  # an alert must not wait for the pass to end
+            self.monitor.catch_up()  # an alert must not wait for the pass to end, whose rows say how many tokens came before
             if self.monitor.current_step:
                 self.show_watched()
         self._pass = self.monitor.begin_pass(stage, len(loaders))
