@@ -53,6 +53,10 @@ class Delivery:
         given = [getattr(handler, "folder", None) for handler in self.handlers]
         return sorted({str(Path(folder).absolute()) for folder in given if isinstance(folder, (str, Path))})
 
+    def files(self) -> list[str]:
+        """Return the files and directories that sinks write."""
+        return [path for sink in self._sinks for path in sink.files]
+
     def start(self, run: Mapping[str, Any]) -> None:
         """Begin a run in every sink."""
         for sink in self._sinks:

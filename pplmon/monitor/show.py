@@ -154,6 +154,7 @@ class Shows:
             **({"prefix": self.prefix} if self.prefix else {}),
             **({} if self._resumed_at is None else {"raised": dict(self._judge.raised)}),
             **({"declared": declared} if declared else {}),
+            "files": self._delivery.files(),
             "alert_folders": self._delivery.folders(),
         }
 

@@ -20,6 +20,11 @@ class Sink:
         """Return the name that warnings give it."""
         return type(self).__name__
 
+    @property
+    def files(self) -> list[str]:
+        """Return the files or directories of its own that it writes, to be told at the start."""
+        return []
+
     def start(self, run: Mapping[str, Any]) -> None:
         """Begin a run. ``run`` holds plain values: versions, settings, the rules' texts."""
 

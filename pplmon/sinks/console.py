@@ -37,11 +37,14 @@ class Console(Sink):
         self._shown: tuple[WorstToken, ...] = ()  # the evidence of the last panel
 
     def start(self, run: Mapping[str, Any]) -> None:
-        """Print one line: the rules in force. Whoever replaced the default set sees what is left of it."""
+        """Print the rules in force, so that whoever replaced the default set sees what is left of it, and where files go."""
         from rich.text import Text
 
         rules = ", ".join(run.get("alerts", ())) or "none (alerts=[])"
         self._show(Text(visible(f"pplmon: rules in force: {rules}")), soft_wrap=True)
+        files = ", ".join([*run.get("files", ()), *run.get("alert_folders", ())])
+        if files:
+            self._show(Text(visible(f"pplmon: writes {files}")), soft_wrap=True)
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Print one line: the step, and the main numbers."""

@@ -54,6 +54,11 @@ class Journal(Sink):
         """Return the path of the file."""
         return self._path
 
+    @property
+    def files(self) -> list[str]:
+        """Return the path of the file."""
+        return [str(self._path.absolute())]
+
     def start(self, run: Mapping[str, Any]) -> None:
         """Write the description of the run: versions, settings, rules."""
         if self._adds_watched:

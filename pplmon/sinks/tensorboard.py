@@ -41,6 +41,11 @@ class TensorBoard(Sink):
             self._writer = SummaryWriter(str(self._log_dir))
         return self._writer
 
+    @property
+    def files(self) -> list[str]:
+        """Return pplmon's own directory; that of a given writer is known to whoever made it."""
+        return [] if self._log_dir is None else [os.path.abspath(self._log_dir)]
+
     def start(self, run: Mapping[str, Any]) -> None:
         """Write the charts, and the settings as text."""
         self._counts.start(run)

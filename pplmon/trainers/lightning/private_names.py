@@ -56,16 +56,31 @@ def sinks_of(trainer: Any, prefix: str) -> list[Sink]:
     Every rank calls it (asking for the directory is a collective). Lightning has loggers on its first rank only; the
     others need a journal for what they could not merge, or when the group that they lead writes by itself.
     """
-    directory = trainer.log_dir
+    directory = directory_of(trainer)
     bar = trainer.progress_bar_callback
     # A bar that is switched off prints nothing at all.
     console = Console(print=bar.print if getattr(bar, "is_enabled", False) else None, reports=False)
     if trainer.fast_dev_run:
         return [console]  # its loggers are dummies, and it leaves no files
     if not trainer.is_global_zero:
-        return [Journal(directory or trainer.default_root_dir, prefix=prefix), console]
-    journal = Journal(_wandb_directory(trainer) or directory or trainer.default_root_dir, prefix=prefix)
+        return [Journal(directory, prefix=prefix), console]
+    journal = Journal(_wandb_directory(trainer) or directory, prefix=prefix)
     return [journal, *map(LightningLogger, trainer.loggers, count()), console]
+
+
+def directory_of(trainer: Any) -> str:
+    """Return the directory for files of the run: its first logger's, or the trainer's where that logger has none.
+
+    Every rank calls it: asking is a collective. A disabled W&B run says the working directory, and writes nothing there.
+    """
+    directory = trainer.log_dir
+    if directory is None or (trainer.loggers and _is_disabled(trainer.loggers[0])):
+        return str(trainer.default_root_dir)
+    return str(directory)
+
+
+def _is_disabled(logger: Any) -> bool:
+    return is_a(logger, "WandbLogger") and getattr(logger.experiment, "disabled", False) is True
 
 
 def decoder_of(trainer: Any, module: Any) -> Any:
@@ -106,7 +121,7 @@ def finish_forked_runs(trainer: Any) -> None:
 
 def _wandb_directory(trainer: Any) -> str | None:
     """Return the directory of the first logger's W&B run, which W&B uploads when the run ends."""
-    if trainer.loggers and is_a(trainer.loggers[0], "WandbLogger"):
+    if trainer.loggers and is_a(trainer.loggers[0], "WandbLogger") and not _is_disabled(trainer.loggers[0]):
         directory = getattr(trainer.loggers[0].experiment, "dir", None)
         return directory if isinstance(directory, str) else None
     return None
