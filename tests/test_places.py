@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,16 +60,14 @@ def test_files_go_to_the_trainers_directory_where_the_logger_has_none(
     assert said == f"pplmon: writes {root / 'pplmon.jsonl'}, {root / 'alerts'}"
 
 
-def test_a_plain_loops_files_are_said_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plain_loops_files_are_said_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every place that a sink of ours opens."""
     sinks = [pplmon.sinks.Journal("a"), pplmon.sinks.TensorBoard("b"), pplmon.sinks.Console()]
-    here = os.getcwd()
-    os.chdir(tmp_path)
-    try:
-        monitor = pplmon.Monitor(sinks=sinks, alerts=[])
-        with monitor.stage("val"):
-            pass
-        monitor.close()
-    finally:
-        os.chdir(here)
+    monkeypatch.chdir(tmp_path)
+    monitor = pplmon.Monitor(sinks=sinks, alerts=[])
+    with monitor.stage("val"):
+        pass
+    monitor.close()
     assert f"pplmon: writes {tmp_path / 'a' / 'pplmon.jsonl'}, {tmp_path / 'b'}" in capsys.readouterr().out

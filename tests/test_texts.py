@@ -14,6 +14,7 @@ import torch
 import pplmon
 from pplmon.report.texts import Texts
 from pplmon.sinks.journal import read_journal
+from tests.test_sinks_wandb import finished
 
 VOCABULARY = 32
 WORDS = [f"w{i}" for i in range(VOCABULARY - 1)]  # the model's vocabulary is padded by one id
@@ -101,3 +102,61 @@ def test_a_decode_that_is_no_callable() -> None:
     """It is an error where it is given."""
     with pytest.raises(TypeError, match="decode is a callable, ids -> str, got 'utf-8'; write decode=tokenizer.decode"):
         pplmon.Monitor(decode="utf-8")  # type: ignore[arg-type]
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "| a |\n|---|",
+    "\ud83d",
+    "\x1b[31m",
+    "`**_[x](http://h)",
+    "x" * 20_000,
+    "\u202e",
+    "<!channel>",
+]
+
+
+def test_long_and_hostile_texts_stay_short_text_everywhere_but_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard, the console and a W&B run get every alert at a length for reading, as text; the journal has the whole."""
+    import wandb
+    from rich.console import Console as Rich
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DIR", str(tmp_path))):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()
+    run = wandb.init(project="p")
+
+    def rule(report: pplmon.Report) -> pplmon.Alert | None:
+        told = "".join(HOSTILE)
+        return pplmon.Alert(told, told) if report.stage == "train" else None
+
+    printed = Rich(width=100, file=open(tmp_path / "console", "w", encoding="utf-8"))  # noqa: SIM115 - closed below
+    sinks = [
+        pplmon.sinks.TensorBoard(tmp_path),
+        pplmon.sinks.Journal(tmp_path),
+        pplmon.sinks.WandB(run),
+        pplmon.sinks.Console(printed),
+    ]
+    decode = lambda ids: "".join(HOSTILE[i % len(HOSTILE)] for i in ids)  # noqa: E731
+    monitor = pplmon.Monitor(every_n_steps=1, alerts=[rule], decode=decode, sinks=sinks)
+    torch.manual_seed(0)
+    monitor.observe(torch.randn(2, 20, VOCABULARY), torch.randint(0, VOCABULARY, (2, 20)))
+    monitor.step()
+    monitor.close()
+    run.finish()
+    printed.file.close()
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
+    events.Reload()
+    (text,) = [events.Tensors(tag)[0] for tag in events.Tags()["tensors"] if "alerts" in tag]
+    written = text.tensor_proto.string_val[0].decode()
+    assert len(written) < 20_000 and "<script" not in written and "`**_[x]" not in written and "\x1b" not in written
+    shown = (tmp_path / "console").read_text(encoding="utf-8")
+    assert shown.count("\n") < 250 and "\x1b" not in shown and "\u202e" not in shown and "(20," in shown
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    (alert,) = finished(path).alerts
+    assert len(alert.text) < 5_000 and "<!channel>" not in alert.text and "<script" not in alert.text
+    (row,) = [row for row in read_journal(tmp_path) if row["kind"] == "alert"]
+    assert row["rule"] == "".join(HOSTILE) and any("x" * 20_000 in (w.get("context_text") or "") for w in row["worst"])
