@@ -63,6 +63,29 @@ def run(monitor: Monitor, losses: list[list[float]]) -> list[Report | None]:
     return returned
 
 
+def test_a_monitor_shows_itself_at_one_glance() -> None:
+    """Its step, the last window's numbers, and what was raised."""
+    monitor = Monitor(every_n_steps=2, alerts=[pplmon.Above("max_token_loss", 8.0)])
+    assert repr(monitor) == "<Monitor: 0 steps; 0 alerts, 0 notices; logs every 2>"
+    run(monitor, [[2.0, 1.0], [9.0, 1.0], [3.0, 3.0]])
+    assert repr(monitor) == (
+        "<Monitor: 3 steps, step 1: cross_entropy 3.25, perplexity 25.79; 1 alert, 0 notices; logs every 2>"
+    )
+
+
+def test_a_resumed_monitor_goes_on_counting_alerts() -> None:
+    """A curve of them that fell back to 0 would hide what there was."""
+    before = Monitor(every_n_steps=1, alerts=[pplmon.Above("max_token_loss", 8.0)])
+    run(before, [[9.0], [1.0], [9.0], [1.0]])
+    sink = Memory()
+    after = Monitor(every_n_steps=1, sinks=[sink], alerts=[pplmon.Above("max_token_loss", 8.0)])
+    after.load_state_dict(before.state_dict())
+    run(after, [[1.0], [1.0]])
+    (started,) = [what for kind, what in sink.seen if kind == "start"]
+    assert started["raised"] == {"alerts": 2, "notices": 0}
+    assert started["logged_numbers"] == "core" and started["pplmon"] == pplmon.__version__
+
+
 # (1, 1): all at once. (4, 3), (3, 2): neither divides the other. (2, 7): judged less often than logged. (50, 1): no window closes.
 @pytest.mark.parametrize(("every", "judge"), [(1, 1), (4, 3), (3, 2), (2, 7), (12, 4), (50, 1)])
 def test_two_cadences(every: int, judge: int) -> None:

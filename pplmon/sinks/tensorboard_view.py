@@ -13,7 +13,7 @@ from typing import Any
 EVENTS = "*tfevents*"
 # TensorBoard by itself keeps 1,000 points of a curve, chosen by chance: of 50 spikes of one step in 20,000 it showed 3. For all
 # plugins a 0 would mean "all", but its server then shows none.
-SAMPLES = {"scalars": 1_000_000, "text": 10_000, "histograms": 2_000}
+SAMPLES = {"scalars": 1_000_000, "text": 10_000, "histograms": 2_000, "distributions": 2_000}
 PAGES = {
     "charts": "/#custom_scalars&_smoothingWeight=0",
     "alerts, with their text": "/#text",
