@@ -99,7 +99,9 @@ def test_the_wandb_file_holds_the_float64_numbers_and_the_alert(run: Any) -> Non
             assert rows[step][f"train/{name}"] == pytest.approx(numbers[name], abs=1e-6)
     assert found.summary["val/perplexity_min"] == trainer.callback_metrics["val/perplexity"].item()
     assert (found.summary["pplmon/alerts_total"], found.summary["pplmon/worst_step"]) == (1, BAD_STEP)
-    assert found.config["pplmon"]["alerts"] and not [k for k, v in found.summary.items() if isinstance(v, dict) and k != "_wandb"]
+    assert found.config["pplmon"]["alerts"] and not [
+        k for k, v in found.summary.items() if isinstance(v, dict) and k != "_wandb"
+    ]
     (alert,) = found.alerts
     assert f"step {BAD_STEP}" in alert.text
     assert len(alert.title) <= 64
