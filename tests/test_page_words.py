@@ -127,6 +127,14 @@ def test_the_headline_has_the_journal_s_numbers(tmp_path: Path) -> None:
     assert (tiles["alerts"].value, tiles["alerts"].note) == ("1", "at step 70")
 
 
+def test_notices_are_counted_as_the_verdict_counts_them() -> None:
+    """Two rules that note one hard batch are one notice, on the tile and in the verdict."""
+    run = a_run([spike(60, severity="info"), spike(60, severity="info")])
+    (tile,) = [tile for tile in headline(run) if tile.title == "alerts"]
+    assert (tile.value, tile.note) == ("0", "none in the run; 1 notice")
+    assert "1 notice at step 60" in verdict(run).text
+
+
 def test_a_small_line_keeps_a_spike() -> None:
     """One point among a thousand is still its highest."""
     line = sparkline([(step, 100.0 if step == 777 else 1.0) for step in range(1000)])

@@ -85,7 +85,7 @@ def test_the_alerts_of_a_step_are_one_text_with_the_evidence_once() -> None:
     """Context first, then target and prediction, and one column of addresses; what the rules share is said once."""
     text = step_markdown([SPIKE, Alert("mine*", "look | here", step=7, severity="info")])
     lines = text.splitlines()
-    assert lines[0] == "### step 7, train: 2 alerts"
+    assert lines[0] == "### step 7, train: 1 alert, 1 notice"
     assert "**critical** (Spike): step 7: it jumped" in lines
     assert r"**notice** (mine\*): look \| here" in lines
     assert text.count("sequence explains 83%") == 1 and text.count("41.25") == 1

@@ -17,7 +17,9 @@ def step_markdown(alerts: Sequence[Alert]) -> str:
     """Return all alerts of one step as one text; they share their evidence."""
     first = alerts[0]
     step = "" if first.step is None else f"step {first.step}, "
-    parts = [f"### {step}{escaped(first.stage)}: {plural(len(alerts), 'alert')}"]
+    notices = sum(alert.severity == "info" for alert in alerts)
+    counts = [plural(n, what) for n, what in ((len(alerts) - notices, "alert"), (notices, "notice")) if n]
+    parts = [f"### {step}{escaped(first.stage)}: {', '.join(counts)}"]
     parts += [
         f"**{'notice' if a.severity == 'info' else a.severity}** ({_line(a.rule, LABEL)}): {_line(a.text, SENTENCE)}"
         for a in alerts
@@ -31,14 +33,14 @@ def step_markdown(alerts: Sequence[Alert]) -> str:
 def evidence_markdown(tokens: Sequence[WorstToken], sequences: Sequence[WorstSequence]) -> str:
     """Return the worst tokens and sequences as tables of few columns, so that none is squeezed; "" where there are none."""
     parts = []
+    if tokens:
+        columns = ["context", "target → predicted", "loss (nats)", "where"]
+        parts += [markdown(Table(columns, [[_context(t), guess(t), brief(t.loss), address(t)] for t in tokens]))]
     if sequences:
         rows: list[list[Cell]] = [
             [address(s), f"{brief(s.loss)} nats per token", s.tokens] for s in sequences[:SEQUENCES]
         ]
         parts += [markdown(Table(["worst sequences", "loss", "tokens"], rows))]
-    if tokens:
-        columns = ["context", "target → predicted", "loss (nats)", "where"]
-        parts += [markdown(Table(columns, [[_context(t), guess(t), brief(t.loss), address(t)] for t in tokens]))]
     return "\n\n".join(parts)
 
 

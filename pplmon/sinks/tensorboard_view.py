@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 EVENTS = "*tfevents*"
-# TensorBoard by itself keeps 1,000 points of a curve, chosen by chance: of 50 spikes of one step in 20,000 it showed 3. For all
+# TensorBoard by itself keeps 1,000 points of a curve, chosen by chance: of 50 spikes of one step in 20,000 it showed 1. For all
 # plugins a 0 would mean "all", but its server then shows none.
 SAMPLES = {"scalars": 1_000_000, "text": 10_000, "histograms": 2_000, "distributions": 2_000}
 PAGES = {
@@ -45,7 +45,7 @@ def start(run_dir: Path, port: int = 0, host: str = "localhost") -> str:
         raise ValueError(
             f"{run_dir} holds no event files of TensorBoard ({EVENTS}), at any depth; pplmon report {run_dir} makes a page of a journal"
         )
-    from tensorboard import program
+    from tensorboard import program  # type: ignore[import-untyped]
 
     server = program.TensorBoard()
     server.configure(argv=["tensorboard", *arguments(run_dir), "--port", str(port), "--host", host])
