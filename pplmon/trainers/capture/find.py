@@ -24,7 +24,8 @@ from pplmon.monitor.repeated_rows import Repeated
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
 from pplmon.trainers.capture.choose import Call, Chosen, Trial, sources_for
-from pplmon.trainers.capture.evidence import BATCHES, Verdict, findings, weigh
+from pplmon.trainers.capture.evidence import BATCHES, Verdict, weigh
+from pplmon.trainers.capture.findings import findings
 from pplmon.trainers.capture.heard import Batch
 from pplmon.trainers.capture.help_text import nothing_found
 from pplmon.trainers.capture.hooks import listen_to
