@@ -16,7 +16,7 @@ from pplmon.monitor.judge import check_rules
 from pplmon.monitor.probes import Probe, check_probes
 from pplmon.monitor.publish import wanted
 from pplmon.monitor.schedule import Cadence
-from pplmon.report.worst import Decode
+from pplmon.report.texts import Decode
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture import Logits, Targets
 
