@@ -4,18 +4,25 @@ from pplmon.doctor.alignment import TokenSet
 from pplmon.doctor.batch_rules import alignment
 from pplmon.doctor.diagnose import diagnose
 from pplmon.doctor.facts import Facts
-from pplmon.doctor.finding import KINDS, Finding
+from pplmon.doctor.finding import KINDS, OFTEN_MEANT, TOLD_ELSEWHERE, Finding
 from pplmon.doctor.hypotheses import Hypothesis, Observation, decide, fitting
 from pplmon.doctor.judge import another_source, judge
-from pplmon.doctor.loss import Loss, Run
+from pplmon.doctor.late import Late
+from pplmon.doctor.loss import Loss, Run, check_loss
 from pplmon.doctor.measured import Measured, measure
 from pplmon.doctor.ranks import repeated_rows, row_digests
+from pplmon.doctor.shift import BATCHES, Fit, shift_that_fits, tells
 
 __all__ = [
+    "BATCHES",
     "KINDS",
+    "OFTEN_MEANT",
+    "TOLD_ELSEWHERE",
     "Facts",
     "Finding",
+    "Fit",
     "Hypothesis",
+    "Late",
     "Loss",
     "Measured",
     "Observation",
@@ -23,6 +30,7 @@ __all__ = [
     "TokenSet",
     "alignment",
     "another_source",
+    "check_loss",
     "decide",
     "diagnose",
     "fitting",
@@ -30,4 +38,6 @@ __all__ = [
     "measure",
     "repeated_rows",
     "row_digests",
+    "shift_that_fits",
+    "tells",
 ]

@@ -50,3 +50,7 @@ KINDS = {
     "several_fit": "the loss is not the cross-entropy, and several explanations fit",
     "repeated_rows": "ranks train on the same rows",
 }
+
+# What a loss may well be meant to hold, and what is no more than a rounding.
+OFTEN_MEANT = {"further_term", "label_smoothing", "z_loss", "per_sequence_mean", "low_precision_loss", "several_fit"}
+TOLD_ELSEWHERE = {"not_logits", "outside_vocabulary", "nonfinite"}  # by a warning, an error and an alert of their own

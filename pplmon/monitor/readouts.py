@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from pplmon.monitor.evaluation import Pass
+from pplmon.monitor.shifts import Taken
 from pplmon.monitor.show import Shows
 from pplmon.report import saved
 from pplmon.report.report import Report
@@ -34,22 +35,36 @@ class Engine(Shows):
         self._start()
         pending, totals = taken
         # When all leave, this was no step but the handshake of ``close``.
-        self._all_leave = totals["leaving"] == self._link.ranks and not self._alone
+        self._all_leave = self._leave_together(totals)
         step = pending.read_out.doing.step
         if self._all_leave:  # micro-batches that no step closed are addressed as those of the current step
             step = self._step if self._micro_batch else self.last_step
         self._step = max(self._step, step + 1)
         self.should_stop = self.should_stop or totals["stop_votes"] > 0
+        taken_in = Taken(step, pending.closes_step, totals)
+        for released in self._shifts.released(taken_in, pending.read_out.doing.votes):
+            self._take_in(released)
+
+    def _take_in(self, taken: Taken) -> None:
+        """Judge a read-out, add it to its window, and log the window if it closed."""
+        step, totals = taken.step, taken.totals
         self._merged_to = max(self._merged_to, step)
         self._windows.add(totals.silent())
         self._judge(totals, partial(self._report, step, "train"))
-        if pending.closes_step and self.cadence.closes_window(step) and not self._all_leave:
+        if taken.closes_step and self.cadence.closes_window(step) and not self._leave_together(totals):
             self._closed = self._log_window(step)
+
+    def _leave_together(self, totals: Totals) -> bool:
+        return totals["leaving"] == self._link.ranks and not self._alone
+
+    def _launch(self, doing: Doing, closes_step: bool = True, final: bool = False) -> None:
+        """Start a read-out of training; ``final``: what it counts is chosen by what there is."""
+        self._link.launch(doing._replace(votes=self._shifts.launching(final)), closes_step)
 
     def flush(self) -> None:
         """Read out everything up to now, and wait for it. Every rank calls it."""
         self.collect()
-        self._link.launch(Doing("flush", step=self.last_step), closes_step=False)
+        self._launch(Doing("flush", step=self.last_step), closes_step=False, final=True)
         self.collect()
 
     @contextmanager
@@ -81,9 +96,10 @@ class Engine(Shows):
         self._pass = None
         self.collect()
         self._start()
-        doing = Doing(opened.stage, opened.number, step)
+        doing = Doing(opened.stage, opened.number, step, votes=self._shifts.votes(opened.counted_as, final=True))
         try:
             parts = [self._link.whole(tally, doing) for tally in opened.tallies]
+            parts[0] = self._shifts.end_pass(opened.counted_as, parts[0], self._link.votes, step)
         except UnlikeRanks:
             self._pass = opened
             self._write_own_pass()
@@ -106,6 +122,7 @@ class Engine(Shows):
 
     def _finish_local(self, opened: Pass, step: int) -> Report:
         """Nothing is sent, and no rule judges: it would have to come to the same answer on every rank."""
+        self._shifts.give_up(opened.counted_as, opened.tallies[0])
         opened.report = self._report(step, opened.stage, opened.local_totals())
         if self.writes:
             self._start()
@@ -155,7 +172,13 @@ class Engine(Shows):
         After ``abandon`` nothing is sent, and the state has merged totals only: the interrupted step will be repeated.
         """
         self.collect()
-        unread = self._link.whole(self._link.tally, Doing("checkpoint", step=self.last_step))
+        doing = Doing("checkpoint", step=self.last_step)
+        unread = self._link.whole(self._link.tally, doing._replace(votes=self._shifts.votes("train", final=True)))
+        released = self._shifts.released_at_checkpoint(self._link.votes)
+        if released is not None:
+            for taken in released:
+                self._take_in(taken)
+            unread = self._link.whole(self._link.tally, doing)
         self._see_loss()
         self._delivery.flush()
         return {

@@ -20,6 +20,7 @@ from pplmon.monitor.publish import Places, Publisher, wanted
 from pplmon.monitor.ranks import Link
 from pplmon.monitor.running_totals import Windows
 from pplmon.monitor.schedule import Cadence
+from pplmon.monitor.shifts import Shifts
 from pplmon.report.declared import as_rows
 from pplmon.report.report import Report
 from pplmon.report.totals import Totals
@@ -60,6 +61,7 @@ class Shows:
         self._judge = Judge(rules, self._delivery, self._link)
         same = {"numbers": numbers, "prefix": prefix, "alerts": list(self._judge.rules)}
         self._link.agree_on({**asdict(self.cadence), **same})
+        self._shifts = Shifts(self._link)
         self._windows = Windows()
         self._overwritten = Overwritten()
         self._one_thread = OneThread()
@@ -153,6 +155,7 @@ class Shows:
 
     def _write_own_pass(self) -> None:
         if self._pass is not None:
+            self._shifts.give_up(self._pass.counted_as, self._pass.tallies[0])
             self._write_local(self._pass.stage, self._pass.local_totals())
         self._pass = None
 
