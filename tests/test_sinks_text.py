@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from pplmon.alerts import Alert
-from pplmon.alerts.text import alert_markdown, markdown, sequence_table, token_table, visible
+from pplmon.alerts.text import alert_markdown, markdown, sequence_table, token_table
 from pplmon.report.log_keys import Key, split_key
+from pplmon.report.visible import visible
 from pplmon.report.worst import WorstSequence, WorstToken
 
 

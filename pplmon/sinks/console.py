@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pplmon.alerts import Alert
-from pplmon.alerts.text import blame, brief, visible
+from pplmon.alerts.text import blame, brief
 from pplmon.report.report import Report
+from pplmon.report.visible import visible
 from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.sinks.base import Sink
 
