@@ -31,10 +31,10 @@ class Gap(NamedTuple):
         """True where they are more than 5 % apart."""
         return abs(self.loss - self.cross_entropy) > FAR * abs(self.cross_entropy)
 
-    def text(self, gave: str) -> str:
-        """Return both values, and what usually is the cause; ``gave`` says who gave the loss, as "the step returned"."""
+    def text(self, step: str, gave: str = "returned") -> str:
+        """Return both values, and what usually is the cause; ``step`` names what gave the loss."""
         return (
-            f"the measured cross-entropy is {self.cross_entropy:.4f} nats per token, but {gave} a loss of "
+            f"the measured cross-entropy is {self.cross_entropy:.4f} nats per token, but {step} {gave} a loss of "
             f"{self.loss:.4f}. Usual causes: logits and targets are off by one (set shift=True, or False), padding or "
             "prompts are scored by one of them only (ignore_index, mask), the loss holds an auxiliary term, label smoothing "
             "or another scale, or it wrote over its logits before they were measured. Both cannot be the model's "

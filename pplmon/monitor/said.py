@@ -59,7 +59,7 @@ class Saying:
         """Warn that the loss and the number are far apart."""
         if gap.is_far:
             over = "a logged window" if stage == "train" else f"a pass of {stage}"
-            self._warn(stage, "gap", f"over {over} {gap.text('observe was given')}")
+            self._warn(stage, "gap", f"over {over} {gap.text('observe', 'was given')}")
 
     def _warn(self, stage: str, kind: str, text: str) -> None:
         if (stage, kind) not in self._told:

@@ -9,13 +9,12 @@ import warnings
 from dataclasses import replace
 from zlib import crc32
 
-from pplmon.doctor import BATCHES
 from pplmon.doctor.loss_agrees import Gap
 from pplmon.monitor import Monitor
 from pplmon.report.report import Report
 from pplmon.trainers.capture import Capture
 from pplmon.trainers.capture.choose import Chosen, Trial
-from pplmon.trainers.capture.evidence import Verdict
+from pplmon.trainers.capture.evidence import BATCHES, Verdict
 from pplmon.trainers.said import Saying
 
 _CODES = 2**20  # their squares add up over ranks without overflow

@@ -6,11 +6,14 @@ import logging
 import warnings
 from collections.abc import Iterable
 
-from pplmon.doctor import OFTEN_MEANT, Finding
+from pplmon.doctor import Finding
 from pplmon.doctor.loss_agrees import Gap
 from pplmon.monitor import Monitor
 from pplmon.trainers.capture.choose import Chosen
 from pplmon.trainers.capture.evidence import Verdict
+
+# What a loss may well be meant to hold, and what is no more than a rounding.
+OFTEN_MEANT = {"further_term", "label_smoothing", "z_loss", "per_sequence_mean", "low_precision_loss", "several_fit"}
 
 log = logging.getLogger("pplmon")
 
@@ -77,9 +80,7 @@ class Saying:
         if gap.is_far and self._monitor.writes and stage not in self._far:
             self._far.add(stage)
             where, step = (
-                ("a logged window", "training_step returned")
-                if stage == "train"
-                else (f"a pass of {stage}", "the step returned")
+                ("a logged window", "training_step") if stage == "train" else (f"a pass of {stage}", "the step")
             )
             self._warn(f"over {where} {gap.text(step)}")
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from pplmon.doctor import BATCHES
 from pplmon.doctor.overwritten import Overwritten
 from pplmon.measure.tokens import TokenStats
 from pplmon.monitor.repeated_rows import Repeated
@@ -17,7 +16,7 @@ from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import data_of, part_with
 from pplmon.trainers.capture.choose import Call, Choice
 from pplmon.trainers.capture.documents import Documents
-from pplmon.trainers.capture.evidence import Batch, Heard, hear
+from pplmon.trainers.capture.evidence import BATCHES, Batch, Heard, hear
 from pplmon.trainers.capture.sources.source import Found, Source
 
 

@@ -8,27 +8,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pplmon.doctor import (
-    TOLD_ELSEWHERE,
     Finding,
-    Fit,
     Loss,
     Measured,
     Observation,
     Run,
     TokenSet,
     alignment,
+    decide,
+    fitting,
     judge,
     measure,
-    shift_that_fits,
 )
+from pplmon.doctor.hypotheses import AS_IT_SHOULD_BE
 from pplmon.trainers.capture.choose import Call, Chosen
 from pplmon.trainers.capture.sources.source import Found
+
+BATCHES = 3  # that have to agree
+TOLD_ELSEWHERE = {"not_logits", "outside_vocabulary", "nonfinite"}  # by a warning, an error and an alert of their own
 
 
 @dataclass
@@ -138,10 +141,24 @@ def _words(call: Call, several: bool) -> str:
     return f"{call.name} (call {call.number + 1})" if several else call.name
 
 
+class Fit(NamedTuple):
+    """A shift, and whether it is the only one that gives the loss."""
+
+    shift: bool
+    is_sure: bool
+
+
 def _fit(heard: Sequence[Heard], losses: Sequence[Loss | None], ranks: int) -> Fit | None:
     """Return the shift whose tokens equal the loss in every batch; ``None`` where none does, or several others do."""
     seen = [_observation(h, loss, ranks) for h, loss in zip(heard, losses)]
-    return shift_that_fits(seen, heard[0].shift, heard[0].stated)
+    if any(b.loss is None or not math.isfinite(b.loss.value) or not b.facts.count("told") for b in seen):
+        return None
+    told, decided = TokenSet(int(heard[0].shift)), decide({"": seen})
+    if any(h.tokens == told and h.factor == "" and h.reduction in AS_IT_SHOULD_BE for h in fitting(seen)):
+        return Fit(heard[0].shift, decided is not None)
+    if heard[0].stated or decided is None or decided[1].shift not in (0, 1) or decided[1].scored != told.scored:
+        return None
+    return Fit(bool(decided[1].shift), True)
 
 
 def _by_ids(heard: Sequence[Heard]) -> Fit | None:

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pplmon.doctor import BATCHES, Finding, Loss
+from pplmon.doctor import Finding, Loss
 from pplmon.measure.tokens import TokenStats
 from pplmon.monitor.repeated_rows import Repeated
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
 from pplmon.trainers.capture.choose import Call, Chosen, Trial, sources_for
-from pplmon.trainers.capture.evidence import Batch, Verdict, findings, weigh
+from pplmon.trainers.capture.evidence import BATCHES, Batch, Verdict, findings, weigh
 from pplmon.trainers.capture.help_text import nothing_found
 from pplmon.trainers.capture.hooks import listen_to
 from pplmon.trainers.capture.observe import listen
