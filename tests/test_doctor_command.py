@@ -19,6 +19,8 @@ from torch import Tensor
 from pplmon.cli import main
 from pplmon.doctor import measure
 from pplmon.doctor.first_batch import CHARACTERS, ROWS, rows_of, show
+from tests.sources import Module, batches, llama
+from tests.sources import run as run_module
 
 Result = tuple[int, str, str]
 VOCAB, PAD, PROMPT = 50, 0, 4
@@ -207,3 +209,31 @@ def test_the_first_target_of_a_row_is_not_scored_under_a_shift() -> None:
     first, _ = rows_of(tokens, True)
     assert [(r.text, r.scored) for r in first] == [("0 ", False), ("1 2 3 4 5 ", True)]
     assert [[r.scored for r in row] for row in rows_of(tokens, False)] == [[True], [True]]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_callback_shows_the_first_batch_once_when_asked(
+    fails: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As text where there is a decoder, which may fail; the shift is the model's own."""
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def decode(ids: list[int]) -> str:
+        if fails:
+            raise KeyError(ids[0])
+        return "".join(f"<{token}>" for token in ids)
+
+    def step(self: Any, batch: Any) -> Any:
+        self.truth.append(torch.zeros(1))
+        return self.model(**batch).loss
+
+    module = Module(step, model=llama())
+    run_module(module, "train", show=True, decode=decode)
+    out = capsys.readouterr().out
+    assert out.count("the first batch, (3, 12)") == 1
+    ids = next(iter(batches()))["input_ids"][0].tolist()
+    line = f"0: ⟦{ids[0]}⟧ {ids[1]} {ids[2]} " if fails else f"0: ⟦<{ids[0]}>⟧ <{ids[1]}><{ids[2]}>"
+    assert line in out
+    run_module(module, "train", decode=decode)
+    assert "first batch" not in capsys.readouterr().out

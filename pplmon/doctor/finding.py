@@ -41,7 +41,7 @@ KINDS = {
     "accumulation": "the loss is divided by the accumulated batches twice, or not at all",
     "ranks": "the loss is multiplied or divided by the number of ranks",
     "scaled_loss": "the loss is a multiple of the cross-entropy",
-    "unit": "the loss is in bits, or is a perplexity",
+    "unit": "the loss is in bits or digits, or is a perplexity",
     "label_smoothing": "the loss smooths its labels",
     "z_loss": "the loss holds a z-loss",
     "further_term": "the loss holds a further, positive term",

@@ -36,6 +36,17 @@ def rows_of(tokens: Tokens, shift: bool, decode: Decode | None = None) -> list[l
     return [list(_runs(*row, decode)) for row in zip(ids.tolist(), scored[:ROWS, :CHARACTERS].tolist())]
 
 
+def print_batch(tokens: Tokens, shift: bool, decode: Decode | None) -> None:
+    """Print a batch on standard output. A decoder that fails gives ids: nobody's run ends for it."""
+    from rich.console import Console
+
+    try:
+        rows = rows_of(tokens, shift, decode)
+    except Exception:  # whatever a tokenizer raises
+        rows = rows_of(tokens, shift)
+    show(Console(highlight=False), rows, tokens.targets)
+
+
 def show(console: Console, rows: list[list[Run]], of: Tensor) -> None:
     """Print rows of a batch of targets [B, T]; in a terminal without colours what is not scored stands in brackets."""
     from rich.text import Text

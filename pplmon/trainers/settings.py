@@ -35,6 +35,7 @@ class Settings:
     on_alert: Handler | Sequence[Handler] = ()
     decode: Decode | None = None  # None: that of a tokenizer that the trainer's connection finds
     min_severity: str = "warning"
+    show: bool = False  # print the first batch of training once
     wire: str = "loop"  # the trainer that errors give advice for: "lightning", "hugging_face" or "loop"
 
     def __post_init__(self) -> None:

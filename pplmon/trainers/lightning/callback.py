@@ -38,6 +38,7 @@ class PerplexityMonitor(Callback):
         decode: ids -> str, to show text; ``None`` takes that of a tokenizer which the datamodule or the module holds.
         min_severity: "info", "warning" or "critical": what ``on_alert`` and W&B's own alerts hear of. What is below is a
             notice: in the journal, marked in the loggers, a line on the console.
+        show: print the first rows of the first batch of training once, with the tokens that are not scored in grey.
 
     Without ``logits`` and ``targets`` they are found as described in ``pplmon.trainers.capture.find``.
     """
@@ -56,6 +57,7 @@ class PerplexityMonitor(Callback):
         on_alert: Handler | Sequence[Handler] = (),
         decode: Decode | None = None,
         min_severity: str = "warning",
+        show: bool = False,
     ) -> None:
         super().__init__()
         self._settings = Settings(
@@ -71,6 +73,7 @@ class PerplexityMonitor(Callback):
             on_alert=on_alert,
             decode=decode,
             min_severity=min_severity,
+            show=show,
             wire="lightning",
         )
         self._session: Session | None = None
