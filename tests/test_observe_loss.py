@@ -269,3 +269,31 @@ def test_no_logits_are_kept() -> None:
     assert all(ref() is None for ref in seen) and VOCAB
     with told():
         monitor.close()
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "line"),
+    [
+        (
+            (2, 5, 9),
+            (2, 6),
+            r"targets must have the shape of logits \(2, 5, 9\) without V, \(2, 5\), got \(2, 6\); if the last id",
+        ),
+        ((2, 5, 9), (2, 6), r"give targets\[:, 1:\]$"),
+        (
+            (2, 7, 9),
+            (2, 6),
+            r"give logits\[:, :-1\] if the targets are shifted, or logits\[:, 1:\] if a column stands before",
+        ),
+        ((2, 9, 9), (2, 6), r"give logits\[:, 3:\] if 3 columns stand before the text$"),
+        ((12, 9), (2, 6), r"give targets.flatten\(\)$"),
+        ((2, 6, 9), (12,), r"give logits.flatten\(0, 1\)$"),
+        ((2, 6, 9), (3, 6), r"pass logits \[B, T, V\] with targets \[B, T\], or \[N, V\] with \[N\]$"),
+    ],
+)
+def test_shapes_that_do_not_fit_say_what_to_write(logits: tuple[int, ...], targets: tuple[int, ...], line: str) -> None:
+    """Both shapes, and the columns to cut, to ``observe`` and to ``diagnose``."""
+    given = torch.zeros(logits), torch.zeros(targets, dtype=torch.int64)
+    for call in (pplmon.Monitor(alerts=[]).observe, pplmon.diagnose):
+        with pytest.raises(ValueError, match=line):
+            call(*given, loss=1.0)
