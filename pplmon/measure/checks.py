@@ -26,7 +26,7 @@ def _line(logits: torch.Size, targets: torch.Size) -> str:
     """Return what to write where the two do not fit."""
     if len(logits) == 2 and len(targets) == 2 and logits[0] == targets.numel():
         return "give targets.flatten()"
-    if len(logits) == 3 and len(targets) == 1 and logits[:2].numel() == targets[0]:
+    if len(logits) == 3 and len(targets) == 1 and logits[0] * logits[1] == targets[0]:
         return "give logits.flatten(0, 1)"
     more = logits[1] - targets[1] if len(logits) == 3 and len(targets) == 2 and logits[0] == targets[0] else 0
     if more == -1:
