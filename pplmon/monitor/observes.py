@@ -14,7 +14,7 @@ from pplmon.monitor.repeated_rows import RepeatedRows
 
 
 class Observes(Engine):
-    """What a monitor does with the logits and targets that it is given."""
+    """Counts the micro-batches that a monitor is given."""
 
     _repeated: RepeatedRows | None = None  # of the pass under way
 

@@ -18,7 +18,7 @@ from pplmon.tally import TokenTally
 
 @dataclass
 class Watched:
-    """What is known of one stage."""
+    """One stage, as it is watched."""
 
     choice: Choice
     guard: LossGuard = field(default_factory=LossGuard)

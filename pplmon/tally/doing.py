@@ -19,7 +19,7 @@ _ACTIONS = tuple(_TEXTS)
 
 
 class Votes(NamedTuple):
-    """What a rank says of the shift that is to be counted, each 0 or 1; over ranks, 1 where one of them says so."""
+    """The votes of a rank on the shift to be counted, each 0 or 1; over ranks, 1 where one of them says so."""
 
     held: int = 0  # it holds tokens back until it is chosen
     open: int = 0  # it needs more batches
