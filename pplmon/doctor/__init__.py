@@ -6,11 +6,11 @@ from pplmon.doctor.diagnose import diagnose
 from pplmon.doctor.facts import Facts
 from pplmon.doctor.finding import KINDS, OFTEN_MEANT, TOLD_ELSEWHERE, Finding
 from pplmon.doctor.hypotheses import Hypothesis, Observation, decide, fitting
-from pplmon.doctor.judge import another_source, judge
+from pplmon.doctor.judge import judge
 from pplmon.doctor.late import Late
 from pplmon.doctor.loss import Loss, Run, check_loss
 from pplmon.doctor.measured import Measured, measure
-from pplmon.doctor.ranks import repeated_rows, row_digests
+from pplmon.doctor.ranks import row_digests, same_rows
 from pplmon.doctor.shift import BATCHES, Fit, shift_that_fits, tells
 
 __all__ = [
@@ -29,15 +29,14 @@ __all__ = [
     "Run",
     "TokenSet",
     "alignment",
-    "another_source",
     "check_loss",
     "decide",
     "diagnose",
     "fitting",
     "judge",
     "measure",
-    "repeated_rows",
     "row_digests",
+    "same_rows",
     "shift_that_fits",
     "tells",
 ]
