@@ -47,7 +47,16 @@ def scalars(directory: Path, tag: str) -> dict[int, float]:
 
 def test_each_example_has_its_test() -> None:
     """A new example comes with a test here."""
-    assert EXAMPLES == ["alerts", "fused_losses", "lightning_lm", "packed_sft", "plain_loop", "python_source", "python_source_pictures", "vocab_parallel"]
+    assert EXAMPLES == [
+        "alerts",
+        "fused_losses",
+        "lightning_lm",
+        "packed_sft",
+        "plain_loop",
+        "python_source",
+        "python_source_pictures",
+        "vocab_parallel",
+    ]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -27,6 +27,11 @@ class Pass:
         self.report: Report | None = None  # over all loaders
         self.loader_reports: tuple[Report, ...] = ()  # one for each of several
 
+    @property
+    def counted_as(self) -> str:
+        """Return the name by which its shift is chosen; what one rank chose alone is no choice of the others."""
+        return f"local {self.stage}" if self.local else self.stage
+
     def local_totals(self) -> Totals:
         """Return this rank's own, over all loaders."""
         return sum((tally.local_totals() for tally in self.tallies), Totals())

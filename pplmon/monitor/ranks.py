@@ -10,7 +10,7 @@ import torch
 
 from pplmon.report import layout
 from pplmon.report.totals import Totals
-from pplmon.tally import Doing, ReadOut, TokenTally, UnlikeRanks
+from pplmon.tally import Doing, ReadOut, TokenTally, UnlikeRanks, Votes
 from pplmon.tally.ranks import Group, Home
 
 PASS_S = 10.0  # a pass that waits longer for the other ranks says so
@@ -45,6 +45,7 @@ class Link:
         self._home = Home()
         self._used = False  # something was read out
         self._stopped = False
+        self.votes = Votes()  # of all ranks, in the last tally that was read
         self.patience: float | None = None  # seconds for ranks that may never come; None: as the group does
 
     def agree_on(self, terms: Mapping[str, object]) -> None:
@@ -159,6 +160,7 @@ class Link:
     def read(self, tally: TokenTally, doing: Doing) -> Totals:
         """Return a tally's totals over all ranks, with this rank's own rows, and wait for them."""
         self.connect()
+        self.votes = doing.votes
         if self.severed:
             return tally.local_totals()
         try:
@@ -169,13 +171,15 @@ class Link:
                     f"rank {self.home.global_rank} {doing}, and has waited {PASS_S:g} s for the other ranks of its group. Every rank "
                     'has to do so; a pass of one rank alone is stage("val", local=True).'
                 )
-            return read_out.totals()
+            totals = read_out.totals()
         except RuntimeError as error:
             self.sever(f"a collective failed ({error})")
             return tally.local_totals()
         except UnlikeRanks:
             self.sever()
             raise
+        self.votes = read_out.doing.votes
+        return totals
 
     def gather(self, totals: Totals) -> Totals:
         """Return totals with the worst rows of all ranks; this rank's own once the link is severed."""

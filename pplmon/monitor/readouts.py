@@ -10,11 +10,12 @@ from typing import Any
 
 from pplmon.extras import Measures
 from pplmon.monitor.evaluation import Pass
+from pplmon.monitor.shifts import Taken
 from pplmon.monitor.show import Shows
 from pplmon.report import saved
 from pplmon.report.report import Report
 from pplmon.report.totals import Totals
-from pplmon.tally import Doing, UnlikeRanks
+from pplmon.tally import Doing, TokenTally, UnlikeRanks
 
 EPOCH_S = 30.0  # at the end of an epoch, for ranks that may never come to it
 
@@ -34,24 +35,38 @@ class Engine(Shows):
         if taken is None:
             return
         pending, totals = taken
-        self._windows.add(totals.silent())  # at once: a signal's handler may save a state
-        self._start()
         # When all leave, this was no step but the handshake of ``close``.
-        self._all_leave = totals["leaving"] == self._link.ranks and not self._alone
+        self._all_leave = self._leave_together(totals)
         step = pending.read_out.doing.step
         if self._all_leave:  # micro-batches that no step closed are addressed as those of the current step
             step = self._step if self._micro_batch else self.last_step
         self._step = max(self._step, step + 1)
         self.should_stop = self.should_stop or totals["stop_votes"] > 0
+        taken_in = Taken(step, pending.closes_step, totals)
+        for released in self._shifts.released(taken_in, pending.read_out.doing.votes):
+            self._take_in(released)
+
+    def _take_in(self, taken: Taken) -> None:
+        """Judge a read-out, add it to its window, and log the window if it closed."""
+        step, totals = taken.step, taken.totals
         self._merged_to = max(self._merged_to, step)
+        self._windows.add(totals.silent())  # first: a signal's handler may save a state
+        self._start()
         self._judge(totals, partial(self._report, step, "train"))
-        if pending.closes_step and self.cadence.closes_window(step) and not self._all_leave:
+        if taken.closes_step and self.cadence.closes_window(step) and not self._leave_together(totals):
             self._closed = self._log_window(step)
+
+    def _leave_together(self, totals: Totals) -> bool:
+        return totals["leaving"] == self._link.ranks and not self._alone
+
+    def _launch(self, doing: Doing, closes_step: bool = True, final: bool = False) -> None:
+        """Start a read-out of training; ``final``: what it counts is chosen by what there is."""
+        self._link.launch(doing._replace(votes=self._shifts.launching(final)), closes_step)
 
     def flush(self) -> None:
         """Read out everything up to now, and wait for it. Every rank calls it."""
         self.collect()
-        self._link.launch(Doing("flush", step=self.last_step), closes_step=False)
+        self._launch(Doing("flush", step=self.last_step), closes_step=False, final=True)
         self.collect()
 
     def catch_up(self) -> None:
@@ -96,9 +111,10 @@ class Engine(Shows):
         self._pass = None
         self.collect()
         self._start()
-        doing = Doing(opened.stage, opened.number, step)
+        doing = Doing(opened.stage, opened.number, step, votes=self._shifts.votes(opened.counted_as, final=True))
         try:
             parts = [self._link.whole(tally, doing) for tally in opened.tallies]
+            parts[0] = self._shifts.end_pass(opened.counted_as, parts[0], self._link.votes, step)
             opened.add_numbers(self._link.whole(tally, doing) for tally in opened.probed)
         except UnlikeRanks:
             self._pass = opened
@@ -123,6 +139,7 @@ class Engine(Shows):
 
     def _finish_local(self, opened: Pass, step: int) -> Report:
         """Nothing is sent, and no rule judges: it would have to come to the same answer on every rank."""
+        self._shifts.give_up(opened.counted_as, opened.tallies[0])
         opened.add_numbers(tally.local_totals() for tally in opened.probed)
         opened.report = self._report_of_pass(opened, step, opened.local_totals())
         if self.writes:
@@ -184,13 +201,23 @@ class Engine(Shows):
         ``without_batch`` leaves out the micro-batch under way, because the trainer will repeat it.
         """
         self.collect()
-        tally = self._link.pattern if self._link.clearing else self._link.tally
-        if without_batch and not self._abandoned:
-            tally = self._before_batch.tally
-        unread = self._link.whole(tally, Doing("checkpoint", step=self.last_step))
+        doing = Doing("checkpoint", step=self.last_step)
+        votes = self._shifts.votes("train", final=True)
+        unread = self._link.whole(self._unread(without_batch), doing._replace(votes=votes))
+        released = self._shifts.released_at_checkpoint(self._link.votes)
+        if released is not None:
+            for taken in released:
+                self._take_in(taken)
+            unread = self._link.whole(self._unread(without_batch), doing)
         self._see_loss()
         self._delivery.flush()
         return self._state(self._name(), unread.silent(), self._link.gather(self._windows.window))
+
+    def _unread(self, without_batch: bool) -> TokenTally:
+        """Return the tally that holds what no read-out has: of closed micro-batches only, where the trainer repeats the last."""
+        if without_batch and not self._abandoned:
+            return self._before_batch.tally
+        return self._link.pattern if self._link.clearing else self._link.tally
 
     def closed_state(self) -> dict[str, Any]:
         """Return the state of a run that was closed, for one that goes on in this process. Nothing is sent."""

@@ -24,6 +24,7 @@ from pplmon.monitor.publish import Places, Publisher, wanted
 from pplmon.monitor.ranks import Link
 from pplmon.monitor.running_totals import Windows
 from pplmon.monitor.schedule import Cadence
+from pplmon.monitor.shifts import Shifts
 from pplmon.report.declared import as_rows
 from pplmon.report.report import Report
 from pplmon.report.texts import Decode, Texts
@@ -70,6 +71,7 @@ class Shows:
         same = {"numbers": numbers, "prefix": prefix, "alerts": list(self._judge.rules)}
         self._link.agree_on({**asdict(self.cadence), **same})
         self._pass_pattern = self._link.pattern
+        self._shifts = Shifts(self._link)
         self._windows = Windows()
         self._before_batch = BeforeBatch(self._link.pattern)
         self._overwritten = Overwritten()
@@ -102,6 +104,11 @@ class Shows:
     def tally(self) -> TokenTally:
         """Return the tally of the current step."""
         return self._link.tally
+
+    @property
+    def decode(self) -> Decode | None:
+        """Return the function ids -> str, as it was given."""
+        return None if self._texts is None else self._texts.decode
 
     @property
     def writes(self) -> bool:
@@ -189,6 +196,7 @@ class Shows:
 
     def _write_own_pass(self) -> None:
         if self._pass is not None:
+            self._shifts.give_up(self._pass.counted_as, self._pass.tallies[0])
             self._write_local(self._pass.stage, self._pass.local_totals())
         self._pass = None
 

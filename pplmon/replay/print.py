@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pplmon.alerts.text import brief, visible
+from pplmon.alerts.text import brief
 from pplmon.replay.judge import Fired, Result
 from pplmon.replay.read.series import Series
 from pplmon.replay.score import Score
 from pplmon.replay.suggest import Suggestion
 from pplmon.report.strict_json import plain
+from pplmon.report.visible import visible
 
 SHOWN = 50  # alerts; --json has all
 PIPE_WIDTH = 160  # columns: rich takes a pipe for 80, and would fold a rule's text

@@ -1,8 +1,8 @@
 """Turn tokens into integers, and merge these over micro-batches, steps and ranks."""
 
-from pplmon.tally.doing import Doing
+from pplmon.tally.doing import Doing, Votes
 from pplmon.tally.readout import ReadOut
 from pplmon.tally.same_layout import UnlikeRanks
 from pplmon.tally.token_tally import TokenTally
 
-__all__ = ["Doing", "ReadOut", "TokenTally", "UnlikeRanks"]
+__all__ = ["Doing", "ReadOut", "TokenTally", "UnlikeRanks", "Votes"]

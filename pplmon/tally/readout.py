@@ -20,7 +20,7 @@ from pplmon.report import layout
 from pplmon.report.histogram import Histogram
 from pplmon.report.totals import Derives, Totals
 from pplmon.report.worst import Row
-from pplmon.tally.doing import LEAVES, Doing, differ
+from pplmon.tally.doing import LEAVES, Doing, Votes, differ
 from pplmon.tally.merge import merge_rows
 from pplmon.tally.ranks import Group
 from pplmon.tally.records import State
@@ -37,7 +37,7 @@ class ReadOut:
     """One read-out that has been started at a step and is taken in later.
 
     Attributes:
-        doing: what this rank does; once it has arrived what all do, at the largest of their steps.
+        doing: what this rank does and votes; once it has arrived what all do, at the largest of their steps.
         first_step: the smallest of the ranks' steps, once it has arrived.
     """
 
@@ -48,7 +48,7 @@ class ReadOut:
         # A copy in the order of the step: what is counted from here on changes the states in place.
         self.doing, self.first_step = doing, doing.step
         self._group, self._layout, self._says = group, own_layout, doing
-        mark, word = own_layout.mark(state.sums.device), doing.word
+        mark, word = own_layout.mark(state.sums.device, doing.votes), doing.word
         says = (mark.new_full((1,), word), mark.new_full((1,), -word if word != LEAVES else word))
         rows = state.token_rows.flatten(), state.sequence_rows.flatten()
         self._own = torch.cat([*(getattr(state, name) for name in _FLAT), mark, *says, *rows])
@@ -87,8 +87,8 @@ class ReadOut:
         return self._read(self._own)[0]
 
     def _merged(self, packed: Tensor) -> Totals:
-        totals, (highest, lowest, word, least) = self._read(packed)
-        doing = self.doing if word == LEAVES else Doing.of(word)
+        totals, (highest, lowest, *votes, word, least) = self._read(packed)
+        doing = (self.doing if word == LEAVES else Doing.of(word))._replace(votes=Votes(*votes))
         one_leaves_a_pass = totals["leaving"] > 0 and doing.what not in ("step", "flush", "tally")
         unlike = word != LEAVES and differ(word, -least)
         if highest != -lowest or unlike or one_leaves_a_pass:

@@ -21,7 +21,7 @@ from torch import Tensor
 from pplmon.extras import Measures
 from pplmon.report import layout, saved
 from pplmon.tally.count.numpy_or_torch import OnTorch
-from pplmon.tally.doing import Doing
+from pplmon.tally.doing import Doing, Votes
 from pplmon.tally.ranks import Group
 from pplmon.tally.records import State
 
@@ -72,9 +72,9 @@ class Layout:
             raise self.unlike(group, device)
         self._agreed.add(world)
 
-    def mark(self, device: torch.device) -> Tensor:
-        """Return the hash as [2] int64 whose maximum over ranks shows if all ranks have the same one."""
-        return _mark(self._hash, device)
+    def mark(self, device: torch.device, votes: Votes) -> Tensor:
+        """Return [6] int64 whose maximum over ranks shows if all have the same hash, and what any of them votes."""
+        return _mark(self._hash, votes, device)
 
     def unlike(self, group: Group, device: torch.device, doing: Doing | None = None) -> UnlikeRanks:
         """Return the error, the same on every rank of the group: each tells what it has and does. One collective."""
@@ -127,6 +127,8 @@ def _shown(text: str) -> str:
 
 
 @lru_cache
-def _mark(hash_: int, device: torch.device) -> Tensor:
-    mark: Tensor = OnTorch(device).vector([hash_, -hash_])  # made there: a copy to the device would be waited for
+def _mark(hash_: int, votes: Votes, device: torch.device) -> Tensor:
+    mark: Tensor = OnTorch(device).vector(
+        [hash_, -hash_, *votes]
+    )  # made there: a copy to the device would be waited for
     return mark

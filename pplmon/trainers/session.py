@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pplmon.doctor.first_batch import print_batch
 from pplmon.doctor.loss_agrees import LossGuard
 from pplmon.monitor import Monitor
 from pplmon.monitor.evaluation import Pass
@@ -79,6 +80,7 @@ class Session:
         self._choosing = Choosing(self.monitor)
         self.closed, self._in_batch = False, False
         self._shown = False  # something, to callbacks that watch a window
+        self._shows = settings.show and self.monitor.writes
         self.listen_to(model)
 
     def listen_to(self, model: nn.Module) -> None:
@@ -151,6 +153,8 @@ class Session:
         training = self._pass is None
         loss = _loss(outputs, divided_by if training else 1)  # nothing is accumulated in a pass
         self._capture.end_batch(outputs, loss, divided_by if training else 1)
+        if self._shows and training:
+            self._show_first_batch()
         stage = "train" if self._pass is None else self._pass.stage
         self._choosing.after_batch(stage)
         items = self._capture.items
@@ -166,6 +170,14 @@ class Session:
         self._guard.after(self.monitor.tally, loss, items)
         self._micro_batch += 1
         self._in_batch = False
+
+    def _show_first_batch(self) -> None:
+        """Print a batch once, with what is not scored in grey. Waits for the device."""
+        measured = self._capture.first_heard("train")
+        if measured is None:
+            return
+        self._shows = False
+        print_batch(measured.tokens, bool(measured.shift), self.monitor.decode)
 
     def step_to(self, step: int | None = None) -> Report | None:
         """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``.

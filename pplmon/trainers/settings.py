@@ -38,6 +38,7 @@ class Settings:
     decode: Decode | None = None  # None: that of a tokenizer that the trainer's connection finds
     min_severity: str = "warning"
     probes: Sequence[Probe] = ()
+    show: bool = False  # print the first batch of training once
     wire: str = "loop"  # the trainer that errors give advice for: "lightning", "hugging_face" or "loop"
 
     def __post_init__(self) -> None:

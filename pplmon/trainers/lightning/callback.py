@@ -40,6 +40,7 @@ class PerplexityMonitor(Callback):
         min_severity: "info", "warning" or "critical": what ``on_alert`` and W&B's own alerts hear of. What is below is a
             notice: in the journal, marked in the loggers, a line on the console.
         probes: measurements that run the model by themselves at the end of a pass (see ``FreeRunningProbe``).
+        show: print the first rows of the first batch of training once, with the tokens that are not scored in grey.
 
     Without ``logits`` and ``targets`` they are found as described in ``pplmon.trainers.capture.find``.
     """
@@ -59,6 +60,7 @@ class PerplexityMonitor(Callback):
         decode: Decode | None = None,
         min_severity: str = "warning",
         probes: Sequence[Probe] = (),
+        show: bool = False,
     ) -> None:
         super().__init__()
         self._settings = Settings(
@@ -75,6 +77,7 @@ class PerplexityMonitor(Callback):
             decode=decode,
             min_severity=min_severity,
             probes=probes,
+            show=show,
             wire="lightning",
         )
         self._session: Session | None = None
