@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
+from pplmon.monitor.patience import Patience
 from pplmon.report import layout
 from pplmon.report.totals import Totals
 from pplmon.tally import Doing, ReadOut, TokenTally, UnlikeRanks
+from pplmon.tally.coming import Comes
 from pplmon.tally.ranks import Group, Home
 
-PASS_S = 10.0  # a pass that waits longer for the other ranks says so
 GRACE_S = 10.0  # for a read-out under way when its group was ended
 
 
+ORDER = "order of equal monitors, give each monitor a prefix of its own"
+_made: Counter[str] = Counter()  # monitors of this process, by their settings
+
+
 class Pending(NamedTuple):
-    """A read-out that was started and is not yet taken in, and whether it closes an optimizer step."""
+    """A read-out that was started and is not yet taken in, whether it closes an optimizer step, and its number."""
 
     read_out: ReadOut
     closes_step: bool
+    number: int
 
 
 class Link:
@@ -44,11 +52,17 @@ class Link:
         self._home = Home()
         self._used = False  # something was read out
         self._stopped = False
-        self.patience: float | None = None  # seconds for ranks that may never come; None: as the group does
+        self.took_over = False  # the place of the rank that wrote, which is lost
+        self.patience = Patience()
 
     def agree_on(self, terms: Mapping[str, object]) -> None:
-        """Compare these settings of the monitor, too, before anything is merged."""
+        """Compare these settings of the monitor, too, before anything is merged.
+
+        So is which one it is among monitors of equal settings: ranks that call two of them in unlike orders would mix them.
+        """
         self.pattern.agree_on(terms)
+        _made[self.pattern.alike] += 1
+        self.pattern.agree_on({ORDER: _made[self.pattern.alike]})
         self.tally = self.pattern.clone()
 
     @property
@@ -58,8 +72,8 @@ class Link:
 
     @property
     def writes(self) -> bool:
-        """Return True on the rank that writes: the first of its group."""
-        return self._may_write and self.home.rank == 0
+        """Return True on the rank that writes: the first of its group, or who took its place."""
+        return self._may_write and (self.home.rank == 0 or self.took_over)
 
     @property
     def acts(self) -> bool:
@@ -89,9 +103,10 @@ class Link:
         self._connected = True
         try:
             self.pattern.process_group = self.tally.process_group = self.pattern.group.private().handle
-            self.pattern.compare()
+            self.patience.listen(self.pattern.group.ranks, self.pattern.alike)
+            self.pattern.compare(self._wait)
         except RuntimeError as error:
-            self.sever(f"a collective failed ({error})")
+            self._lose(error)
         except UnlikeRanks:
             self.sever()
             raise
@@ -101,23 +116,18 @@ class Link:
         self.connect()
         if self._stopped or not self.takes_part:
             return
+        number = self.patience.begin()
         try:
-            self.pending = Pending(self.tally.read_out(doing), closes_step)
+            self.pending = Pending(self.tally.read_out(doing), closes_step, number)
         except RuntimeError as error:  # some backends say at once that a rank is gone
-            self.sever(f"a collective failed ({error})")
-            self.pending = Pending(self.tally.read_out(doing), closes_step)
+            self._lose(error, number)
+            self.pending = Pending(self.tally.read_out(doing), closes_step, number)
         self.tally.clear()
 
     def take(self) -> tuple[Pending, Totals] | None:
         """Wait for the pending read-out and return it; ``None`` if there is none. Of a lost one, this rank's own totals."""
         pending = self.pending
         if pending is None:
-            return None
-        if self.patience is not None and not self.severed and not self.arrives(self.patience):
-            self.hang_up(
-                f"rank {self.home.global_rank} waited {self.patience:g} s at the end of an epoch for the other ranks of its group: "
-                "are their loaders of unlike lengths?"
-            )
             return None
         if self._home.ended and not self.severed and not self.arrives(GRACE_S):
             self._look_at_group()
@@ -126,9 +136,10 @@ class Link:
         if self.severed:
             return pending, self._own(pending.read_out.local())
         try:
-            totals = pending.read_out.totals()
+            self.patience.wait(pending.number, pending.read_out.arrives)
+            totals = pending.read_out.totals(self._wait)
         except RuntimeError as error:
-            self.sever(f"a collective failed ({error})")
+            self._lose(error, pending.number)
             return pending, self._own(pending.read_out.local())
         except UnlikeRanks:
             self.unmerged = self.unmerged + pending.read_out.local()
@@ -152,17 +163,14 @@ class Link:
         self.connect()
         if self.severed:
             return tally.local_totals()
+        number = self.patience.begin()
         try:
             tally.process_group = self.pattern.process_group
             read_out = tally.read_out(doing)
-            if not read_out.arrives(PASS_S):
-                _warn(
-                    f"rank {self.home.global_rank} {doing}, and has waited {PASS_S:g} s for the other ranks of its group. Every rank "
-                    'has to do so; a pass of one rank alone is stage("val", local=True).'
-                )
-            return read_out.totals()
+            self.patience.wait(number, read_out.arrives, partial(self._say_it_waits, doing))
+            return read_out.totals(self._wait)
         except RuntimeError as error:
-            self.sever(f"a collective failed ({error})")
+            self._lose(error, number)
             return tally.local_totals()
         except UnlikeRanks:
             self.sever()
@@ -174,9 +182,9 @@ class Link:
         if self.severed:
             return totals
         try:
-            return self.pattern.gather(totals, self.patience)
+            return self.pattern.gather(totals, self._wait)
         except RuntimeError as error:
-            self.hang_up(f"a collective failed ({error})")
+            self._lose(error)
             return totals
 
     def sum(self, values: list[int], step: int) -> list[int]:
@@ -198,6 +206,7 @@ class Link:
         if self.severed:
             return
         self._home, self._used, self.severed = self.home, True, True
+        self.patience.leave()
         for tally in (self.pattern, self.tally):
             tally.leave_group(self.home.global_rank)
         if why is not None:
@@ -212,17 +221,19 @@ class Link:
         self._stopped = True
 
     def hang_up(self, why: str | None = None) -> None:
-        """Sever the link so that the other ranks notice, in place of waiting for this one."""
+        """Sever the link so that the other ranks notice at once, in place of waiting for this one."""
         ours = (
             Group(self.pattern.process_group) if self._connected and not self.severed and not self._home.ended else None
         )
-        # To destroy a communicator whose collective waits for another rank is to wait for that rank.
-        waits = self.pending is not None and not self.pending.read_out.arrived()
         self.sever(why)
-        if ours is not None and not waits:
+        if ours is None:
+            return
+        if self.arrives(0):
             self.unmerged = self.own()
             self.pattern.process_group = self.tally.process_group = None
             ours.hang_up()
+        else:
+            ours.keep_open()
 
     def own(self) -> Totals:
         """Return, and forget, the totals that this rank could not merge: of pending and lost read-outs, and of its tally."""
@@ -231,6 +242,24 @@ class Link:
         own = self._own(under_way + self.tally.local_totals().silent())
         self.tally.reset()
         return own
+
+    def _wait(self, comes: Comes) -> None:
+        """Wait for a collective that this rank has just begun."""
+        self.patience.wait(self.patience.begin(), comes)
+
+    def _lose(self, error: RuntimeError, number: int | None = None) -> None:
+        """Sever the link after a collective that failed, or that this rank no longer waits for."""
+        handle = self.pattern.process_group
+        if handle is not None and not self._home.ended:
+            Group(handle).keep_open()
+        self.patience.leave(number)
+        self.sever(f"a collective failed ({error})")
+
+    def _say_it_waits(self, doing: Doing) -> None:
+        _warn(
+            f"rank {self.home.global_rank} {doing}, and waits for the other ranks of its group. Every rank has to do so; a pass of "
+            'one rank alone is stage("val", local=True).'
+        )
 
     def _own(self, totals: Totals) -> Totals:
         unmerged, self.unmerged = self.unmerged, Totals()

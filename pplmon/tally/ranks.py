@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -75,6 +76,10 @@ class Group(NamedTuple):
         for groups in _own.values():
             for ranks in [ranks for ranks, handle in groups.items() if handle is self.handle]:
                 dist.destroy_process_group(groups.pop(ranks))
+
+    def keep_open(self) -> None:
+        """Never end a communicator whose collective waits for another rank, or this process would end no sooner than that."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.handle))
 
 
 class Alone(Group):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pplmon.sinks import Console, Journal, Sink
@@ -16,6 +17,17 @@ def step_of(trainer: Any) -> int:
 def optimizer_stepped(trainer: Any) -> bool:
     """Return True in ``on_train_batch_end`` of a micro-batch that completed an optimizer step."""
     return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def batches_of(trainer: Any) -> int | None:
+    """Return how many batches this rank's epoch of training has, ``None`` if its loader does not know."""
+    batches = trainer.num_training_batches
+    return int(batches) if math.isfinite(batches) else None
+
+
+def epoch_ends(trainer: Any) -> bool:
+    """Return True once the last batch of an epoch of training was taken."""
+    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
 def module_keys(trainer: Any) -> set[str]:
