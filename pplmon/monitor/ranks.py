@@ -229,7 +229,6 @@ class Link:
         if ours is None:
             return
         if self.arrives(0):
-            self.unmerged = self.own()
             self.pattern.process_group = self.tally.process_group = None
             ours.hang_up()
         else:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from pplmon.monitor.evaluation import Pass
+from pplmon.monitor.ranks import Pending
 from pplmon.monitor.show import Shows
 from pplmon.report import saved
 from pplmon.report.report import Report
@@ -27,10 +28,11 @@ class Engine(Shows):
             taken = self._link.take()
         finally:
             self._see_loss()
-        if taken is None:
-            return
+        if taken is not None:
+            self._take_in(*taken)
+
+    def _take_in(self, pending: Pending, totals: Totals) -> None:
         self._start()
-        pending, totals = taken
         # When all leave, this was no step but the handshake of ``close``.
         self._all_leave = totals["leaving"] == self._link.ranks and not self._alone
         step = pending.read_out.doing.step
@@ -65,12 +67,20 @@ class Engine(Shows):
             return
         with self._link.patience.at_epoch_end():
             if not self._link.severed and self._link.patience.differ():
-                self.collect()  # the last step, in which all ranks took part
-                self._link.hang_up(
-                    "the loaders of the ranks are of unlike lengths: another rank has more batches in this epoch, or fewer"
-                )
-                self._see_loss()
+                self._part()
             yield
+
+    def _part(self) -> None:
+        """Take in the last step, in which all ranks took part, and nothing after it: not even the worst of its window."""
+        taken = self._link.take()
+        if self._link.severed:
+            self._see_loss()
+        self._link.hang_up(
+            "the loaders of the ranks are of unlike lengths: another rank has more batches in this epoch, or fewer"
+        )
+        if taken is not None:
+            self._take_in(*taken)
+        self._see_loss()
 
     def end_epoch(self) -> Totals:
         """Flush, and return the totals since the last call. Every rank calls it."""
