@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 import pplmon
-from pplmon.monitor import next_writer
+from pplmon.monitor import next_writer, patience
 from pplmon.sinks import Journal, Sink
 from pplmon.tally import ranks as groups
 from tests.apart import TOKENS, At
@@ -215,6 +215,7 @@ def lost_in_a_pass(at: At, victim: int) -> Any:
 
 def one_validates(at: At, who: int, local: bool, together: bool) -> Any:
     """After six steps one rank validates, and all go on for six more."""
+    patience.LONG_S = 2.0
     at.init()
     monitor = monitor_of(at)
     train(at, monitor, 6, together)

@@ -6,7 +6,6 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 __all__ = ["compiled_module", "copy_each", "default_store", "graph_task", "timeout_of"]
@@ -22,7 +21,7 @@ def compiled_module(module: nn.Module) -> Any:
 
 def default_store() -> Any:
     """Return the store by which the ranks of the run found each other."""
-    return dist.distributed_c10d._get_default_store()
+    return torch.distributed.distributed_c10d._get_default_store()
 
 
 def timeout_of(group: Any) -> timedelta | None:

@@ -42,8 +42,8 @@ class Patience:
 
     def wait(self, number: int, comes: Comes, long: Callable[[], None] | None = None) -> None:
         """Wait for the collective of this number, and call ``long`` if it takes long. RuntimeError to give it up."""
-        begun, look = time.monotonic(), LOOK_S
-        while not comes(look):
+        begun, waited, look = time.monotonic(), 0.0, LOOK_S
+        while not comes(min([look, *(at - waited for at in (LONG_S, self._limit) if at is not None and at > waited)])):
             waited = time.monotonic() - begun
             if self._notes.count(self._without(number)) > 0:
                 raise RuntimeError("another rank has left the run")

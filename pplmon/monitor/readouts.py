@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from pplmon.monitor.evaluation import Pass
-from pplmon.monitor.ranks import Pending
 from pplmon.monitor.show import Shows
+from pplmon.monitor.standing import Pending
 from pplmon.report import saved
 from pplmon.report.report import Report
 from pplmon.report.totals import Totals
@@ -147,7 +147,7 @@ class Engine(Shows):
         self._alone = True
         if not self.writes:
             self._delivery.keep_own_journal_only(self.rank)
-        if self._place is not None and (self.writes or self._delivery.can_take_over):
+        if self._place is not None and self._link.ranks > 1 and (self.writes or self._delivery.can_take_over):
             self._place.sign(self.rank)
             self._signed = True
 
