@@ -19,9 +19,9 @@ def compiled_module(module: nn.Module) -> Any:
     return getattr(module, "_orig_mod", module)
 
 
-def default_store() -> Any:
-    """Return the store by which the ranks of the run found each other."""
-    return torch.distributed.distributed_c10d._get_default_store()
+def default_store(c10d: Any) -> Any:
+    """Return the store by which the ranks of the run found each other, from torch's module of process groups."""
+    return c10d._get_default_store()
 
 
 def timeout_of(group: Any) -> timedelta | None:

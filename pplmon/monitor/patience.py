@@ -1,4 +1,4 @@
-"""How long a rank waits for the others: as long as their group does, unless they say that they left, or may never come."""
+"""Wait for the other ranks as long as their group does, unless they say that they left, or may never come."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EPOCH_S = 30.0  # at the end of an epoch, for ranks that may never come to it
 
 
 class Patience:
-    """What one rank says of itself to the others, and what it has heard of them.
+    """The notes of one rank for the others, and what it reads in theirs.
 
     A rank that leaves names the first collective in which it takes no part, so that nobody waits for one that is to come
     after all. Ranks count them alike.

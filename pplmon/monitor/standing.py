@@ -1,4 +1,4 @@
-"""Where a rank stands among the others, and how it parts from them."""
+"""A rank's place among the others, and its parting from them."""
 
 from __future__ import annotations
 
@@ -119,9 +119,7 @@ class Standing:
 
     def _lose(self, error: RuntimeError, number: int | None = None) -> None:
         """Sever the link after a collective that failed, or that this rank no longer waits for."""
-        handle = self.pattern.process_group
-        if handle is not None and not self._home.ended:
-            Group(handle).keep_open()
+        Group(self.pattern.process_group).keep_open()
         self.patience.leave(number)
         self.sever(f"a collective failed ({error})")
 

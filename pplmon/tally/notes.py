@@ -36,7 +36,7 @@ class Notes:
         if self._world is None or not running() or dist.group.WORLD is not self._world:
             return -1
         try:
-            return int(default_store().add(f"{self._name}/{what}", amount))
+            return int(default_store(dist.distributed_c10d).add(f"{self._name}/{what}", amount))
         except RuntimeError:  # the process that has the store is lost
             self._world = None
             return -1

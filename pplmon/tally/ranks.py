@@ -78,7 +78,10 @@ class Group(NamedTuple):
                 dist.destroy_process_group(groups.pop(ranks))
 
     def keep_open(self) -> None:
-        """Never end a communicator whose collective waits for another rank, or this process would end no sooner than that."""
+        """Never end a communicator of our own whose collective waits for another rank: its process would end no sooner than that."""
+        if not any(self.handle is handle for groups in _own.values() for handle in groups.values()):
+            return
+        # One reference more than anybody gives back: gloo's destructor waits for what is under way.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.handle))
 
 
