@@ -42,8 +42,8 @@ class Patience:
 
     def wait(self, number: int, comes: Comes, long: Callable[[], None] | None = None) -> None:
         """Wait for the collective of this number, and call ``long`` if it takes long. RuntimeError to give it up."""
-        begun, waited, look = time.monotonic(), 0.0, LOOK_S
-        while not comes(min([look, *(at - waited for at in (LONG_S, self._limit) if at is not None and at > waited)])):
+        begun, look = time.monotonic(), LOOK_S
+        while not comes(look):
             waited = time.monotonic() - begun
             if self._notes.count(self._without(number)) > 0:
                 raise RuntimeError("another rank has left the run")
@@ -55,7 +55,8 @@ class Patience:
                 raise RuntimeError(
                     f"no answer within {self._limit:g} s at the end of an epoch: are the loaders of the ranks of unlike lengths?"
                 )
-            look = min(2 * look, LONGEST_LOOK_S)
+            due = [at - waited for at in (LONG_S, self._limit) if at is not None and at > waited]
+            look = min([2 * look, LONGEST_LOOK_S, *due])
 
     def leave(self, failed: int | None = None) -> None:
         """Say that this rank takes part in nothing more, not even in a collective that failed; hear no more of the others."""
