@@ -45,6 +45,8 @@ class Alert:
         blame_sequence: the share, 0 to 1, of the rise of the cross-entropy that the worst sequence explains; ``None`` where
             it did not rise, or where too few earlier steps are known.
         blame_token: the same for the worst token.
+        ranks_missing: how many ranks are not in what the rule saw, because they were lost: each of those that are left then
+            raises alerts of its own. ``None`` where none is missing.
     """
 
     rule: str
@@ -59,6 +61,7 @@ class Alert:
     worst_sequences: tuple[WorstSequence, ...] = ()
     blame_sequence: float | None = None
     blame_token: float | None = None
+    ranks_missing: int | None = None
 
     def __post_init__(self) -> None:
         check_severity(self.severity)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["compiled_module", "copy_each", "graph_task", "timeout_of"]
+__all__ = ["compiled_module", "copy_each", "default_store", "graph_task", "timeout_of"]
 
 copy_each = torch._foreach_copy_  # (targets, sources): copy a list of tensors, in one launch on a GPU
 graph_task = torch._C._current_graph_task_id  # (): the backward pass that this thread is in, −1 outside one
@@ -17,6 +17,11 @@ graph_task = torch._C._current_graph_task_id  # (): the backward pass that this 
 def compiled_module(module: nn.Module) -> Any:
     """Return what a torch.compile wrapper wraps, else the module itself."""
     return getattr(module, "_orig_mod", module)
+
+
+def default_store(c10d: Any) -> Any:
+    """Return the store by which the ranks of the run found each other, from torch's module of process groups."""
+    return c10d._get_default_store()
 
 
 def timeout_of(group: Any) -> timedelta | None:

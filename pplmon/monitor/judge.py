@@ -88,13 +88,17 @@ class Judge:
             self._usual.push(value)
 
     def _raise(self, alert: Alert, evidence: Report, usual: float | None) -> None:
+        missing = evidence.ranks_missing
+        alone = f" (rank {self._link.home.global_rank} alone, {missing} of its group missing)" if missing else ""
         whole = replace(
             alert,
+            text=alert.text + alone,
             blame_sequence=_blame(evidence, usual, evidence.worst_sequences[:1]),
             blame_token=_blame(evidence, usual, [t for t in evidence.worst if math.isfinite(t.loss)][:1]),
             step=evidence.step if alert.step is None else alert.step,
             worst=alert.worst or evidence.worst,
             worst_sequences=alert.worst_sequences or evidence.worst_sequences,
+            ranks_missing=missing or None,
         )
         self.raised["notices" if whole.severity == "info" else "alerts"] += 1
         self._delivery.alert(whole, writes=self._link.acts)

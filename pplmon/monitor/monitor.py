@@ -76,6 +76,7 @@ class Monitor(Observes):
         finally:
             self._step, self._micro_batch = step + 1, 0
             self._see_loss()
+        self._take_place()
         if self.wait_for_window and self.cadence.closes_window(step):
             self.collect()
 
@@ -106,7 +107,9 @@ class Monitor(Observes):
         """Begin a pass over this many loaders, for a framework that ends it itself by ``finish``."""
         if stage not in ("val", "test"):
             raise ValueError(f'a stage is "val" or "test", got {stage!r}; what is outside is "train"')
-        self._passes += not local
+        if not local:
+            self._passes += 1
+            self._link.patience.begin_pass(self._passes)
         self._pass = opened = Pass(stage, self._pass_pattern, loaders, self._passes, local)
         self._shifts.begin_pass(opened.counted_as)
         return opened

@@ -12,12 +12,11 @@ from pplmon.extras import Measures
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.shifts import Taken
 from pplmon.monitor.show import Shows
+from pplmon.monitor.standing import Pending
 from pplmon.report import saved
 from pplmon.report.report import Report
 from pplmon.report.totals import Totals
 from pplmon.tally import Doing, TokenTally, UnlikeRanks
-
-EPOCH_S = 30.0  # at the end of an epoch, for ranks that may never come to it
 
 
 class Engine(Shows):
@@ -32,9 +31,11 @@ class Engine(Shows):
             taken = self._link.take()
         finally:
             self._see_loss()
-        if taken is None:
-            return
-        pending, totals = taken
+        if taken is not None:
+            self._arrived(*taken)
+
+    def _arrived(self, pending: Pending, totals: Totals) -> None:
+        """Note what a read-out says of the run, and take in what can be shown by now."""
         # When all leave, this was no step but the handshake of ``close``.
         self._all_leave = self._leave_together(totals)
         step = pending.read_out.doing.step
@@ -82,22 +83,39 @@ class Engine(Shows):
         window = self._windows.window
         return None if window.empty else self._report(self._merged_to, "train", window, evidence=False)
 
-    @contextmanager
-    def for_a_while(self) -> Iterator[None]:
-        """Wait for other ranks for ``EPOCH_S`` only, where an epoch ends.
+    def begin_epoch(self, batches: int | None) -> None:
+        """Tell the other ranks how many batches this one has in the epoch that begins; ``None`` if it does not know."""
+        self._link.patience.begin_epoch(batches)
 
-        With loaders of unlike lengths the others may be in a step that waits for this rank, and never come.
+    @contextmanager
+    def at_epoch_end(self, ends: bool = True) -> Iterator[None]:
+        """Do not wait for ranks that do not come, where an epoch ``ends``: they may be in a step that waits for this one.
+
+        Ranks that told unlike numbers of batches part here. Where a number is not known they are waited for a while.
         """
-        self._link.patience = EPOCH_S
-        try:
+        if not ends:
             yield
-        finally:
-            self._link.patience = None
+            return
+        with self._link.patience.at_epoch_end():
+            if not self._link.severed and self._link.patience.differ():
+                self._part()
+            yield
+
+    def _part(self) -> None:
+        """Take in the last step, in which all ranks took part, and nothing after it: not even the worst of its window."""
+        taken = self._link.take()
+        if self._link.severed:
+            self._see_loss()
+        self._link.hang_up(
+            "the loaders of the ranks are of unlike lengths: another rank has more batches in this epoch, or fewer"
+        )
+        if taken is not None:
+            self._arrived(*taken)
+        self._see_loss()
 
     def end_epoch(self) -> Totals:
         """Flush, and return the totals since the last call. Every rank calls it."""
-        with self.for_a_while():
-            self.flush()
+        self.flush()
         return self._windows.end_epoch()
 
     def finish(self, opened: Pass, step: int) -> Report:
@@ -121,6 +139,7 @@ class Engine(Shows):
             self._write_own_pass()
             raise
         finally:
+            self._link.patience.end_pass()
             self._see_loss()
         totals = sum(parts, Totals())
         report_of = partial(self._report_of_pass, opened, step)
@@ -165,9 +184,25 @@ class Engine(Shows):
                 self.publisher.publish(report, f"{self.prefix}train/")
             else:
                 self._delivery.local(report, self.rank, "merged")
+                self._merged = report
         self._alone = True
         if not self.writes:
             self._delivery.keep_own_journal_only(self.rank)
+        if self._place is not None and self._link.ranks > 1 and (self.writes or self._delivery.can_take_over):
+            self._place.sign(self.rank)
+            self._signed = True
+
+    def _take_place(self) -> None:
+        """Show numbers in place of the rank that did, if it is lost and this is the lowest of those that are left."""
+        if not self._signed or self._place is None:
+            return
+        mine = self._place.is_mine()
+        self._signed = mine is None
+        if mine and not self.writes:
+            self._link.took_over = True
+            head = f"{self.prefix}train/"
+            scalars = {} if self._merged is None else self.publisher.keys(self._merged, head)
+            self._delivery.take_over(self._describe(), self._merged, scalars)
 
     @property
     def ranks_missing(self) -> int:

@@ -19,6 +19,7 @@ from pplmon.monitor.before_batch import BeforeBatch
 from pplmon.monitor.delivery import Delivery, Handler
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.judge import Judge
+from pplmon.monitor.next_writer import NextWriter
 from pplmon.monitor.one_thread import OneThread
 from pplmon.monitor.publish import Places, Publisher, wanted
 from pplmon.monitor.ranks import Link
@@ -79,6 +80,10 @@ class Shows:
         self._pass: Pass | None = None
         self._passes = 0  # of all ranks, begun
         self._merged_to = 0  # the step of the last read-out that was taken in
+        where = self._delivery.beside if places.may_write else None
+        self._place = None if where is None else NextWriter(where, prefix)
+        self._merged: Report | None = None  # the window that was open when the others were lost
+        self._signed = False  # and waits for the place of the rank that writes
         self._alone = False  # the others are lost, and what was merged with them is shown
         self._step = 0
         self._micro_batch = 0
@@ -146,6 +151,8 @@ class Shows:
 
     def _start(self) -> None:
         if not self._started and self.writes:
+            if self._place is not None and self._link.ranks > 1:
+                self._place.clear()
             self._delivery.start(self._describe())
         self._started = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -75,6 +76,13 @@ class Group(NamedTuple):
         for groups in _own.values():
             for ranks in [ranks for ranks, handle in groups.items() if handle is self.handle]:
                 dist.destroy_process_group(groups.pop(ranks))
+
+    def keep_open(self) -> None:
+        """Never end a communicator of our own whose collective waits for another rank: its process would end no sooner than that."""
+        if not any(self.handle is handle for groups in _own.values() for handle in groups.values()):
+            return
+        # One reference more than anybody gives back: gloo's destructor waits for what is under way.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.handle))
 
 
 class Alone(Group):

@@ -5,9 +5,8 @@ This file and its neighbours are the only users of torch.distributed (but for vo
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -20,6 +19,7 @@ from pplmon.report import layout
 from pplmon.report.histogram import Histogram
 from pplmon.report.totals import Derives, Totals
 from pplmon.report.worst import Row
+from pplmon.tally.coming import Waits, comes, wait_for, within
 from pplmon.tally.doing import LEAVES, Doing, Votes, differ
 from pplmon.tally.merge import merge_rows
 from pplmon.tally.ranks import Group
@@ -29,7 +29,6 @@ from pplmon.tally.same_layout import Layout
 # The order in a read-out: what is summed, then the maxima, the layout's mark and what the rank does, then rows, so that each
 # reduction is over one piece.
 _SUMMED = ("sums", "extra_sums", "histogram")
-SHORTEST_NAP_S, LONGEST_NAP_S = 0.0001, 0.01
 _FLAT = (*_SUMMED, "maxima", "extra_maxima")
 
 
@@ -64,13 +63,17 @@ class ReadOut:
         else:
             self._start(group)
 
-    def totals(self) -> Totals:
-        """Wait, and return the group's numbers with this rank's own rows."""
+    def totals(self, wait: Waits | None = None) -> Totals:
+        """Wait, and return the group's numbers with this rank's own rows.
+
+        Raises:
+            UnlikeRanks: the ranks differ, on every one of them. ``wait`` may give up to ask them in what.
+        """
         if self._copied is not None and self._host is not None:
             self._copied.synchronize()
-            return self._merged(self._host)
+            return self._merged(self._host, wait)
         self._wait()
-        return self._merged(self._all)
+        return self._merged(self._all, wait)
 
     def arrived(self) -> bool:
         """Return True if ``totals`` would not wait, without asking any other rank."""
@@ -79,20 +82,22 @@ class ReadOut:
         return all(work.is_completed() for work in self._work)
 
     def arrives(self, seconds: float) -> bool:
-        """Wait at most so long for it to arrive."""
-        return _within(seconds, self.arrived)
+        """Wait at most so long for it to arrive, or to fail."""
+        if self._copied is not None:
+            return within(seconds, self.arrived)
+        return all(comes(work, self._own.device, seconds) for work in self._work)
 
     def local(self) -> Totals:
         """Return this rank's own totals, even if other ranks are gone. No collective."""
         return self._read(self._own)[0]
 
-    def _merged(self, packed: Tensor) -> Totals:
+    def _merged(self, packed: Tensor, wait: Waits | None) -> Totals:
         totals, (highest, lowest, *votes, word, least) = self._read(packed)
         doing = (self.doing if word == LEAVES else Doing.of(word))._replace(votes=Votes(*votes))
         one_leaves_a_pass = totals["leaving"] > 0 and doing.what not in ("step", "flush", "tally")
         unlike = word != LEAVES and differ(word, -least)
         if highest != -lowest or unlike or one_leaves_a_pass:
-            raise self._layout.unlike(self._group, self._own.device, self._says)
+            raise self._layout.unlike(self._group, self._own.device, self._says, wait)
         self.doing = doing
         self.first_step = doing.step if word == LEAVES else Doing.of(-least).step
         return totals
@@ -189,12 +194,10 @@ def state_of(totals: Totals, like: State) -> State:
     )
 
 
-def gather_rows(
-    totals: Totals, group: Group, device: torch.device, columns: int, seconds: float | None = None
-) -> Totals:
+def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int, wait: Waits | None = None) -> Totals:
     """Return ``totals`` with the worst rows of all ranks. One collective; every rank of the group calls it.
 
-    RuntimeError where it takes longer than ``seconds``; ``None`` waits as long as the group does.
+    ``wait`` may give it up before the group does.
     """
     if group.size <= 1:
         return totals
@@ -205,26 +208,13 @@ def gather_rows(
     own = own.to(device)
     parts = [torch.empty_like(own) for _ in range(group.size)]
     work = dist.all_gather(parts, own, group=group.handle, async_op=True)
-    if seconds is not None and not _within(seconds, work.is_completed):
-        raise RuntimeError(f"no answer within {seconds:g} s")
-    work.wait()
+    wait_for(work, device, wait)
     # Merged on the device: as Python rows those of ten thousand ranks would hold a step up for seconds.
     stacked, of_tokens = torch.stack(parts), keep * columns
     tokens = merge_rows(stacked[:, :of_tokens].reshape(group.size, keep, columns))
     sequences = merge_rows(stacked[:, of_tokens:].reshape(group.size, keep, layout.SEQUENCE_COLUMNS))
     take = _Taker(torch.cat([tokens.flatten(), sequences.flatten()]).tolist())
     return replace(totals, token_rows=take.rows(tokens.shape), sequence_rows=take.rows(sequences.shape))
-
-
-def _within(seconds: float, done: Callable[[], bool]) -> bool:
-    """Wait at most so long until something is done: in short naps at first, since most of it is done at once."""
-    begun, nap = time.monotonic(), SHORTEST_NAP_S
-    while not done():
-        if time.monotonic() - begun > seconds:
-            return False
-        time.sleep(nap)
-        nap = min(2 * nap, LONGEST_NAP_S)
-    return True
 
 
 class _Taker:

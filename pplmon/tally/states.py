@@ -19,6 +19,7 @@ from pplmon.measure.private_names import copy_each
 from pplmon.report import layout, saved
 from pplmon.report.totals import Totals
 from pplmon.tally import checkpoint
+from pplmon.tally.coming import Waits
 from pplmon.tally.doing import Doing
 from pplmon.tally.merge import merge_counts, merge_maxima, merge_rows, merge_sums
 from pplmon.tally.ranks import Alone, Group
@@ -67,21 +68,26 @@ class States(Metric):
         """Start the reduction over ranks (every rank calls it, and does the same). Only the first waits, to compare layouts."""
         return self._read_out(self.group, doing or Doing())
 
-    def compare(self) -> None:
+    def compare(self, wait: Waits | None = None) -> None:
         """Raise on every rank of the group where names, sizes or settings differ (every rank calls it)."""
-        self._layout.compare(self.group, self.sums.device)
+        self._layout.compare(self.group, self.sums.device, wait)
 
     def agree_on(self, terms: Mapping[str, object]) -> None:
         """Compare these settings, too, before this tally or a later copy is merged over ranks."""
         self._layout = self._layout.also(terms)
 
+    @property
+    def alike(self) -> str:
+        """Return a short text that is the same where names, sizes and settings are."""
+        return self._layout.name
+
     def leave_group(self, global_rank: int) -> None:
         """Count for this rank alone from here on; addresses go on to bear its number."""
         self._alone = Alone.on(global_rank)
 
-    def gather(self, totals: Totals, seconds: float | None = None) -> Totals:
-        """Return totals of a read-out with the worst rows of all ranks (every rank calls it, within ``seconds`` of each other)."""
-        return gather_rows(totals, self.group, self.sums.device, self._columns, seconds)
+    def gather(self, totals: Totals, wait: Waits | None = None) -> Totals:
+        """Return totals of a read-out with the worst rows of all ranks (every rank calls it); ``wait`` may give it up."""
+        return gather_rows(totals, self.group, self.sums.device, self._columns, wait)
 
     @property
     def synced(self) -> bool:

@@ -77,6 +77,7 @@ class Session:
         self._pass: Pass | None = None
         self._repeated = RepeatedRows()
         self._loader = 0
+        self._ends_epoch = False  # the pass under way is after the last batch of an epoch
         self._choosing = Choosing(self.monitor)
         self.closed, self._in_batch = False, False
         self._shown = False  # something, to callbacks that watch a window
@@ -198,11 +199,16 @@ class Session:
         if gap is not None:
             self._choosing.doubt(stage, gap)
 
-    def end_epoch(self) -> None:
-        """Publish the numbers of the epoch. Every rank calls it."""
-        self._choosing.finish("train")
-        self._capture.conclude("train")
-        report = self.monitor.end_epoch().report(self.monitor.last_step, "train")
+    def begin_epoch(self, batches: int | None) -> None:
+        """Begin an epoch of so many batches; ``None`` if that is not known."""
+        self.monitor.begin_epoch(batches)
+
+    def end_epoch(self, ends: bool = True) -> None:
+        """Publish the numbers of the epoch, which ``ends`` with this rank's last batch. Every rank calls it."""
+        with self.monitor.at_epoch_end(ends):
+            self._choosing.finish("train")
+            self._capture.conclude("train")
+            report = self.monitor.end_epoch().report(self.monitor.last_step, "train")
         numbers = {name: report.numbers[name] for name in EPOCH_NUMBERS}
         kept = Report(report.step, "train_epoch", numbers, ranks_missing=self.monitor.ranks_missing)
         self.monitor.publisher.publish(kept, f"{self.monitor.prefix}train/", "_epoch")
@@ -215,12 +221,14 @@ class Session:
         """Return True between ``begin_pass`` and ``end_pass``."""
         return self._pass is not None
 
-    def begin_pass(self, stage: str, loaders: Sequence[Any] = (None,)) -> None:
+    def begin_pass(self, stage: str, loaders: Sequence[Any] = (None,), ends_epoch: bool = False) -> None:
         """Begin a whole pass over val or test data; batches up to ``end_pass`` are counted separately, for each loader.
 
         The rows that a given loader repeats are found; ``None`` stands for an unknown loader, unless accelerate knows it.
+        ``ends_epoch`` is True after this rank's last batch of an epoch.
         """
-        with self.monitor.for_a_while():
+        self._ends_epoch = ends_epoch
+        with self.monitor.at_epoch_end(ends_epoch):
             self._choosing.finish("train")
             self.monitor.catch_up()  # an alert must not wait for the pass to end, whose rows say how many tokens came before
             if self.monitor.current_step:
@@ -241,13 +249,14 @@ class Session:
         """Publish the pass at ``step`` and return its report over all loaders. Every rank calls it."""
         if self._pass is None:
             raise RuntimeError("end_pass was called without begin_pass")
-        self._choosing.finish(self._pass.stage)
-        opened, self._pass = self._pass, None
-        self._capture.conclude(opened.stage)
-        for probe in self.settings.probes:
-            self.monitor.probe(probe, model_in(self._model))
-        self._repeated.record(opened)
-        report = self.monitor.finish(opened, self.monitor.last_step if step is None else step)
+        with self.monitor.at_epoch_end(self._ends_epoch):
+            self._choosing.finish(self._pass.stage)
+            opened, self._pass = self._pass, None
+            self._capture.conclude(opened.stage)
+            for probe in self.settings.probes:
+                self.monitor.probe(probe, model_in(self._model))
+            self._repeated.record(opened)
+            report = self.monitor.finish(opened, self.monitor.last_step if step is None else step)
         self._pass_guard.end_window()
         self._doubt(opened.stage, self._pass_guard, wait=True)  # the pass was waited for
         return report

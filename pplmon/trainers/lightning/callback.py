@@ -132,7 +132,9 @@ class PerplexityMonitor(Callback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Send the previous epoch to the loggers, now that the module's own keys are known."""
-        self._running().monitor.publisher.send_held()
+        session = self._running()
+        session.monitor.publisher.send_held()
+        session.begin_epoch(facts.batches_of(trainer))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin this micro-batch."""
@@ -151,7 +153,7 @@ class PerplexityMonitor(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Publish the epoch's own numbers."""
         session = self._running()
-        session.end_epoch()
+        session.end_epoch(facts.epoch_ends(trainer))
         trainer.should_stop = trainer.should_stop or session.should_stop
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -174,7 +176,7 @@ class PerplexityMonitor(Callback):
             self._session = self._begin(trainer, pl_module)
         elif not self._session.listening:
             self._session.listen_to(pl_module)
-        self._session.begin_pass(stage, facts.loaders_of(trainer))
+        self._session.begin_pass(stage, facts.loaders_of(trainer), self._fitting and facts.epoch_ends(trainer))
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
