@@ -29,7 +29,7 @@ from pplmon.report.totals import Totals
 from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.tally import TokenTally
 from pplmon.tally.single_numbers import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile
-from pplmon.trainers.capture import observe
+from pplmon.trainers.capture import log, observe
 
 if TYPE_CHECKING:
     from pplmon.alerts import Above as Above
@@ -83,6 +83,7 @@ __all__ = [
     "bytes_per_token",
     "default_alerts",
     "diagnose",
+    "log",
     "observe",
     "page",
     "sinks",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from pplmon.report import layout
+from pplmon.report.own import larger
 from pplmon.report.totals import Totals
-from pplmon.tally import Doing, ReadOut, TokenTally, UnlikeRanks
+from pplmon.tally import Doing, OwnNumbers, ReadOut, TokenTally, UnlikeRanks
 from pplmon.tally.ranks import Group, Home
 
 PASS_S = 10.0  # a pass that waits longer for the other ranks says so
@@ -32,10 +34,11 @@ class Link:
     its ranks make together, and a new monitor.
     """
 
-    def __init__(self, pattern: TokenTally, may_write: bool = True) -> None:
+    def __init__(self, pattern: TokenTally, may_write: bool = True, norms: int = 0) -> None:
         self.pattern = pattern.clone()
         self.pattern.reset()  # a pattern only gives its settings; its own counts are dropped
         self.tally = self.pattern.clone()
+        self.numbers = OwnNumbers(norms)  # with room for gradient norms of so many steps
         self.pending: Pending | None = None
         self.severed = False
         self.unmerged = Totals()
@@ -101,11 +104,12 @@ class Link:
         self.connect()
         if self._stopped or not self.takes_part:
             return
+        own = self.numbers.take(doing.step, self.tally.sums.device)
         try:
-            self.pending = Pending(self.tally.read_out(doing), closes_step)
+            self.pending = Pending(self.tally.read_out(doing, own), closes_step)
         except RuntimeError as error:  # some backends say at once that a rank is gone
             self.sever(f"a collective failed ({error})")
-            self.pending = Pending(self.tally.read_out(doing), closes_step)
+            self.pending = Pending(self.tally.read_out(doing, own), closes_step)
         self.tally.clear()
 
     def take(self) -> tuple[Pending, Totals] | None:
@@ -124,12 +128,12 @@ class Link:
         self.pending = None
         own_step = pending.read_out.doing.step
         if self.severed:
-            return pending, self._own(pending.read_out.local())
+            return pending, self._own(self._named(pending.read_out, pending.read_out.local()))
         try:
             totals = pending.read_out.totals()
         except RuntimeError as error:
             self.sever(f"a collective failed ({error})")
-            return pending, self._own(pending.read_out.local())
+            return pending, self._own(self._named(pending.read_out, pending.read_out.local()))
         except UnlikeRanks:
             self.unmerged = self.unmerged + pending.read_out.local()
             self.sever()
@@ -140,8 +144,19 @@ class Link:
                 f"a rank skipped an optimizer step: the group's are at {first} to {last} at one time, rank "
                 f"{self.home.global_rank} is at {own_step}"
             )
-            return pending, self._own(pending.read_out.local())
-        return pending, totals
+            return pending, self._own(self._named(pending.read_out, pending.read_out.local()))
+        return pending, self._named(pending.read_out, totals)
+
+    def _named(self, read_out: ReadOut, totals: Totals) -> Totals:
+        """Agree on names of the user's own numbers that some rank logged for the first time, and add their values."""
+        if not read_out.wants_slots:
+            return totals
+        try:
+            found = self.numbers.settle(self.tally.group, self.tally.sums.device)
+        except RuntimeError as error:
+            self.hang_up(f"a collective failed ({error})")
+            return totals
+        return replace(totals, own=larger(totals.own, found))
 
     def whole(self, tally: TokenTally, doing: Doing) -> Totals:
         """Return a tally's totals over all ranks, rows included, and wait for them."""
@@ -154,7 +169,10 @@ class Link:
             return tally.local_totals()
         try:
             tally.process_group = self.pattern.process_group
-            read_out = tally.read_out(doing)
+            device = tally.sums.device
+            # A state that is saved holds what was not read out yet; it stays where it is.
+            own = self.numbers.look(device) if doing.what == "checkpoint" else self.numbers.empty(device)
+            read_out = tally.read_out(doing, own)
             if not read_out.arrives(PASS_S):
                 _warn(
                     f"rank {self.home.global_rank} {doing}, and has waited {PASS_S:g} s for the other ranks of its group. Every rank "
@@ -178,6 +196,17 @@ class Link:
         except RuntimeError as error:
             self.hang_up(f"a collective failed ({error})")
             return totals
+
+    def from_first(self, payload: bytes) -> bytes:
+        """Return the bytes that the first rank of the group has, and wait for them; none once the link is severed."""
+        self.connect()
+        if self.severed:
+            return payload
+        try:
+            return self.pattern.group.from_first(payload, self.tally.sums.device)
+        except RuntimeError as error:
+            self.hang_up(f"a collective failed ({error})")
+            return b""
 
     def sum(self, values: list[int], step: int) -> list[int]:
         """Return the sums of a few integers over ranks, and wait for them; this rank's own once the link is severed."""

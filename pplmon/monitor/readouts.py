@@ -31,6 +31,7 @@ class Engine(Shows):
             self._see_loss()
         if taken is None:
             return
+        self._look_up_reference()
         self._start()
         pending, totals = taken
         # When all leave, this was no step but the handshake of ``close``.
@@ -186,3 +187,4 @@ class Engine(Shows):
         self._resumed_at, self._started = self._step, False
         if first:
             self._link.tally.add_totals(unread)
+            self._link.numbers.restore(unread.own, self._step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -18,6 +19,7 @@ from pplmon.monitor.judge import Judge
 from pplmon.monitor.one_thread import OneThread
 from pplmon.monitor.publish import Places, Publisher, wanted
 from pplmon.monitor.ranks import Link
+from pplmon.monitor.reference import earlier_run
 from pplmon.monitor.running_totals import Windows
 from pplmon.monitor.schedule import Cadence
 from pplmon.report.declared import as_rows
@@ -25,7 +27,7 @@ from pplmon.report.report import Report
 from pplmon.report.totals import Totals
 from pplmon.report.worst import Decode
 from pplmon.sinks.base import Sink
-from pplmon.tally import TokenTally
+from pplmon.tally import GradNorm, TokenTally
 
 
 class Shows:
@@ -44,6 +46,8 @@ class Shows:
         decode: Decode | None = None,
         places: Places | None = None,
         min_severity: str = "warning",
+        grad_norm: bool = False,
+        reference: str | os.PathLike[str] | None = None,
     ) -> None:
         places = Places() if places is None else places
         self.trainer, self.log_dir = places.trainer, places.log_dir  # handlers ask for these two when they are bound
@@ -52,13 +56,17 @@ class Shows:
         self.decode = decode
         self.wait_for_window = False  # read a logged window at its own step, where its numbers are needed
         self.should_stop = False  # the same on all ranks, at the same step
-        rules = default_alerts() if alerts is None else alerts
-        self._link = Link(tally if tally is not None else TokenTally(), places.may_write)
+        rules = default_alerts(grad_norm) if alerts is None else alerts
+        self._norms = GradNorm() if grad_norm else None
+        pattern = tally if tally is not None else TokenTally()
+        self._link = Link(pattern, places.may_write, self.cadence.most_steps if grad_norm else 0)
         names = wanted(numbers, self._link.pattern)
         self._delivery = Delivery(sinks, on_alert, min_severity)
         self.publisher = Publisher(self._delivery, self._link, names, places)
         self._judge = Judge(rules, self._delivery, self._link)
-        same = {"numbers": numbers, "prefix": prefix, "alerts": list(self._judge.rules)}
+        self._reference = self._unread = reference  # the latter until the file is read
+        same: dict[str, object] = {"numbers": numbers, "prefix": prefix, "alerts": list(self._judge.rules)}
+        same |= {"grad_norm": grad_norm, "reference": reference is not None}
         self._link.agree_on({**asdict(self.cadence), **same})
         self._windows = Windows()
         self._overwritten = Overwritten()
@@ -114,6 +122,14 @@ class Shows:
             self._delivery.start(self._describe())
         self._started = True
 
+    def _look_up_reference(self) -> None:
+        """Read the earlier run, once. Every rank of the group calls it, before its first read-out is judged."""
+        path, self._unread = self._unread, None
+        if path is not None:
+            earlier = earlier_run(path, self.prefix, self._link)
+            if earlier is not None:
+                self._judge.compare_to(earlier)
+
     def _describe(self) -> dict[str, Any]:
         declared = as_rows(declare_all(self._link.pattern.extras))
         return {
@@ -123,6 +139,7 @@ class Shows:
             **asdict(self.cadence),
             "resumed_at": self._resumed_at,
             "memory": None if self._resumed_at is None else self._judge.memory(),
+            **({} if self._reference is None else {"reference": str(self._reference)}),
             "alerts": [repr(rule) for rule in self._judge.rules],
             "watched": watched(self._judge.rules),
             **({"declared": declared} if declared else {}),
