@@ -13,6 +13,7 @@ import argparse
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 
@@ -90,6 +91,12 @@ def judged(steps: np.ndarray, ours: np.ndarray, theirs: np.ndarray | None) -> tu
     return pages, notices
 
 
+@lru_cache
+def _alone(key: str, steps: tuple[int, ...], losses: tuple[float, ...]) -> tuple[list[int], list[int]]:
+    """The same for a run without another, which is in several pairs."""
+    return judged(np.array(steps), np.array(losses), None)
+
+
 def seen(pair: Pair) -> list[tuple[bool, bool]]:
     """Whether each added fault was seen, without the other run and beside it."""
     count = len(pair.steps)
@@ -120,7 +127,7 @@ def table(found: Sequence[Pair]) -> str:
         if not some:
             continue
         told = [one for pair in some for one in seen(pair)]
-        alone = [judged(pair.steps, pair.losses[0], None) for pair in some]
+        alone = [_alone(pair.ours, tuple(pair.steps.tolist()), tuple(pair.losses[0].tolist())) for pair in some]
         beside = [judged(pair.steps, pair.losses[0], pair.losses[1]) for pair in some]
         quieter, alike = (statistics.median(getattr(p, name) for p in some) for name in ("quieter", "correlation"))
         rates = [f"{np.mean([one[which] for one in told]):.2f}" for which in (0, 1)]

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pplmon.alerts.alert import Alert, MetricRule, Rule, options
+from pplmon.alerts.alert import Alert, MetricRule, Rule
 from pplmon.alerts.earlier import Earlier
 from pplmon.alerts.noise import Noise
 from pplmon.alerts.rules.baseline import LEAST_SCALE, Baseline
 from pplmon.report.report import Report
 
 MAIN = "cross_entropy"  # the number whose noise tells if the orders of the data match
-FLOOR = 0.02  # of a number's own noise: less is no noise, as where two runs are bit-identical for a while
+FLOOR = 0.1  # of a number's own noise: less is no noise, as where two runs are bit-identical for a while
 UNUSUAL = 4.0  # scales of the difference
 WITHIN = 200  # judged values: an alert on the number itself, so soon after one on its difference, is about the same
 DATA, MODEL = "data", "model"
@@ -146,7 +146,7 @@ class _Twin:
     """A fresh copy of a rule that judges the difference, and what is usual of the difference."""
 
     def __init__(self, rule: MetricRule) -> None:
-        self.rule = type(rule)(**options(rule))
+        self.rule = rule.for_difference()
         self.rule.warns = False
         self.unusual = False  # the last difference
         self._usual = Baseline()

@@ -160,6 +160,10 @@ class MetricRule:
             severity=severity or self.severity,
         )
 
+    def for_difference(self) -> MetricRule:
+        """Return a fresh rule like this one that judges the difference to an earlier run. For a rule that compares."""
+        return type(self)(**options(self))
+
     def keep_scale_above(self, least: float) -> None:
         """Take smaller changes than ``least``, in the number's unit, for none. For a rule that compares."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from pplmon.alerts.alert import Alert, MetricRule
+from pplmon.alerts.alert import Alert, MetricRule, options
 from pplmon.alerts.rules.baseline import LEAST_SCALE, Baseline
 from pplmon.alerts.rules.bucket import Bucket
 from pplmon.alerts.rules.quiet import Quiet
@@ -101,6 +101,10 @@ class Spike(MetricRule):
                 alert = alert or self._note("fall", now, value, report)
         base.push(value)
         return alert
+
+    def for_difference(self) -> MetricRule:
+        """Return a rule that waits for no recovery: runs of unlike settings may well part for good."""
+        return type(self)(**{**options(self), "recovery_steps": None})
 
     def keep_scale_above(self, least: float) -> None:
         """Take no smaller scale from now on."""
