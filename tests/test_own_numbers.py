@@ -95,6 +95,16 @@ def test_the_largest_value_counts_and_is_logged_journalled_and_judged(tmp_path: 
     assert {"optim/lr", "optim/steps"} <= set(drawn.runs[0].own_numbers)
 
 
+def test_a_log_of_another_tool_has_the_gradient_norm_under_its_name(tmp_path: Path) -> None:
+    """Without a mapping; other names of one's own are mapped."""
+    log = tmp_path / "metrics.csv"
+    log.write_text("step,train/cross_entropy,optim/grad_norm,lr\n0,2,0.5,1\n1,2,90,1\n", encoding="utf-8")
+    series = replay.read(log, {"lr": ("train", "optim/lr")})
+    assert series.numbers() == {("train", name) for name in ("cross_entropy", "optim/grad_norm", "optim/lr")}
+    result = replay.run(series, replay.Rules(["Above('optim/grad_norm', 10)"], series))
+    assert [fired.alert.step for fired in result.fired] == [1]
+
+
 def test_a_number_that_is_not_finite_is_critical() -> None:
     """A NaN is above every other value of the step, and a rule says it."""
     alerts: list[pplmon.Alert] = []

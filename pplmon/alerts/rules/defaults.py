@@ -29,7 +29,7 @@ def default_alerts(grad_norm: bool = False) -> list[Rule]:
         Above("relative_cross_entropy", 1.25, for_steps=16),
     ]
     if grad_norm:
-        # The gradients of a bad batch stand out more than its loss, and rise before a loss that is about to: as for the mean.
+        # Gradients that leap, or are not finite: as for the mean.
         rules.append(Spike(GRAD_NORM.name))
     for rule in rules:
         rule.warns = False  # no warning for a missing number: the user did not choose this rule
