@@ -148,27 +148,25 @@ def test_rows_are_found_by_tokens_where_steps_differ() -> None:
     assert by_step.at(row(7, 0.0)) == {"cross_entropy": 7.0} and by_step.by == "steps"
 
 
-def test_its_state_goes_through_a_checkpoint() -> None:
-    """As JSON: the second half of a run raises the same, judged in one go or resumed."""
+@pytest.mark.parametrize("cut", [70, 137, 380, 413])
+def test_its_state_goes_through_a_checkpoint(cut: int) -> None:
+    """As JSON: the rest of a run raises the same, to the last bit, judged in one go or resumed."""
     ours, theirs = losses(1, 1), losses(1, 2)
     for step in range(400, 500):
         ours[step] += 0.02
+    ours[600] += 1.0
     whole = judge(ours, theirs)
     rule, against = pplmon.Spike("cross_entropy"), beside(theirs)
-    for step in range(380):
-        against.begin(row(step, ours[step]))
-        against.judge(rule, row(step, ours[step]))
-    saved = json.loads(json.dumps([rule.state_dict(), against.state_dict()]))
-    rule, against = pplmon.Spike("cross_entropy"), beside(theirs)
-    rule.load_state_dict(saved[0])
-    against.load_state_dict(saved[1])
     found = []
-    for step in range(380, STEPS):
-        against.begin(row(step, ours[step]))
-        found.append(against.judge(rule, row(step, ours[step])))
-    assert (
-        [alert for alert in found if alert is not None] == [alert for alert in whole if (alert.step or 0) >= 380] != []
-    )
+    for step, loss in enumerate(ours):
+        if step == cut:
+            saved = json.loads(json.dumps([rule.state_dict(), against.state_dict()]))
+            rule, against = pplmon.Spike("cross_entropy"), beside(theirs)
+            rule.load_state_dict(saved[0])
+            against.load_state_dict(saved[1])
+        against.begin(row(step, loss))
+        found.append(against.judge(rule, row(step, loss)))
+    assert [alert for alert in found if alert is not None] == whole != []
 
 
 def write(folder: Path, values: Sequence[float], tokens: int = 64) -> Path:

@@ -34,7 +34,7 @@ class Baseline:
         self._kept = self._gap + self._changes + self._lag
         self._means_kept = max(LEAST_MEANS, 4 * window // self._block) + 2
         self._young, self._least = 3 * gap // self._block, max(1, 3 * window // 2 // self._block)
-        self.least = LEAST_SCALE  # that the scale can be
+        self.least = self._least_then = LEAST_SCALE  # that the scale can be; that it could be at the last renewal
         self._begin()
 
     def _begin(self) -> None:
@@ -74,6 +74,7 @@ class Baseline:
             "means": [*self._means],
             "new_means": self._new_means,
             "pending": self._pending,
+            **({"least": self._least_then} if self._least_then != LEAST_SCALE else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[float]) -> None:
@@ -83,6 +84,7 @@ class Baseline:
             for value in state:
                 self.push(value)
             return
+        self.least = float(state.get("least", LEAST_SCALE))
         values, self._pending = [*state["values"]], int(state["pending"])
         self._values = values[: len(values) - self._pending]
         self._means, self._new_means = [*state["means"]], int(state["new_means"])
@@ -105,6 +107,7 @@ class Baseline:
 
     def _expect(self, old: Sequence[float]) -> None:
         """Tell middle and scale from single values."""
+        self._least_then = self.least
         if len(old) < self._lag + self._level:
             return
         newest = old[-self._level :]
