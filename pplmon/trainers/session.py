@@ -155,11 +155,15 @@ class Session:
         """Count the batch. ``outputs`` are what its step returned: the loss or a dict, the loss divided by ``divided_by``."""
         training = self._pass is None
         loss = _loss(outputs, divided_by if training else 1)  # nothing is accumulated in a pass
-        self._capture.end_batch(outputs, loss)
-        self._choosing.after_batch("train" if self._pass is None else self._pass.stage)
+        self._capture.end_batch(outputs, loss, divided_by if training else 1)
+        stage = "train" if self._pass is None else self._pass.stage
+        self._choosing.after_batch(stage)
         items = self._capture.items
         if items is not None and loss is not None:
             loss = loss / (divided_by if training else 1)  # they are those of all accumulated micro-batches
+        calls = self._capture.calls_in_loss(stage)
+        if loss is not None and calls > 1:
+            loss = loss / calls
         if self._pass is not None:
             self._repeated.note(self._loader, self._capture.left_out)
             self._pass_guard.after(self._pass.tallies[self._loader], loss, items)
