@@ -30,7 +30,7 @@ from pplmon.report.version import VERSION
 from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.tally import TokenTally
 from pplmon.tally.single_numbers import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile
-from pplmon.trainers.capture import observe
+from pplmon.trainers.capture import log, observe
 
 if TYPE_CHECKING:
     from pplmon.alerts import Above as Above
@@ -82,6 +82,7 @@ __all__ = [
     "bytes_per_token",
     "default_alerts",
     "diagnose",
+    "log",
     "observe",
     "page",
     "rename_gap",

@@ -16,13 +16,14 @@ from torch import nn
 
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.observes import Observes
+from pplmon.monitor.own_numbers import Logs
 from pplmon.monitor.probes.base import Probe, Ranks
 from pplmon.monitor.repeated_rows import RepeatedRows
 from pplmon.report.report import Report
 from pplmon.tally import Doing
 
 
-class Monitor(Observes):
+class Monitor(Observes, Logs):
     """Watches a training loop: ``observe`` every micro-batch, ``step`` every optimizer step, ``close`` at the end.
 
     Args:
@@ -38,6 +39,9 @@ class Monitor(Observes):
         min_severity: "info", "warning" or "critical": what ``on_alert`` and W&B's own alerts hear of. What is below is a
             notice: in the journal, marked in the loggers, a line on the console.
         places: a trainer's own places for numbers, passed by the code that connects the trainer.
+        reference: the journal of an earlier run on the same data, or its directory, read by the first rank: alerts say what
+            both show (*data*) and what only this run does (*model*).
+        grad_norm: ``log_grad_norm`` is called before each optimizer step: makes room for it, and adds a rule to the default set.
 
     Raises:
         ValueError: a cadence below 1, or an unknown name. Also at the first read-out, on every rank, if there were

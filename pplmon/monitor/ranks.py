@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from pplmon.monitor.standing import Pending, Standing, warn
 from pplmon.report import layout
+from pplmon.report.own import larger
 from pplmon.report.totals import Totals
-from pplmon.tally import Doing, TokenTally, UnlikeRanks
+from pplmon.tally import Doing, ReadOut, TokenTally, UnlikeRanks
 from pplmon.tally.coming import Comes
 
 GRACE_S = 10.0  # for a read-out under way when its group was ended
@@ -55,11 +57,12 @@ class Link(Standing):
         if self._stopped or not self.takes_part:
             return
         number = self.patience.begin()
+        own = self.numbers.take(doing.step, self.tally.sums.device)
         try:
-            pending = Pending(self.tally.read_out(doing), closes_step, number)
+            pending = Pending(self.tally.read_out(doing, own), closes_step, number)
         except RuntimeError as error:  # some backends say at once that a rank is gone
             self._lose(error, number)
-            pending = Pending(self.tally.read_out(doing), closes_step, number)
+            pending = Pending(self.tally.read_out(doing, own), closes_step, number)
         self.pending, self.clearing = pending, True  # a signal's handler may save a state at any point
         self.tally.clear()
         self.clearing = False
@@ -81,27 +84,36 @@ class Link(Standing):
         except RuntimeError as error:
             self.pending = None
             self._lose(error, pending.number)
-            return pending, self._own(pending.read_out.local())
+            return pending, self._own(self._named(pending.read_out, pending.read_out.local()))
         except UnlikeRanks:
             self.pending = None
             self.unmerged = self.unmerged + pending.read_out.local()
             self.sever()
             raise
         if self.pending is not pending:
-            return (
-                None  # a signal came while this waited, and its handler took the read-out for the state that it saved
-            )
+            return None  # a signal came while this waited: its handler took the read-out for the state that it saved
         self.pending = None
         if self.severed:
-            return pending, self._own(totals)
+            return pending, self._own(self._named(pending.read_out, totals))
         first, last = pending.read_out.first_step, pending.read_out.doing.step
         if first != last:  # ranks that are out of step would wait for each other beside the training's own collectives
             self.sever(
                 f"a rank skipped an optimizer step: the group's are at {first} to {last} at one time, rank "
                 f"{self.home.global_rank} is at {own_step}"
             )
-            return pending, self._own(pending.read_out.local())
-        return pending, totals
+            return pending, self._own(self._named(pending.read_out, pending.read_out.local()))
+        return pending, self._named(pending.read_out, totals)
+
+    def _named(self, read_out: ReadOut, totals: Totals) -> Totals:
+        """Agree on names of the user's own numbers that some rank logged for the first time, and add their values."""
+        if not read_out.wants_slots:
+            return totals
+        try:
+            found = self.numbers.settle(self.tally.group, self.tally.sums.device)
+        except RuntimeError as error:
+            self._lose(error)
+            return totals
+        return replace(totals, own=larger(totals.own, found))
 
     def whole(self, tally: TokenTally, doing: Doing) -> Totals:
         """Return a tally's totals over all ranks, rows included, and wait for them."""
@@ -116,7 +128,10 @@ class Link(Standing):
         number = self.patience.begin()
         try:
             tally.process_group = self.pattern.process_group
-            read_out = tally.read_out(doing)
+            device = tally.sums.device
+            # A state that is saved holds what was not read out yet; it stays where it is.
+            own = self.numbers.look(device) if doing.what == "checkpoint" else self.numbers.empty(device)
+            read_out = tally.read_out(doing, own)
             self.patience.wait(number, read_out.arrives, partial(self._say_it_waits, doing))
             totals = read_out.totals(self._wait)
         except RuntimeError as error:
@@ -138,6 +153,17 @@ class Link(Standing):
         except RuntimeError as error:
             self._lose(error)
             return totals
+
+    def from_first(self, payload: bytes) -> bytes:
+        """Return the bytes that the first rank of the group has, and wait for them; none once the link is severed."""
+        self.connect()
+        if self.severed:
+            return payload
+        try:
+            return self.pattern.group.from_first(payload, self.tally.sums.device)
+        except RuntimeError as error:
+            self._lose(error)
+            return b""
 
     def sum(self, values: list[int], step: int, what: str = "choice") -> list[int]:
         """Return the sums of a few integers over ranks, and wait for them; this rank's own once the link is severed."""

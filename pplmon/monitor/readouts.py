@@ -32,6 +32,7 @@ class Engine(Shows):
         finally:
             self._see_loss()
         if taken is not None:
+            self._look_up_reference()
             self._arrived(*taken)
 
     def _arrived(self, pending: Pending, totals: Totals) -> None:
@@ -238,17 +239,17 @@ class Engine(Shows):
         self.collect()
         doing = Doing("checkpoint", step=self.last_step)
         votes = self._shifts.votes("train", final=True)
-        unread = self._link.whole(self._unread(without_batch), doing._replace(votes=votes))
+        unread = self._link.whole(self._not_read_out(without_batch), doing._replace(votes=votes))
         released = self._shifts.released_at_checkpoint(self._link.votes)
         if released is not None:
             for taken in released:
                 self._take_in(taken)
-            unread = self._link.whole(self._unread(without_batch), doing)
+            unread = self._link.whole(self._not_read_out(without_batch), doing)
         self._see_loss()
         self._delivery.flush()
         return self._state(self._name(), unread.silent(), self._link.gather(self._windows.window))
 
-    def _unread(self, without_batch: bool) -> TokenTally:
+    def _not_read_out(self, without_batch: bool) -> TokenTally:
         """Return the tally that holds what no read-out has: of closed micro-batches only, where the trainer repeats the last."""
         if without_batch and not self._abandoned:
             return self._before_batch.tally
@@ -298,3 +299,4 @@ class Engine(Shows):
         self._resumed_at, self._started = self._step, False
         if first:
             self._link.tally.add_totals(unread)
+            self._link.numbers.restore(unread.own, self._step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -23,6 +24,7 @@ from pplmon.monitor.next_writer import NextWriter
 from pplmon.monitor.one_thread import OneThread
 from pplmon.monitor.publish import Places, Publisher, wanted
 from pplmon.monitor.ranks import Link
+from pplmon.monitor.reference import earlier_run
 from pplmon.monitor.running_totals import Windows
 from pplmon.monitor.schedule import Cadence
 from pplmon.monitor.shifts import Shifts
@@ -32,7 +34,7 @@ from pplmon.report.texts import Decode, Texts
 from pplmon.report.totals import Totals
 from pplmon.report.version import VERSION
 from pplmon.sinks.base import Sink
-from pplmon.tally import TokenTally
+from pplmon.tally import GradNorm, TokenTally
 
 
 class Shows:
@@ -51,6 +53,8 @@ class Shows:
         decode: Decode | None = None,
         places: Places | None = None,
         min_severity: str = "warning",
+        grad_norm: bool = False,
+        reference: str | os.PathLike[str] | None = None,
     ) -> None:
         places = Places() if places is None else places
         self.trainer, self.log_dir = places.trainer, places.log_dir  # handlers ask for these two when they are bound
@@ -59,8 +63,10 @@ class Shows:
         self._texts = None if decode is None else Texts(decode)
         self.wait_for_window = False  # read a logged window at its own step, where its numbers are needed
         self.should_stop = False  # the same on all ranks, at the same step
-        rules = default_alerts() if alerts is None else alerts
-        self._link = Link(tally if tally is not None else TokenTally(), places.may_write)
+        rules = default_alerts(grad_norm) if alerts is None else alerts
+        self._norms = GradNorm() if grad_norm else None
+        pattern = tally if tally is not None else TokenTally()
+        self._link = Link(pattern, places.may_write, self.cadence.most_steps if grad_norm else 0)
         names = wanted(numbers, self._link.pattern)
         self._said = {
             "logged_numbers": numbers if isinstance(numbers, str) else list(numbers),
@@ -69,7 +75,9 @@ class Shows:
         self._delivery = Delivery(sinks, on_alert, min_severity)
         self.publisher = Publisher(self._delivery, self._link, names, places)
         self._judge = Judge(rules, self._delivery, self._link)
-        same = {"numbers": numbers, "prefix": prefix, "alerts": list(self._judge.rules)}
+        self._reference = self._unread = reference  # the latter until the file is read
+        same: dict[str, object] = {"numbers": numbers, "prefix": prefix, "alerts": list(self._judge.rules)}
+        same |= {"grad_norm": grad_norm, "reference": reference is not None}
         self._link.agree_on({**asdict(self.cadence), **same})
         self._pass_pattern = self._link.pattern
         self._shifts = Shifts(self._link)
@@ -156,6 +164,14 @@ class Shows:
             self._delivery.start(self._describe())
         self._started = True
 
+    def _look_up_reference(self) -> None:
+        """Read the earlier run, once. Every rank of the group calls it, before its first read-out is judged."""
+        path, self._unread = self._unread, None
+        if path is not None:
+            earlier = earlier_run(path, self.prefix, self._link)
+            if earlier is not None:
+                self._judge.compare_to(earlier)
+
     def _describe(self) -> dict[str, Any]:
         pattern = self._link.pattern
         declared = as_rows(declare_all(pattern.extras))
@@ -170,6 +186,7 @@ class Shows:
             **{name: getattr(pattern, name) for name in ("ignore_index", "shift", "top_k")},
             "resumed_at": self._resumed_at,
             "memory": None if self._resumed_at is None else self._judge.memory(),
+            **({} if self._reference is None else {"reference": str(self._reference)}),
             "alerts": [repr(rule) for rule in self._judge.rules],
             "watched": watched(self._judge.rules),
             **({"prefix": self.prefix} if self.prefix else {}),

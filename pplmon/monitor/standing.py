@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pplmon.monitor.patience import Patience
 from pplmon.report.totals import Totals
-from pplmon.tally import ReadOut, TokenTally, Votes
+from pplmon.tally import OwnNumbers, ReadOut, TokenTally, Votes
 from pplmon.tally.ranks import Group, Home
 
 
@@ -27,10 +27,11 @@ class Standing:
     its ranks make together, and a new monitor.
     """
 
-    def __init__(self, pattern: TokenTally, may_write: bool = True) -> None:
+    def __init__(self, pattern: TokenTally, may_write: bool = True, norms: int = 0) -> None:
         self.pattern = pattern.clone()
         self.pattern.reset()  # a pattern only gives its settings; its own counts are dropped
         self.tally = self.pattern.clone()
+        self.numbers = OwnNumbers(norms)  # with room for gradient norms of so many steps
         self.pending: Pending | None = None
         self.clearing = False  # what the tally holds is in the pending read-out, too
         self.severed = False

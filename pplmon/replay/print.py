@@ -130,7 +130,7 @@ def _comparison(series: Series, differs: tuple[int, int]) -> str:
 
 def _alert(fired: Fired) -> dict[str, Any]:
     alert = fired.alert
-    names = ("metric", "stage", "step", "value", "threshold", "severity", "text")
+    names = ("metric", "stage", "step", "value", "threshold", "severity", "cause", "text")
     return (
         {"rule": fired.rule, "name": alert.rule}
         | {name: getattr(alert, name) for name in names}

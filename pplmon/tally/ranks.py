@@ -6,6 +6,7 @@ import ctypes
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
 
 from pplmon.measure.private_names import timeout_of
@@ -70,6 +71,20 @@ class Group(NamedTuple):
             backend, timeout = dist.get_backend(self.handle), timeout_of(self.handle or dist.group.WORLD)
             own[ranks] = dist.new_group(list(ranks), timeout, backend, use_local_synchronization=True)
         return Group(own[ranks])
+
+    def from_first(self, payload: bytes, device: torch.device) -> bytes:
+        """Return what the first rank of the group has, on every rank. Every rank of the group calls it, and waits."""
+        if self.size <= 1:
+            return payload
+        first, length = self.ranks[0], torch.tensor([len(payload)], device=device)
+        dist.broadcast(length, first, group=self.handle)
+        cells = torch.empty(int(length), dtype=torch.uint8)
+        if self.rank == 0 and payload:
+            cells = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        cells = cells.to(device)
+        if len(cells):
+            dist.broadcast(cells, first, group=self.handle)
+        return bytes(cells.cpu().numpy())
 
     def hang_up(self) -> None:
         """End a communicator of our own, without waiting: collectives of the other ranks then fail instead of waiting."""

@@ -17,19 +17,21 @@ from torch import Tensor
 
 from pplmon.report import layout
 from pplmon.report.histogram import Histogram
+from pplmon.report.own import values
 from pplmon.report.totals import Derives, Totals
 from pplmon.report.worst import Row
 from pplmon.tally.coming import Waits, comes, wait_for, within
 from pplmon.tally.doing import LEAVES, Doing, Votes, differ
 from pplmon.tally.merge import merge_rows
+from pplmon.tally.own_numbers import Block
 from pplmon.tally.ranks import Group
 from pplmon.tally.records import State
 from pplmon.tally.same_layout import Layout
 
 # The order in a read-out: what is summed, then the maxima, the layout's mark and what the rank does, then rows, so that each
 # reduction is over one piece.
-_SUMMED = ("sums", "extra_sums", "histogram")
-_FLAT = (*_SUMMED, "maxima", "extra_maxima")
+_SUMMED = ("sums", "extra_sums", "histogram", "squares")
+_FLAT = (*_SUMMED, "maxima", "extra_maxima", "own_maxima")
 
 
 class ReadOut:
@@ -38,21 +40,34 @@ class ReadOut:
     Attributes:
         doing: what this rank does and votes; once it has arrived what all do, at the largest of their steps.
         first_step: the smallest of the ranks' steps, once it has arrived.
+        wants_slots: some rank has a number of the user's own that has no slot yet, once it has arrived.
     """
 
     def __init__(
-        self, state: State, group: Group, extras: tuple[Derives, ...], own_layout: Layout, doing: Doing
+        self,
+        state: State,
+        group: Group,
+        extras: tuple[Derives, ...],
+        own_layout: Layout,
+        doing: Doing,
+        own: Block | None = None,
     ) -> None:
         """Copy the state, start its reduction (every rank of the group does) and its copy to the host. No wait."""
         # A copy in the order of the step: what is counted from here on changes the states in place.
-        self.doing, self.first_step = doing, doing.step
+        self.doing, self.first_step, self.wants_slots = doing, doing.step, False
         self._group, self._layout, self._says = group, own_layout, doing
         mark, word = own_layout.mark(state.sums.device, doing.votes), doing.word
         says = (mark.new_full((1,), word), mark.new_full((1,), -word if word != LEAVES else word))
         rows = state.token_rows.flatten(), state.sequence_rows.flatten()
-        self._own = torch.cat([*(getattr(state, name) for name in _FLAT), mark, *says, *rows])
+        none = mark.new_empty(0)
+        beside = (
+            {"squares": none, "own_maxima": none} if own is None else {"squares": own.squares, "own_maxima": own.maxima}
+        )
+        parts = {**state._asdict(), **beside}
+        self._own = torch.cat([*(parts[name] for name in _FLAT), mark, *says, *rows])
         self._mark = len(mark) + len(says)
-        self._shapes = {name: part.shape for name, part in state._asdict().items()}
+        self._shapes = {name: part.shape for name, part in parts.items()}
+        self._slots = [] if own is None else own.slots
         self._extras = extras
         self._work: list[Any] = []
         self._host: Tensor | None = None
@@ -107,8 +122,11 @@ class ReadOut:
         before = shapes["sums"].numel() + shapes["extra_sums"].numel()
         after = before + shapes["histogram"].numel()
         summed, take = on_host[:before].tolist(), _Taker(on_host[after:].tolist())
-        maxima, extra_maxima = (take(shapes[name].numel()) for name in ("maxima", "extra_maxima"))
+        squares, maxima, extra_maxima, own_maxima = (
+            take(shapes[name].numel()) for name in ("squares", "maxima", "extra_maxima", "own_maxima")
+        )
         said = take(self._mark)
+        self.wants_slots = own_maxima[-1:] == (1,)
         totals = Totals(
             sums=tuple(summed[: shapes["sums"].numel()]),
             extra_sums=tuple(summed[shapes["sums"].numel() :]),
@@ -120,6 +138,7 @@ class ReadOut:
             keep=shapes["token_rows"][0],
             extras=self._extras,
             saturated=self._check(max(summed)),  # no bucket holds more than all tokens
+            own=values(self._slots, own_maxima, squares),
         )
         return totals, said
 

@@ -22,6 +22,7 @@ from pplmon.tally import checkpoint
 from pplmon.tally.coming import Waits
 from pplmon.tally.doing import Doing
 from pplmon.tally.merge import merge_counts, merge_maxima, merge_rows, merge_sums
+from pplmon.tally.own_numbers import Block
 from pplmon.tally.ranks import Alone, Group
 from pplmon.tally.readout import ReadOut, gather_rows, state_of
 from pplmon.tally.records import State
@@ -64,9 +65,12 @@ class States(Metric):
         self._add("extra_maxima", (sum(size.maxima for size in sizes),), -1, merge_maxima)
         self._layout = Layout.of(self._state(), extras)
 
-    def read_out(self, doing: Doing | None = None) -> ReadOut:
-        """Start the reduction over ranks (every rank calls it, and does the same). Only the first waits, to compare layouts."""
-        return self._read_out(self.group, doing or Doing())
+    def read_out(self, doing: Doing | None = None, own: Block | None = None) -> ReadOut:
+        """Start the reduction over ranks (every rank calls it, and does the same). Only the first waits, to compare layouts.
+
+        ``own`` are numbers of the user's own that travel along.
+        """
+        return self._read_out(self.group, doing or Doing(), own)
 
     def compare(self, wait: Waits | None = None) -> None:
         """Raise on every rank of the group where names, sizes or settings differ (every rank calls it)."""
@@ -237,9 +241,9 @@ class States(Metric):
                 tensor.copy_(getattr(self, name))
                 setattr(self, name, tensor)
 
-    def _read_out(self, group: Group, doing: Doing) -> ReadOut:
+    def _read_out(self, group: Group, doing: Doing, own: Block | None = None) -> ReadOut:
         self._layout.compare(group, self.sums.device)
-        return ReadOut(self._state(), group, self.extras, self._layout, doing)
+        return ReadOut(self._state(), group, self.extras, self._layout, doing, own)
 
     def _state(self) -> State:
         return State(*(getattr(self, name) for name in State._fields))

@@ -6,7 +6,7 @@ optimizer step, ``begin_pass`` and ``end_pass`` around validation, and ``close``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from pplmon.report.declared import find
 from pplmon.report.report import Report
 from pplmon.report.texts import Decode
 from pplmon.sinks.base import Sink
-from pplmon.trainers.capture import Capture
+from pplmon.trainers.capture import Capture, listen_to_numbers
 from pplmon.trainers.capture.sources.hugging_face import model_in
 from pplmon.trainers.choosing import Choosing
 from pplmon.trainers.settings import Settings
@@ -66,6 +66,8 @@ class Session:
             alerts=settings.rules(),
             on_alert=settings.on_alert,
             min_severity=settings.min_severity,
+            grad_norm=settings.grad_norm,
+            reference=settings.reference,
             decode=settings.decode or decode,
             places=places,
         )
@@ -74,6 +76,7 @@ class Session:
             self.monitor.also_measure_in_passes(more)
         self._guard, self._pass_guard = LossGuard(), LossGuard()
         self._micro_batch = 0
+        self._at: int | None = None  # the step that the batch under way belongs to
         self._pass: Pass | None = None
         self._repeated = RepeatedRows()
         self._loader = 0
@@ -82,6 +85,7 @@ class Session:
         self.closed, self._in_batch = False, False
         self._shown = False  # something, to callbacks that watch a window
         self._shows = settings.show and self.monitor.writes
+        self._stop_numbers: Callable[[], None] | None = None
         self.listen_to(model)
 
     def listen_to(self, model: nn.Module) -> None:
@@ -90,11 +94,22 @@ class Session:
         self._capture.attach(model)
         self._model = model
         self._choosing.listen(self._capture)
+        self._stop_hearing_numbers()
+        self._stop_numbers = listen_to_numbers(model, self)
 
     def stop_listening(self) -> None:
         """Remove the hooks, and forget a pass that was not ended."""
-        self._capture.detach()
+        self._detach()
         self._pass = None
+
+    def _detach(self) -> None:
+        self._capture.detach()
+        self._stop_hearing_numbers()
+
+    def _stop_hearing_numbers(self) -> None:
+        stop, self._stop_numbers = self._stop_numbers, None
+        if stop is not None:
+            stop()
 
     @property
     def listening(self) -> bool:
@@ -105,6 +120,21 @@ class Session:
     def should_stop(self) -> bool:
         """Return True once the run is to stop: at the same step on all ranks."""
         return self.monitor.should_stop
+
+    # Numbers of the user's own.
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """Log a number for the optimizer step under way (see ``Monitor.log``)."""
+        self.monitor.log(name, value, self._step_under_way)
+
+    def log_grad_norm(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Log the norm of all gradients if the user asked for it. To be called before they are clipped."""
+        if self.settings.grad_norm:
+            self.monitor.log_grad_norm(parameters, self._step_under_way)
+
+    @property
+    def _step_under_way(self) -> int:
+        return self.monitor.current_step + self._choosing.held if self._at is None else self._at
 
     # Batches and steps.
 
@@ -140,6 +170,7 @@ class Session:
         if self._pass is not None:
             self._begin_pass_batch(self._pass, batch, monitor.last_step if step is None else step, loader)
             return
+        self._at = step
         step = monitor.current_step if step is None else step
         if monitor.takes_part:
             self._capture.begin_batch("train", monitor.tally, batch, step, self._micro_batch)
@@ -185,7 +216,7 @@ class Session:
 
         While it is not chosen which logits and shift to count, in the first steps, nothing is read out.
         """
-        self._micro_batch = 0
+        self._micro_batch, self._at = 0, None
         step = self.monitor.current_step + self._choosing.held if step is None else step
         self._doubt("train", self._guard)
         report = self._choosing.step_to(step)
@@ -289,12 +320,12 @@ class Session:
     def abandon(self) -> None:
         """End after an exception: leave the model alone and write what is held back. Nothing is sent to other ranks."""
         self._choosing.give_up()
-        self._capture.detach()
+        self._detach()
         self.monitor.abandon()
 
     def release(self) -> None:
         """Remove hooks and close files; another pass may follow."""
-        self._capture.detach()
+        self._detach()
         self.monitor.release()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,8 @@ class Settings:
     min_severity: str = "warning"
     probes: Sequence[Probe] = ()
     show: bool = False  # print the first batch of training once
+    grad_norm: bool = False
+    reference: str | os.PathLike[str] | None = None
     wire: str = "loop"  # the trainer that errors give advice for: "lightning", "hugging_face" or "loop"
 
     def __post_init__(self) -> None:

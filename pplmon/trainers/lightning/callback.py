@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ class PerplexityMonitor(Callback):
             notice: in the journal, marked in the loggers, a line on the console.
         probes: measurements that run the model by themselves at the end of a pass (see ``FreeRunningProbe``).
         show: print the first rows of the first batch of training once, with the tokens that are not scored in grey.
+        grad_norm: log the norm of all gradients before they are clipped, as "optim/grad_norm", and judge it.
+        reference: the journal of an earlier run on the same data: alerts say what both show, and what only this run does.
 
     Without ``logits`` and ``targets`` they are found as described in ``pplmon.trainers.capture.find``.
     """
@@ -61,6 +64,8 @@ class PerplexityMonitor(Callback):
         min_severity: str = "warning",
         probes: Sequence[Probe] = (),
         show: bool = False,
+        grad_norm: bool = False,
+        reference: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         self._settings = Settings(
@@ -78,6 +83,8 @@ class PerplexityMonitor(Callback):
             min_severity=min_severity,
             probes=probes,
             show=show,
+            grad_norm=grad_norm,
+            reference=reference,
             wire="lightning",
         )
         self._session: Session | None = None
@@ -139,6 +146,10 @@ class PerplexityMonitor(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin this micro-batch."""
         self._running().begin_batch(batch, facts.step_of(trainer))
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Take the norm of the gradients, which are not clipped yet."""
+        self._running().log_grad_norm(p for group in optimizer.param_groups for p in group["params"])
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count this micro-batch, and close the optimizer step if it was its last."""
