@@ -200,7 +200,7 @@ def test_best_stands_without_scalars_and_writes_only_what_improves() -> None:
     """Under Lightning rows go through its logger; the summary is ours. Each loader has a best of its own."""
     run = FakeRun()
     written: list[dict[str, float]] = []
-    run.summary = SimpleNamespace(update=written.append)  # type: ignore[assignment]
+    run.summary = SimpleNamespace(get=lambda name: None, update=written.append)  # type: ignore[assignment]
     sink = WandB(run)
     sink.best({"p/val/perplexity": 9.0, "val/perplexity/dataloader_idx_0": 8.0, "val/tokens": 3.0, "lr": 1.0})
     sink.best({"p/val/perplexity": 9.0, "val/perplexity/dataloader_idx_0": 7.0})
@@ -222,11 +222,19 @@ def test_a_resumed_run_keeps_its_best() -> None:
     assert run.summary["val/perplexity_min"] == 4.0
 
 
-def test_a_new_run_does_not_read_its_summary() -> None:
-    """Only a resumed run has a past: what stands there otherwise is not ours."""
-    run = FakeRun(summary={"val/perplexity_min": 5.0})
-    WandB(run).best({"val/perplexity": 6.0})
-    assert run.summary["val/perplexity_min"] == 6.0
+def test_a_second_fit_into_one_run_keeps_its_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fit has a sink of its own; the run is one, and its best is what either reached: from its real file."""
+    for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DIR", str(tmp_path))):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()
+    run = wandb.init(project="p")
+    for perplexity, accuracy in ((26.18, 0.25), (2_712_279.0, 0.5), (30.0, 0.125)):
+        WandB(run).report(Report(3, "val"), {"val/perplexity": perplexity, "val/token_accuracy": accuracy})
+    run.finish()
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    summary = finished(path).summary
+    assert (summary["val/perplexity_min"], summary["val/token_accuracy_max"]) == (26.18, 0.5)
+    assert summary["val/perplexity"] == 30.0
 
 
 def test_an_alert_without_tokens_logs_no_picture() -> None:

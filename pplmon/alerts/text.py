@@ -16,6 +16,7 @@ from pplmon.report.strict_json import finite_or_text
 from pplmon.report.worst import WorstSequence, WorstToken
 
 TITLE_LENGTH = 64  # characters: W&B takes no longer title
+CELL_LENGTH = 600  # characters of a text in a table
 Cell = str | float | int | None
 
 # Fields of WorstToken and WorstSequence, in reading order. Losses are in nats (a sequence's: nats per token).
@@ -108,7 +109,12 @@ def _column(values: list[Cell]) -> list[Cell]:
     # One column is of one type, or W&B refuses it: beside a NaN the finite losses are text, too.
     if any(isinstance(value, float) and not math.isfinite(value) for value in values):
         return [brief(value) if isinstance(value, (int, float)) else value for value in values]
-    return [repr(value) if isinstance(value, str) else value for value in values]
+    return [_quoted(value) if isinstance(value, str) else value for value in values]
+
+
+def _quoted(text: str) -> str:
+    whole = repr(text)
+    return whole if len(whole) <= CELL_LENGTH else f"{whole[:CELL_LENGTH]}… ({len(whole):,} characters)"
 
 
 def _cell(value: Cell) -> str:

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -14,6 +15,7 @@ from pplmon.alerts.text import brief
 from pplmon.alerts.words import plural
 from pplmon.doctor.overwritten import Overwritten
 from pplmon.extras import declare_all
+from pplmon.monitor.before_batch import BeforeBatch
 from pplmon.monitor.delivery import Delivery, Handler
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.judge import Judge
@@ -24,9 +26,9 @@ from pplmon.monitor.running_totals import Windows
 from pplmon.monitor.schedule import Cadence
 from pplmon.report.declared import as_rows
 from pplmon.report.report import Report
+from pplmon.report.texts import Decode, Texts
 from pplmon.report.totals import Totals
 from pplmon.report.version import VERSION
-from pplmon.report.worst import Decode
 from pplmon.sinks.base import Sink
 from pplmon.tally import TokenTally
 
@@ -52,7 +54,7 @@ class Shows:
         self.trainer, self.log_dir = places.trainer, places.log_dir  # handlers ask for these two when they are bound
         self.cadence = Cadence(every_n_steps, judge_every_n_steps)
         self.prefix = prefix
-        self.decode = decode
+        self._texts = None if decode is None else Texts(decode)
         self.wait_for_window = False  # read a logged window at its own step, where its numbers are needed
         self.should_stop = False  # the same on all ranks, at the same step
         rules = default_alerts() if alerts is None else alerts
@@ -68,6 +70,7 @@ class Shows:
         same = {"numbers": numbers, "prefix": prefix, "alerts": list(self._judge.rules)}
         self._link.agree_on({**asdict(self.cadence), **same})
         self._windows = Windows()
+        self._before_batch = BeforeBatch(self._link.pattern)
         self._overwritten = Overwritten()
         self._one_thread = OneThread()
         self._pass: Pass | None = None
@@ -81,6 +84,8 @@ class Shows:
         self._abandoned = False
         self._last: Report | None = None
         self._closed: Report | None = None  # logged, and not yet returned by a step
+        self._run: str | None = uuid4().hex[:8]  # tells it from others in one journal
+        self._named = False  # the same on all ranks
         self._resumed_at: int | None = None  # the step at which a loaded state goes on
         for handler in self._delivery.handlers:
             if hasattr(handler, "bind"):
@@ -139,6 +144,7 @@ class Shows:
             "python": platform.python_version(),
             "ranks": self._link.ranks,
             **asdict(self.cadence),
+            **({} if self._run is None else {"run": self._run}),
             **self._said,
             **{name: getattr(pattern, name) for name in ("ignore_index", "shift", "top_k")},
             "resumed_at": self._resumed_at,
@@ -148,6 +154,7 @@ class Shows:
             **({"prefix": self.prefix} if self.prefix else {}),
             **({} if self._resumed_at is None else {"raised": dict(self._judge.raised)}),
             **({"declared": declared} if declared else {}),
+            "files": self._delivery.files(),
             "alert_folders": self._delivery.folders(),
         }
 
@@ -185,14 +192,15 @@ class Shows:
 
     def _report(self, step: int, stage: str, totals: Totals, evidence: bool = True) -> Report:
         """Return the report; worst tokens have their text on the writing rank only, which is the one to show it."""
-        seen, before = self._windows.tokens_seen if stage == "train" else None, self._windows.passes.get(stage)
-        report = totals.report(step, stage, seen, evidence, before)
+        seen, before = self._windows.tokens_seen, self._windows.passes.get(stage)
+        trained = seen if stage == "train" or seen else None  # a pass of a run that does not train has none
+        report = totals.report(step, stage, trained, evidence, before)
         missing = self._missing(stage)
         if missing:
             report = replace(report, ranks_missing=missing)
-        if self.decode is None or not evidence or not self.writes:
+        if self._texts is None or not evidence or not self.writes:
             return report
-        return self._delivery.guard(self.decode, "decode", report.decoded, self.decode) or report
+        return self._delivery.guard(self._texts.decode, "decode", report.decoded, self._texts) or report
 
     def _missing(self, stage: str) -> int:
         """Return the ranks that a report lacks: what was merged before they were lost, and a pass of one rank, lack none."""

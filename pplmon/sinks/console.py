@@ -8,6 +8,7 @@ from typing import Any
 from pplmon.alerts import Alert
 from pplmon.alerts.addresses import address, sequence_of
 from pplmon.alerts.text import blame, brief, visible
+from pplmon.alerts.words import LABEL, SENTENCE, SHORT, shown
 from pplmon.report.report import Report
 from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.sinks.base import Sink
@@ -37,11 +38,14 @@ class Console(Sink):
         self._shown: tuple[WorstToken, ...] = ()  # the evidence of the last panel
 
     def start(self, run: Mapping[str, Any]) -> None:
-        """Print one line: the rules in force. Whoever replaced the default set sees what is left of it."""
+        """Print the rules in force, so that whoever replaced the default set sees what is left of it, and where files go."""
         from rich.text import Text
 
         rules = ", ".join(run.get("alerts", ())) or "none (alerts=[])"
         self._show(Text(visible(f"pplmon: rules in force: {rules}")), soft_wrap=True)
+        files = ", ".join([*run.get("files", ()), *run.get("alert_folders", ())])
+        if files:
+            self._show(Text(visible(f"pplmon: writes {files}")), soft_wrap=True)
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Print one line: the step, and the main numbers."""
@@ -56,12 +60,12 @@ class Console(Sink):
         from rich.panel import Panel
         from rich.text import Text
 
-        parts: list[Any] = [Text(visible(alert.text))]
+        parts: list[Any] = [Text(shown(alert.text, SENTENCE))]
         if alert.worst and alert.worst != self._shown:  # rules that fire at one step have one and the same evidence
             parts += [Text("\n".join([*blame(alert), *map(_sequence_line, alert.worst_sequences[:1])]))]
             parts += [Text(), _token_table(alert.worst[:TOKENS])]
             self._shown = alert.worst
-        heading = Text(visible(f"pplmon {alert.severity}: {alert.rule}"))
+        heading = Text(f"pplmon {alert.severity}: {shown(alert.rule)}")
         self._show(Panel(Group(*parts), title=heading, title_align="left", border_style=COLOURS[alert.severity]))
 
     def notice(self, alert: Alert) -> None:
@@ -70,7 +74,7 @@ class Console(Sink):
 
         worst = [_sequence_line(alert.worst_sequences[0])] if alert.worst_sequences else []
         worst = worst or [f"Worst token: {address(token)}." for token in alert.worst[:1]]
-        line = " ".join([f"pplmon notice: {alert.text}.", *worst])
+        line = " ".join([f"pplmon notice: {shown(alert.text, SENTENCE)}.", *worst])
         self._show(Text(visible(line).replace("\n", " "), style=COLOURS["info"]), soft_wrap=True)
 
     def finished(self, report: Report) -> None:
@@ -112,13 +116,15 @@ def _token_table(tokens: Sequence[WorstToken]) -> Any:
         "where": [address(token) for token in tokens],
         "target": [_named(token.target, token.target_text) for token in tokens],
         "predicted": [_predicted(token) for token in tokens],
-        "context": ["" if token.context_text is None else repr(token.context_text) for token in tokens],
+        "context": [
+            "" if token.context_text is None else shown(repr(token.context_text), 2 * LABEL) for token in tokens
+        ],
     }
-    shown = {header: cells for header, cells in columns.items() if any(cells)}
+    filled = {header: cells for header, cells in columns.items() if any(cells)}
     table = Table(box=None, pad_edge=False)
-    for header in shown:
+    for header in filled:
         table.add_column(header, overflow="fold")
-    for row in zip(*shown.values()):
+    for row in zip(*filled.values()):
         table.add_row(*map(Text, row))
     return table
 
@@ -137,4 +143,4 @@ def _predicted(token: WorstToken) -> str:
 
 
 def _named(token_id: int, text: str | None) -> str:
-    return str(token_id) if text is None else f"{token_id} {text!r}"
+    return str(token_id) if text is None else f"{token_id} {shown(repr(text), SHORT)}"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pplmon.alerts import Alert
@@ -40,6 +41,11 @@ class TensorBoard(Sink):
 
             self._writer = SummaryWriter(str(self._log_dir))
         return self._writer
+
+    @property
+    def files(self) -> list[str]:
+        """Return pplmon's own directory; that of a given writer is known to whoever made it."""
+        return [] if self._log_dir is None else [str(Path(self._log_dir).absolute())]
 
     def start(self, run: Mapping[str, Any]) -> None:
         """Write the charts, and the settings as text."""

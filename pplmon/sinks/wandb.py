@@ -139,8 +139,8 @@ class WandB(Sink):
                 del self.run.summary[key]
 
     def _improves(self, name: str, value: float, extreme: str) -> bool:
-        if name not in self._best and getattr(self.run, "resumed", False):
-            before = self.run.summary.get(name)  # what the run had reached before it was resumed
+        if name not in self._best:
+            before = self.run.summary.get(name)  # a run that was resumed, or fitted before by another sink, has one
             if isinstance(before, (int, float)) and math.isfinite(before):
                 self._best[name] = before
         return name not in self._best or bool(_BETTER[extreme](value, self._best[name]))

@@ -18,16 +18,21 @@ from pplmon.sinks.wandb import LEVELS, WandB
 
 
 class LightningLogger(Sink):
-    """One of the trainer's loggers. Never opens a run of its own."""
+    """One of the trainer's loggers, ``trainer.loggers[number]``. Never opens a run of its own."""
 
-    def __init__(self, logger: Any) -> None:
-        self._logger = logger
+    def __init__(self, logger: Any, number: int = 0) -> None:
+        self._logger, self._number = logger, number
         self._backend = _backend(logger)
 
     def start(self, run: Mapping[str, Any]) -> None:
         """Begin a run: charts and settings, where the backend has room for them."""
         hyperparameters = dict(getattr(self._logger, "hparams", None) or {})
         self._backend.start({**run, **({"hyperparameters": hyperparameters} if hyperparameters else {})})
+
+    @property
+    def name(self) -> str:
+        """Return which logger it is. Its own name may have to be asked for over the network that just failed."""
+        return f"{type(self._logger).__name__} (trainer.loggers[{self._number}])"
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Log the scalars at the report's step, and what else the backend can draw."""
