@@ -11,7 +11,6 @@ or, without a framework::
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from pplmon import alerts, extras, sinks
@@ -22,13 +21,15 @@ from pplmon.extras import Extra
 from pplmon.extras.vocabulary import bytes_per_token
 from pplmon.measure.tokens import TokenStats, token_stats
 from pplmon.measure.vocab_parallel import VocabShard
+from pplmon.monitor.probes import FreeRunningProbe, rename_gap
 from pplmon.report.numbers import Number
 from pplmon.report.report import Report
 from pplmon.report.totals import Totals
+from pplmon.report.version import VERSION
 from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.tally import TokenTally
 from pplmon.tally.single_numbers import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile
-from pplmon.trainers.capture import observe
+from pplmon.trainers.capture import log, observe
 from pplmon.trainers.loop import Monitor
 
 if TYPE_CHECKING:
@@ -51,10 +52,7 @@ if TYPE_CHECKING:
 
 globals().update({**alerts.ALL, **extras.ALL})  # every rule and every extra that has a file
 
-try:
-    __version__ = version("pplmon")
-except PackageNotFoundError:  # running from a checkout that is not installed
-    __version__ = "0"
+__version__ = VERSION
 
 __all__ = [
     "Alert",
@@ -62,6 +60,7 @@ __all__ = [
     "CrossEntropy",
     "Extra",
     "Finding",
+    "FreeRunningProbe",
     "MaxTokenLoss",
     "MetricRule",
     "Monitor",
@@ -86,8 +85,10 @@ __all__ = [
     "bytes_per_token",
     "default_alerts",
     "diagnose",
+    "log",
     "observe",
     "page",
+    "rename_gap",
     "sinks",
     "token_stats",
     "watch",

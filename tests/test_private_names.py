@@ -13,10 +13,13 @@ import torch
 import torch.distributed as dist
 import torchmetrics
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from pplmon import TokenTally
 from pplmon.alerts.actions import save_batch
 from pplmon.measure import private_names as of_torch
+from pplmon.tally import GradNorm
+from pplmon.tally.ranks import Group
 from pplmon.tally.states import States
 from tests.models import loader, make_module
 
@@ -42,6 +45,34 @@ def test_torch_copies_a_list_of_tensors_in_place() -> None:
     where = [target.data_ptr() for target in targets]
     of_torch.copy_each(targets, [torch.tensor([3, 4]), torch.zeros(0, dtype=torch.int64)])
     assert targets[0].tolist() == [3, 4] and [t.data_ptr() for t in targets] == where, f"{TORCH} _foreach_copy_"
+
+
+def test_torch_takes_the_norm_of_each_of_a_list() -> None:
+    """In a wider type where that is named."""
+    parts = [torch.full((3,), 2.0, dtype=torch.bfloat16), torch.full((1,), 1.0, dtype=torch.bfloat16)]
+    norms = of_torch.norm_each(parts, 2, torch.float32)
+    assert [norm.dtype for norm in norms] == [torch.float32] * 2, f"{TORCH} _foreach_norm"
+    assert [norm.item() for norm in norms] == pytest.approx([12**0.5, 1.0]), f"{TORCH} _foreach_norm"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_torch_marks_the_flat_parts_of_parameters(tmp_path: Path) -> None:
+    """Those of FullyShardedDataParallel, with and without the original parameters, and no others; no norm is taken of them."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for original in (False, True):
+            parts = list(
+                FullyShardedDataParallel(
+                    nn.Linear(2, 2), use_orig_params=original, device_id=torch.device("cpu")
+                ).parameters()
+            )
+            assert all(map(of_torch.is_flat_shard, parts)), f"{TORCH} _fsdp_flattened"
+            parts[0].grad = torch.ones_like(parts[0])
+            with pytest.raises(TypeError, match="FullyShardedDataParallel: use fully_shard"):
+                GradNorm().squares(parts, Group())
+    finally:
+        dist.destroy_process_group()
+    assert not of_torch.is_flat_shard(nn.Linear(2, 2).weight)
 
 
 def test_torch_keeps_the_module_inside_a_compiled_one() -> None:
@@ -106,11 +137,18 @@ def test_lightning_has_what_is_read_from_a_trainer(package: str, tmp_path: Any) 
     moved = f"{package} {importlib.import_module(package.split('.', maxsplit=1)[0]).__version__} changed"
     seen: list[tuple[int, bool]] = []
     keys: set[str] = set()
+    asked: list[int] = []
+    repeats: list[bool] = []
 
     class Asks(pl.Callback):  # type: ignore[misc]
-        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            repeats.append(facts.repeats_batch(trainer))
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
             seen.append((facts.step_of(trainer), facts.optimizer_stepped(trainer)))
             keys.update(facts.module_keys(trainer))
+            repeats.append(facts.repeats_batch(trainer))
+            asked.extend([index] if facts.optimizer_stepped(trainer) and facts.watchers_ask(trainer, index) else [])
 
     module = make_module(pl.LightningModule)
     module.on_train_batch_start = lambda batch, index: module.log("own", 1.0, on_step=True, on_epoch=True)
@@ -119,14 +157,15 @@ def test_lightning_has_what_is_read_from_a_trainer(package: str, tmp_path: Any) 
         accumulate_grad_batches=2,
         accelerator="cpu",
         logger=False,
-        callbacks=[Asks()],
-        enable_checkpointing=False,
+        callbacks=[Asks(), pl.callbacks.ModelCheckpoint(tmp_path, monitor="own", every_n_train_steps=2)],
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
     trainer.fit(module, loader(16))
     assert seen == [(0, False), (0, True), (1, False), (1, True)], f"{moved} epoch_loop: the steps it counts"
+    assert repeats == [True, False] * 4, f"{moved} epoch_loop.batch_progress"
+    assert asked == [3], f"{moved} ModelCheckpoint._every_n_train_steps"  # two optimizer steps
     assert keys == {"own", "own_step", "own_epoch"}, f"{moved} trainer._results"
 
 

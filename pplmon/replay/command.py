@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from pplmon.replay.against import read_earlier
 from pplmon.replay.judge import run
 from pplmon.replay.own_file import run_file
 from pplmon.replay.print import as_json, show
@@ -60,6 +61,13 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     replay.add_argument(
         "--step", metavar="COLUMN", help="the column that counts optimizer steps, where it is not found"
     )
+    replay.add_argument(
+        "--against",
+        type=Path,
+        metavar="RUN",
+        help="an earlier run on the same data: rules see the difference, and each alert says if both runs show it (data) or only "
+        "this one (model)",
+    )
     replay.add_argument("--json", action="store_true", help="print one JSON object")
     replay.set_defaults(run=_replay)
 
@@ -72,9 +80,11 @@ def _replay(options: argparse.Namespace) -> int:
         for file in options.files:
             run_file(file, f"--rules {file}")
         incidents = [Incident.parse(text) for text in options.incident]
-        series = read(options.path, dict(map(parse_map, options.map)), options.step)
+        mapped = dict(map(parse_map, options.map))
+        series = read(options.path, mapped, options.step)
         rules = Rules(options.rule, series)
-        result = run(series, rules)
+        earlier = None if options.against is None else read_earlier(options.against, mapped, options.step)
+        result = run(series, rules, earlier)
         watch = Watch(series, incidents)
         tuned = [] if options.wanted_rate is None else rules.metric_rules().values()
         tunable = [rule for rule in tuned if rule.tuned_by is not None]

@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING
 from pplmon.report.declared import find
 from pplmon.report.histogram import Histogram
 from pplmon.report.numbers import CATALOGUE, BuiltInNumbers, Value, numbers_as_attributes
-from pplmon.report.worst import (
-    Decode,
-    WorstSequence,
-    WorstToken,
-)
+from pplmon.report.texts import Texts
+from pplmon.report.worst import WorstSequence, WorstToken
 
 
 class Numbers(Mapping[str, Value]):
@@ -60,6 +57,7 @@ class Report(BuiltInNumbers):
         saturated: a sum reached its ceiling of 2^62 − 1, so the numbers are no longer right.
         histogram: valid tokens by their loss; empty where the report was not made from totals.
         ranks_missing: how many ranks of the group are not in the numbers, because they were lost.
+        own: the names of those numbers that the user logged (``Monitor.log``).
     """
 
     step: int
@@ -70,6 +68,7 @@ class Report(BuiltInNumbers):
     saturated: bool = False
     histogram: Histogram = field(default=Histogram(), repr=False)
     ranks_missing: int = 0
+    own: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "numbers", Numbers(self.numbers))
@@ -91,13 +90,17 @@ class Report(BuiltInNumbers):
         """Return every number that is not ``None``, by name."""
         return {name: value for name, value in self.numbers.items() if value is not None}
 
+    def key(self, name: str, head: str, tail: str = "") -> str:
+        """Return the log key of a number, ``{head}{name}{tail}``; the user's own have no stage in theirs."""
+        return f"{head.removesuffix(f'{self.stage}/')}{name}" if name in self.own else f"{head}{name}{tail}"
+
     def finite(self) -> dict[str, float | int]:
         """Return the finite numbers, for loggers: one NaN or ±inf would spoil a logger's summaries for good."""
         return {name: value for name, value in self.as_dict().items() if math.isfinite(value)}
 
-    def decoded(self, decode: Decode) -> Report:
+    def decoded(self, texts: Texts) -> Report:
         """Return this report with the text of its worst tokens."""
-        return replace(self, worst=tuple(token.decoded(decode) for token in self.worst))
+        return replace(self, worst=tuple(token.decoded(texts) for token in self.worst))
 
 
 if Report.__doc__:  # python -OO leaves none

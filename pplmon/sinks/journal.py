@@ -22,6 +22,7 @@ from pplmon.report.numbers import CORE
 from pplmon.report.report import Report
 from pplmon.report.strict_json import plain, revive
 from pplmon.sinks.base import Sink
+from pplmon.sinks.journal_runs import JournalRuns
 from pplmon.sinks.json_lines import no_collection, objects
 
 FILE_NAME = "pplmon.jsonl"
@@ -34,7 +35,8 @@ class Journal(Sink):
     """A sink that appends to ``<directory>/pplmon.jsonl``; the directory is made on first use.
 
     ``series`` names the numbers of a ``judged`` row, one of which is written per read-out: keep it compact. ``None``
-    takes ``SERIES`` and the numbers that the monitor's rules watch, so that ``pplmon replay`` can run them.
+    takes ``SERIES`` and the numbers that the monitor's rules watch, so that ``pplmon replay`` can run them. Numbers that
+    the user logs are always in it.
     ``prefix`` tells the rows of two monitors in one file apart.
     """
 
@@ -53,6 +55,11 @@ class Journal(Sink):
         """Return the path of the file."""
         return self._path
 
+    @property
+    def files(self) -> list[str]:
+        """Return the path of the file."""
+        return [str(self._path.absolute())]
+
     def start(self, run: Mapping[str, Any]) -> None:
         """Write the description of the run: versions, settings, rules."""
         if self._adds_watched:
@@ -61,7 +68,8 @@ class Journal(Sink):
 
     def judged(self, report: Report) -> None:
         """Write the series that rules watch. It is flushed with the next report or alert."""
-        numbers = {name: report.numbers[name] for name in self._series if name in report.numbers}
+        series = dict.fromkeys((*self._series, *report.own))
+        numbers = {name: report.numbers[name] for name in series if name in report.numbers}
         lacking = {"ranks_missing": report.ranks_missing} if report.ranks_missing else {}
         self._write(
             {"kind": "judged", "step": report.step, "stage": report.stage, **lacking, "numbers": _known(numbers)}
@@ -142,8 +150,10 @@ class Journal(Sink):
         return self._file
 
 
-def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the rows of a journal (the file, or its directory), with non-finite numbers as floats again.
+def read_journal(path: str | os.PathLike[str], run: str | None = None) -> list[dict[str, Any]]:
+    """Return the rows of one run of a journal (the file, or its directory), with non-finite numbers as floats again.
+
+    It is the last run, or the one that is named: the ``run`` of its row of kind "run".
 
     A resumed run repeats steps: of the rows for the same step and stage (alerts: and the same rule) the last is kept,
     where it stands. An incomplete line, left by a kill, is skipped.
@@ -151,14 +161,16 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     kept: dict[tuple[Any, ...], dict[str, Any]] = {}
+    runs = JournalRuns()
     with open(path, encoding="utf-8", errors="replace") as file, no_collection():
         for number, row in enumerate(objects(file)):
             if "kind" in row:
                 learn(row.get("declared"))  # what extras of the run measured, in a process that may not know them
-                key = _identity(row, number)
+                key = (runs.of(row), *_identity(row, number))
                 kept.pop(key, None)  # so that the new one comes at its own place
                 kept[key] = row
-    return [_revived(row) for row in kept.values()]
+    chosen = runs.chosen(run)
+    return [_revived(row) for (place, *_), row in kept.items() if place in chosen]
 
 
 def _write_before_fork() -> None:

@@ -6,12 +6,13 @@ optimizer step, ``begin_pass`` and ``end_pass`` around validation, and ``close``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pplmon.doctor.first_batch import print_batch
 from pplmon.doctor.loss_agrees import LossGuard
 from pplmon.monitor import Monitor
 from pplmon.monitor.evaluation import Pass
@@ -19,9 +20,10 @@ from pplmon.monitor.publish import Places
 from pplmon.monitor.repeated_rows import RepeatedRows
 from pplmon.report.declared import find
 from pplmon.report.report import Report
-from pplmon.report.worst import Decode
+from pplmon.report.texts import Decode
 from pplmon.sinks.base import Sink
-from pplmon.trainers.capture import Capture
+from pplmon.trainers.capture import Capture, listen_to_numbers
+from pplmon.trainers.capture.sources.hugging_face import model_in
 from pplmon.trainers.choosing import Choosing
 from pplmon.trainers.settings import Settings
 
@@ -66,15 +68,26 @@ class Session:
             alerts=settings.rules(),
             on_alert=settings.on_alert,
             min_severity=settings.min_severity,
+            grad_norm=settings.grad_norm,
+            reference=settings.reference,
             decode=settings.decode or decode,
             places=places,
         )
+        more = settings.pass_pattern(self.monitor.tally) if monitor is None else None
+        if more is not None:
+            self.monitor.also_measure_in_passes(more)
         self._guard, self._pass_guard = LossGuard(), LossGuard()
         self._micro_batch = 0
+        self._at: int | None = None  # the step that the batch under way belongs to
         self._pass: Pass | None = None
         self._repeated = RepeatedRows()
         self._loader = 0
+        self._ends_epoch = False  # the pass under way is after the last batch of an epoch
         self._choosing = Choosing(self.monitor)
+        self.closed, self._in_batch = False, False
+        self._shown = False  # something, to callbacks that watch a window
+        self._shows = settings.show and self.monitor.writes
+        self._stop_numbers: Callable[[], None] | None = None
         self.listen_to(model)
 
     def listen_to(self, model: nn.Module) -> None:
@@ -82,12 +95,24 @@ class Session:
         given = self.settings
         self._capture = Capture(given.logits, given.targets, given.shift, given.wire, given.first_only)
         self._capture.attach(model)
+        self._model = model
         self._choosing.listen(self._capture)
+        self._stop_hearing_numbers()
+        self._stop_numbers = listen_to_numbers(model, self)
 
     def stop_listening(self) -> None:
         """Remove the hooks, and forget a pass that was not ended."""
-        self._capture.detach()
+        self._detach()
         self._pass = None
+
+    def _detach(self) -> None:
+        self._capture.detach()
+        self._stop_hearing_numbers()
+
+    def _stop_hearing_numbers(self) -> None:
+        stop, self._stop_numbers = self._stop_numbers, None
+        if stop is not None:
+            stop()
 
     @property
     def listening(self) -> bool:
@@ -99,13 +124,45 @@ class Session:
         """Return True once the run is to stop: at the same step on all ranks."""
         return self.monitor.should_stop
 
+    # Numbers of the user's own.
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """Log a number for the optimizer step under way (see ``Monitor.log``)."""
+        self.monitor.log(name, value, self._step_under_way)
+
+    def log_grad_norm(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Log the norm of all gradients if the user asked for it. To be called before they are clipped."""
+        if self.settings.grad_norm:
+            self.monitor.log_grad_norm(parameters, self._step_under_way)
+
+    @property
+    def _step_under_way(self) -> int:
+        return self.monitor.current_step + self._choosing.held if self._at is None else self._at
+
     # Batches and steps.
 
     def wait_for(self, keys: Iterable[str]) -> None:
         """Read each logged window at its own step if one of these keys, which a callback watches, is a window's."""
         head = f"{self.monitor.prefix}train/"
-        ours = [key.removeprefix(head) for key in keys if key.startswith(head)]
+        named = [key.removeprefix("pplmon/") for key in keys]  # so one is renamed that the module logs itself
+        ours = [key.removeprefix(head) for key in (*keys, *named) if key.startswith(head)]
         self.monitor.wait_for_window = any(find(name) is not None for name in ours)
+
+    @property
+    def watched(self) -> bool:
+        """Return True if a callback watches the numbers of a window."""
+        return self.monitor.wait_for_window
+
+    def show_watched(self, asked: bool = True) -> None:
+        """Show callbacks the open window where they watch one: after the first step, and whenever one asks.
+
+        A callback may ask before a window closes; later it would find the last one. Every rank calls it, and waits.
+        """
+        if self.watched and (asked or not self._shown):
+            report = self.monitor.so_far()
+            if report is not None:
+                self.monitor.publisher.show(report, f"{self.monitor.prefix}train/")
+                self._shown = True
 
     def begin_batch(self, batch: Any, step: int | None = None, loader: int = 0) -> None:
         """Begin a micro-batch of the optimizer step ``step`` (0-based; ``None``: the next), or a batch of a pass.
@@ -116,10 +173,13 @@ class Session:
         if self._pass is not None:
             self._begin_pass_batch(self._pass, batch, monitor.last_step if step is None else step, loader)
             return
+        self._at = step
         step = monitor.current_step if step is None else step
         if monitor.takes_part:
             self._capture.begin_batch("train", monitor.tally, batch, step, self._micro_batch)
         monitor.see(step, self._micro_batch, batch)
+        monitor.mark_batch(empty=not self._micro_batch and monitor.cadence.reads_out(monitor.last_step))
+        self._in_batch = True
         if not self._capture.undecided("train"):
             self._guard.before(monitor.tally)
 
@@ -134,6 +194,8 @@ class Session:
         training = self._pass is None
         loss = _loss(outputs, divided_by if training else 1, times)  # nothing is accumulated in a pass
         self._capture.end_batch(outputs, loss, divided_by if training else 1)
+        if self._shows and training:
+            self._show_first_batch()
         stage = "train" if self._pass is None else self._pass.stage
         self._choosing.after_batch(stage)
         items = self._capture.items if items is None else items
@@ -148,13 +210,22 @@ class Session:
             return
         self._guard.after(self.monitor.tally, loss, items)
         self._micro_batch += 1
+        self._in_batch = False
+
+    def _show_first_batch(self) -> None:
+        """Print a batch once, with what is not scored in grey. Waits for the device."""
+        measured = self._capture.first_heard("train")
+        if measured is None:
+            return
+        self._shows = False
+        print_batch(measured.tokens, bool(measured.shift), self.monitor.decode)
 
     def step_to(self, step: int | None = None) -> Report | None:
         """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``.
 
         While it is not chosen which logits and shift to count, in the first steps, nothing is read out.
         """
-        self._micro_batch = 0
+        self._micro_batch, self._at = 0, None
         step = self.monitor.current_step + self._choosing.held if step is None else step
         self._doubt("train", self._guard)
         report = self._choosing.step_to(step)
@@ -173,14 +244,20 @@ class Session:
         if gap is not None:
             self._choosing.doubt(stage, gap)
 
-    def end_epoch(self) -> None:
-        """Publish the numbers of the epoch. Every rank calls it."""
-        self._choosing.finish("train")
-        self._capture.conclude("train")
-        report = self.monitor.end_epoch().report(self.monitor.last_step, "train")
+    def begin_epoch(self, batches: int | None) -> None:
+        """Begin an epoch of so many batches; ``None`` if that is not known."""
+        self.monitor.begin_epoch(batches)
+
+    def end_epoch(self, ends: bool = True) -> None:
+        """Publish the numbers of the epoch, which ``ends`` with this rank's last batch. Every rank calls it."""
+        with self.monitor.at_epoch_end(ends):
+            self._choosing.finish("train")
+            self._capture.conclude("train")
+            report = self.monitor.end_epoch().report(self.monitor.last_step, "train")
         numbers = {name: report.numbers[name] for name in EPOCH_NUMBERS}
         kept = Report(report.step, "train_epoch", numbers, ranks_missing=self.monitor.ranks_missing)
         self.monitor.publisher.publish(kept, f"{self.monitor.prefix}train/", "_epoch")
+        self.show_watched()
 
     # A pass.
 
@@ -189,15 +266,25 @@ class Session:
         """Return True between ``begin_pass`` and ``end_pass``."""
         return self._pass is not None
 
-    def begin_pass(self, stage: str, loaders: Sequence[Any] = (None,), part: str | None = None) -> Pass:
+    def begin_pass(
+        self,
+        stage: str,
+        loaders: Sequence[Any] = (None,),
+        ends_epoch: bool = False,
+        part: str | None = None,
+    ) -> Pass:
         """Begin a whole pass over val or test data; batches up to ``end_pass`` are counted separately, for each loader.
 
         The rows that a given loader repeats are found; ``None`` stands for an unknown loader, unless accelerate knows it.
-        ``part`` names the data set, where each of several has a pass.
+        ``ends_epoch`` is True after this rank's last batch of an epoch. ``part`` names the data set, where each of several
+        has a pass.
         """
-        with self.monitor.for_a_while():
+        self._ends_epoch = ends_epoch
+        with self.monitor.at_epoch_end(ends_epoch):
             self._choosing.finish("train")
-            self.monitor.collect()  # an alert must not wait for the pass to end
+            self.monitor.catch_up()  # an alert must not wait for the pass to end, whose rows say how many tokens came before
+            if self.monitor.current_step:
+                self.show_watched()
         self._pass = opened = self.monitor.begin_pass(stage, len(loaders), part=part)
         self._pass_guard = LossGuard()
         self._repeated = RepeatedRows(loaders)
@@ -215,11 +302,14 @@ class Session:
         """Publish the pass at ``step`` and return its report over all loaders. Every rank calls it."""
         if self._pass is None:
             raise RuntimeError("end_pass was called without begin_pass")
-        self._choosing.finish(self._pass.stage)
-        opened, self._pass = self._pass, None
-        self._capture.conclude(opened.stage)
-        self._repeated.record(opened)
-        report = self.monitor.finish(opened, self.monitor.last_step if step is None else step)
+        with self.monitor.at_epoch_end(self._ends_epoch):
+            self._choosing.finish(self._pass.stage)
+            opened, self._pass = self._pass, None
+            self._capture.conclude(opened.stage)
+            for probe in self.settings.probes:
+                self.monitor.probe(probe, model_in(self._model))
+            self._repeated.record(opened)
+            report = self.monitor.finish(opened, self.monitor.last_step if step is None else step)
         self._pass_guard.end_window()
         self._doubt(opened.stage, self._pass_guard, wait=True)  # the pass was waited for
         return report
@@ -235,10 +325,13 @@ class Session:
         """Choose what training counts, by what there is: what follows needs the numbers. Every rank calls it."""
         self._choosing.finish("train")
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same."""
+    def state_dict(self, repeats_batch: bool = False) -> dict[str, Any]:
+        """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same.
+
+        ``repeats_batch`` is for a state that is saved in the middle of a batch, which the resumed trainer repeats.
+        """
         self.settle()
-        return self.monitor.state_dict()
+        return self.monitor.state_dict(repeats_batch and self._in_batch)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state, on any number of ranks. Every rank loads the same one."""
@@ -248,6 +341,7 @@ class Session:
         """Log the last, shorter window, let go of files, and return the last report. Every rank calls it."""
         self._choosing.finish("train")
         self._capture.conclude("train")
+        self.closed = True
         last = self.monitor.close()
         self._doubt("train", self._guard, wait=True)
         self._guard.end_window()
@@ -257,7 +351,7 @@ class Session:
     def give_up(self) -> None:
         """Leave the model alone after an exception; what was measured counts. Nothing is sent to other ranks."""
         self._choosing.give_up()
-        self._capture.detach()
+        self._detach()
 
     def abandon(self) -> None:
         """End after an exception: leave the model alone and write what is held back. Nothing is sent to other ranks."""
@@ -266,7 +360,7 @@ class Session:
 
     def release(self) -> None:
         """Remove hooks and close files; another pass may follow."""
-        self._capture.detach()
+        self._detach()
         self.monitor.release()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -10,12 +11,14 @@ from typing import Any
 
 import torch
 
+from pplmon import extras
 from pplmon.alerts import MetricRule, Rule, check_severity
 from pplmon.monitor.delivery import Handler
 from pplmon.monitor.judge import check_rules
+from pplmon.monitor.probes import Probe, check_probes
 from pplmon.monitor.publish import wanted
 from pplmon.monitor.schedule import Cadence
-from pplmon.report.worst import Decode
+from pplmon.report.texts import Decode
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture import Logits, Targets
 
@@ -36,6 +39,10 @@ class Settings:
     on_alert: Handler | Sequence[Handler] = ()
     decode: Decode | None = None  # None: that of a tokenizer that the trainer's connection finds
     min_severity: str = "warning"
+    probes: Sequence[Probe] = ()
+    show: bool = False  # print the first batch of training once
+    grad_norm: bool = False
+    reference: str | os.PathLike[str] | None = None
     first_only: bool = False  # further calls of a model in a batch are a reference's
     wire: str = "loop"  # the trainer that errors give advice for: "lightning", "hugging_face", "hook" or "loop"
 
@@ -45,6 +52,7 @@ class Settings:
         if self.alerts is not None:
             check_rules(self.alerts)
         check_severity(self.min_severity, "min_severity")
+        check_probes(self.probes)
 
     @classmethod
     def of(cls, wire: str, given: Mapping[str, Any]) -> Settings:
@@ -76,3 +84,11 @@ class Settings:
         if pattern.process_group is None:
             pattern.process_group = group
         return pattern
+
+    def pass_pattern(self, pattern: TokenTally) -> TokenTally | None:
+        """Return what passes are counted with if the user gave no tally: two more extras, which cost almost nothing."""
+        if self.tally is not None:
+            return None
+        more = TokenTally(extras=[extras.Rollouts(), extras.Novelty()], process_group=pattern.process_group)
+        more.to(pattern.device)
+        return more

@@ -13,25 +13,21 @@ from typing import Any, NamedTuple
 from pplmon.doctor import (
     Finding,
     Loss,
-    Measured,
     Observation,
-    Run,
     TokenSet,
     alignment,
     decide,
     fitting,
-    judge,
     loss_words,
 )
 from pplmon.doctor.hypotheses import AS_IT_SHOULD_BE
-from pplmon.doctor.words import both
 from pplmon.trainers.capture.choose import Call, Chosen
-from pplmon.trainers.capture.heard import Batch, Heard
+from pplmon.trainers.capture.findings import findings
+from pplmon.trainers.capture.heard import Batch, Heard, observation
 from pplmon.trainers.capture.joined import Joined, joined
 from pplmon.trainers.capture.padding import BY_MASK, KINDS, kind_of
 
 BATCHES = 3  # that have to agree
-TOLD_ELSEWHERE = {"not_logits", "outside_vocabulary", "nonfinite"}  # by a warning, an error and an alert of their own
 
 
 @dataclass(frozen=True)
@@ -211,49 +207,6 @@ def _verdict(
         chosen = replace(chosen, without=fit.without)
     equals = None if losses is None else sum(loss.value for loss in losses if loss is not None) / len(losses)
     return Verdict(chosen, default, equals, _mean(heard, fit.shift, fit.without), others=others, is_sure=fit.is_sure)
-
-
-def findings(
-    heard: Sequence[Heard], losses: Sequence[Loss | None], ranks: int, accumulation: int
-) -> tuple[Finding, ...]:
-    """Return what does not agree in these calls, one of each batch."""
-    if len(heard) != len(losses) or not all(h.is_whole for h in heard):
-        return ()  # of losses that are only counted there is no more to say than that they do not agree
-    seen = [observation(h, loss, ranks, accumulation) for h, loss in zip(heard, losses)]
-    found = judge(seen)
-    wanted = set() if heard[0].stated else {"target_leakage"}  # the default of a masked model is no mistake
-    found = [finding for finding in found if finding.kind not in TOLD_ELSEWHERE | wanted]
-    one_on = _one_on(heard, seen) if any(f.kind in ("another_loss", "further_term") for f in found) else None
-    return tuple(found if one_on is None else [one_on])
-
-
-def _one_on(heard: Sequence[Heard], seen: Sequence[Observation]) -> Finding | None:
-    """Return that the loss scores the targets one column further on, whose last the given ones lack."""
-    mean = expected = 0.0
-    for h, batch in zip(heard, seen):
-        same, tokens, nll = (0.0, 0.0, 0.0) if h.next is None else h.next.values.tolist()
-        if not same or not tokens or batch.loss is None or not batch.equals(nll / tokens):
-            return None
-        mean += batch.facts.sums[batch.facts.told].mean / len(heard)
-        expected += batch.loss.value / len(heard)
-    name = heard[0].next.name if heard[0].next is not None else ""
-    return Finding(
-        "shift",
-        f"{both(expected, mean)}: the loss scores logits[t] on {name}[:, t + 1], and pplmon was given {name}[:, t], without the last",
-        f"Give {name}[:, 1:] as targets: targets=lambda batch: {name}[:, 1:]",
-        {"loss": expected, "cross_entropy": mean, "shift": 0, "loss_shift": 1},
-    )
-
-
-def observation(heard: Heard, loss: Loss | None, ranks: int, accumulation: int = 1) -> Observation:
-    """Return a call of one batch beside a loss."""
-    measured = heard.measured if isinstance(heard.measured, Measured) else None
-    return Observation(
-        heard.facts,
-        loss,
-        Run(accumulation, ranks=ranks, items=None if heard.items is None else float(heard.items)),
-        measured,
-    )
 
 
 def _mean(heard: Sequence[Heard], shift: bool, without: int | None = None) -> float:

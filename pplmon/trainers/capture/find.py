@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pplmon.doctor import Finding, Loss
+from pplmon.doctor import Finding, Loss, Measured
 from pplmon.measure.tokens import TokenStats
 from pplmon.monitor.repeated_rows import Repeated
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
 from pplmon.trainers.capture.choose import Call, Chosen, Trial, sources_for
-from pplmon.trainers.capture.evidence import BATCHES, Verdict, findings, weigh
+from pplmon.trainers.capture.evidence import BATCHES, Verdict, weigh
+from pplmon.trainers.capture.findings import findings
 from pplmon.trainers.capture.heard import Batch
 from pplmon.trainers.capture.help_text import nothing_found
 from pplmon.trainers.capture.hooks import listen_to
@@ -148,6 +149,12 @@ class Capture(Takes):
     def batches(self, stage: str) -> int:
         """Return how many batches were compared before the choice."""
         return len(self._counter.batches.get(stage, ()))
+
+    def first_heard(self, stage: str) -> Measured | None:
+        """Return what was measured of the first call of a stage's first batch, until it is chosen what counts."""
+        seen = self._counter.batches.get(stage)
+        measured = seen[0].heard[0].measured if seen else None
+        return measured if isinstance(measured, Measured) else None  # losses alone have no text
 
     def verdict(self, stage: str, ranks: int) -> Verdict | None:
         """Return what this rank would count; ``None`` where nothing was found. Waits for the device."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pplmon.doctor import Facts, Loss, Measured, TokenSet, measure
+from pplmon.doctor import Facts, Loss, Measured, Observation, Run, TokenSet, measure
 from pplmon.doctor.facts import Sums
 from pplmon.measure.tokens import token_stats
 from pplmon.report import layout
@@ -92,6 +92,13 @@ class Batch:
     heard: list[Heard] = field(default_factory=list)
     loss: Loss | None = None
     accumulation: int = 1  # micro-batches of an optimizer step
+
+
+def observation(heard: Heard, loss: Loss | None, ranks: int, accumulation: int = 1) -> Observation:
+    """Return a call of one batch beside a loss."""
+    measured = heard.measured if isinstance(heard.measured, Measured) else None
+    items = None if heard.items is None else float(heard.items)
+    return Observation(heard.facts, loss, Run(accumulation, ranks=ranks, items=items), measured)
 
 
 def hear(

@@ -112,7 +112,8 @@ class Bound:
             session = callback.begin(trainer.args, trainer.state, trainer.model, trainer.processing_class)
         elif not session.listening:
             session.listen_to(trainer.model)
-        session.begin_pass(*facts.pass_of(given))
+        stage, part = facts.pass_of(given)
+        session.begin_pass(stage, [given["dataloader"]], part=part)
         try:
             output = original(*args, **kwargs)
         except BaseException:

@@ -10,7 +10,7 @@ from typing import Any
 from pplmon.report.declared import find
 from pplmon.report.numbers import Number
 from pplmon.report.report import Report
-from pplmon.report.worst import Decode
+from pplmon.report.texts import Decode
 
 
 def logging_steps(args: Any, state: Any) -> int | None:
@@ -46,15 +46,15 @@ def arguments(method: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     return bound.arguments
 
 
-def pass_of(given: Mapping[str, Any]) -> tuple[str, list[Any], str | None]:
-    """Return the stage, the loader and the part of an evaluation loop that is called with these arguments.
+def pass_of(given: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return the stage and the part of an evaluation loop that is called with these arguments.
 
     Of several data sets each has a pass, whose prefix has its name; so has any other that is evaluated under its own prefix.
     """
     stage = "test" if given["description"] == "Prediction" else "val"
     usual = "test" if stage == "test" else "eval"
     part = given["metric_key_prefix"].removeprefix(usual).removeprefix("_")
-    return stage, [given["dataloader"]], part or None
+    return stage, part or None
 
 
 def loss_times(trainer: Any, items: Any) -> int:

@@ -10,11 +10,9 @@ from typing import Any
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from pplmon.monitor.publish import Places
-from pplmon.report.report import Report
 from pplmon.sinks import Console, Journal, Sink
 from pplmon.sinks.tensorboard import TensorBoard
 from pplmon.sinks.wandb import WandB
-from pplmon.trainers.own_backend import OwnBackend
 
 
 class OwnPlaces(Places):
@@ -24,17 +22,52 @@ class OwnPlaces(Places):
         self.log_dir = directory
 
 
-class ReportTo(OwnBackend):
-    """A target of ``report_to``, which calls validation "eval"."""
+class _Board(TensorBoard):
+    """The writer of ``report_to="tensorboard"``: charts, texts and histograms, beside the scalars that the trainer writes."""
 
-    def report(self, report: Report, scalars: Mapping[str, float]) -> None:
-        """Keep the charts and the best values up to date."""
-        super().report(report, {key.replace("val/", "eval/"): value for key, value in scalars.items()})
+    def __init__(self, callback: Any, prefix: str) -> None:
+        super().__init__(writer=callback.tb_writer)
+        self._callback = callback
+        self._own = (f"{prefix}train/", f"{prefix}val/", f"{prefix}test/")
+
+    @property
+    def writer(self) -> Any:
+        """Return the writer, while the trainer has one: it closes it when training ends."""
+        return self._callback.tb_writer or _Nowhere()
+
+    def close(self) -> None:
+        self.writer.flush()
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        super().scalars({tag: value for tag, value in values.items() if not tag.startswith(self._own)}, step)
+
+
+class _Nowhere:
+    """A writer that writes nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+class _Run(WandB):
+    """The run of ``report_to="wandb"``: pictures, tables and best values, beside the numbers that the trainer logs."""
+
+    def __init__(self, run: Any, prefix: str) -> None:
+        super().__init__(run=run)
+        self._own = (f"{prefix}train/", f"{prefix}val/", f"{prefix}test/")
+
+    def row(self, values: Mapping[str, Any], step: int | None) -> None:
+        kept = {k: v for k, v in values.items() if not (isinstance(v, (int, float)) and k.startswith(self._own))}
+        if kept:
+            super().row(kept, step)
+
+    def best(self, scalars: Mapping[str, float]) -> None:
+        super().best({key.replace("val/", "eval/"): value for key, value in scalars.items()})
 
 
 def sinks_beside(args: Any, prefix: str, callbacks: Sequence[Any]) -> list[Sink]:
     """Return what takes more than scalars, where the trainer's rows reach every target of ``report_to``."""
-    return [Journal(args.output_dir, prefix=prefix), *_targets(callbacks), _console(args, reports=False)]
+    return [Journal(args.output_dir, prefix=prefix), *_targets(callbacks, prefix), _console(args, reports=False)]
 
 
 def own_sinks(args: Any, prefix: str) -> list[Sink]:
@@ -49,15 +82,14 @@ def _console(args: Any, reports: bool) -> Console:
     return Console(print=None if args.disable_tqdm else tqdm.write, reports=reports)
 
 
-def _targets(callbacks: Sequence[Any]) -> list[Sink]:
+def _targets(callbacks: Sequence[Any], prefix: str) -> list[Sink]:
     """Return the trainer's own W&B run and TensorBoard writer, which are open by now, on the rank that has them."""
     found: list[Sink] = []
     for callback in callbacks:
         name = type(callback).__name__
-        writer = getattr(callback, "tb_writer", None) if name == "TensorBoardCallback" else None
-        if writer is not None:
-            found.append(ReportTo(board=TensorBoard(writer=writer)))
+        if name == "TensorBoardCallback" and callback.tb_writer is not None:
+            found.append(_Board(callback, prefix))
         run = getattr(sys.modules.get("wandb"), "run", None) if name == "WandbCallback" else None
         if run is not None:
-            found.append(ReportTo(run=WandB(run=run)))
+            found.append(_Run(run, prefix))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ except ImportError:  # the same classes under the other name
 
 from pplmon.alerts import Rule
 from pplmon.monitor.delivery import Handler
-from pplmon.report.worst import Decode
+from pplmon.monitor.probes import Probe
+from pplmon.report.texts import Decode
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture import Logits, Targets
 from pplmon.trainers.lightning import private_names as facts
@@ -38,6 +40,10 @@ class PerplexityMonitor(Callback):
         decode: ids -> str, to show text; ``None`` takes that of a tokenizer which the datamodule or the module holds.
         min_severity: "info", "warning" or "critical": what ``on_alert`` and W&B's own alerts hear of. What is below is a
             notice: in the journal, marked in the loggers, a line on the console.
+        probes: measurements that run the model by themselves at the end of a pass (see ``FreeRunningProbe``).
+        show: print the first rows of the first batch of training once, with the tokens that are not scored in grey.
+        grad_norm: log the norm of all gradients before they are clipped, as "optim/grad_norm", and judge it.
+        reference: the journal of an earlier run on the same data: alerts say what both show, and what only this run does.
 
     Without ``logits`` and ``targets`` they are found as described in ``pplmon.trainers.capture.find``.
     """
@@ -56,6 +62,10 @@ class PerplexityMonitor(Callback):
         on_alert: Handler | Sequence[Handler] = (),
         decode: Decode | None = None,
         min_severity: str = "warning",
+        probes: Sequence[Probe] = (),
+        show: bool = False,
+        grad_norm: bool = False,
+        reference: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         self._settings = Settings(
@@ -71,11 +81,16 @@ class PerplexityMonitor(Callback):
             on_alert=on_alert,
             decode=decode,
             min_severity=min_severity,
+            probes=probes,
+            show=show,
+            grad_norm=grad_norm,
+            reference=reference,
             wire="lightning",
         )
         self._session: Session | None = None
         self._fitting = False
         self._resumed: dict[str, Any] | None = None  # a state that no session has loaded yet
+        self._before: dict[str, Any] | None = None  # the state in which the same trainer's last fit ended
         where = getattr(logits, "__qualname__", type(logits).__name__) if callable(logits) else repr(logits)
         self._state_key = f"PerplexityMonitor(prefix={prefix!r}, logits={where})"
 
@@ -88,15 +103,19 @@ class PerplexityMonitor(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Start anew: a run that ended in an exception may have left hooks."""
-        self._resumed, self._fitting = None, stage == "fit"
+        self._resumed, self._before, self._fitting = None, None, stage == "fit"
         if self._session is not None:
             self._session.stop_listening()
             if self._fitting or self._session.monitor.ended:
+                if self._session.closed and self._session.monitor.trainer is trainer:
+                    self._before = self._session.monitor.closed_state()
                 self._session = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the session of this run."""
         self._session = self._begin(trainer, pl_module)
+        if self._resumed is None and self._before is not None and facts.step_of(trainer) == self._before["step"]:
+            self._resumed = self._before  # the trainer fits further
         self._resume()
 
     def _begin(self, trainer: Any, pl_module: Any) -> Session:
@@ -120,11 +139,17 @@ class PerplexityMonitor(Callback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Send the previous epoch to the loggers, now that the module's own keys are known."""
-        self._running().monitor.publisher.send_held()
+        session = self._running()
+        session.monitor.publisher.send_held()
+        session.begin_epoch(facts.batches_of(trainer))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin this micro-batch."""
         self._running().begin_batch(batch, facts.step_of(trainer))
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Take the norm of the gradients, which are not clipped yet."""
+        self._running().log_grad_norm(p for group in optimizer.param_groups for p in group["params"])
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count this micro-batch, and close the optimizer step if it was its last."""
@@ -132,12 +157,14 @@ class PerplexityMonitor(Callback):
         session.end_batch(outputs, trainer.accumulate_grad_batches)
         if facts.optimizer_stepped(trainer):
             session.step_to(facts.step_of(trainer))
+            if session.watched:
+                session.show_watched(facts.watchers_ask(trainer, batch_idx))
             trainer.should_stop = trainer.should_stop or session.should_stop
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Publish the epoch's own numbers."""
         session = self._running()
-        session.end_epoch()
+        session.end_epoch(facts.epoch_ends(trainer))
         trainer.should_stop = trainer.should_stop or session.should_stop
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -160,7 +187,7 @@ class PerplexityMonitor(Callback):
             self._session = self._begin(trainer, pl_module)
         elif not self._session.listening:
             self._session.listen_to(pl_module)
-        self._session.begin_pass(stage, facts.loaders_of(trainer))
+        self._session.begin_pass(stage, facts.loaders_of(trainer), self._fitting and facts.epoch_ends(trainer))
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -199,7 +226,9 @@ class PerplexityMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the open window, the rules' states and the counts. Lightning asks every rank, and saves one."""
-        return {} if self._session is None else {"monitor": self._session.state_dict()}
+        if self._session is None:
+            return {}
+        return {"monitor": self._session.state_dict(facts.repeats_batch(self._session.monitor.trainer))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written, on any number of ranks; only ``fit`` does."""

@@ -21,7 +21,7 @@ class TrainerPlaces(Places):
 
     def __init__(self, trainer: Any, own_group: bool) -> None:
         self.trainer = trainer
-        self.log_dir = trainer.log_dir or trainer.default_root_dir  # on every rank: asking is a collective
+        self.log_dir = facts.directory_of(trainer)  # on every rank: asking is a collective
         # Of several data-parallel groups (tensor-parallel replicas) one writes; a group of the user's writes by itself.
         self.may_write = trainer.is_global_zero or own_group
         self._keys = TakenKeys("module", "PerplexityMonitor(")
@@ -32,7 +32,7 @@ class TrainerPlaces(Places):
         metrics, bar = self.trainer.callback_metrics, self.trainer.progress_bar_metrics
         own = facts.module_keys(self.trainer)
         for name, value in report.as_dict().items():
-            key = f"{head}{name}{tail}"
+            key = report.key(name, head, tail)
             if key in own:
                 self._keys.give_way(key)
             metrics[self.key(key)] = torch.tensor(float(value), dtype=torch.float64)
@@ -49,7 +49,7 @@ class TrainerPlaces(Places):
             )
         self._lacks = True
         for name in report.as_dict():
-            self.trainer.callback_metrics[self.key(f"{head}{name}{tail}")] = torch.tensor(
+            self.trainer.callback_metrics[self.key(report.key(name, head, tail))] = torch.tensor(
                 float("nan"), dtype=torch.float64
             )
 

@@ -34,6 +34,9 @@ class Monitor(PlainMonitor):
         alerts: rules ``Report -> Alert | None``; ``None`` takes ``default_alerts()``, ``[]`` is off.
         on_alert: one callable or several, ``Alert -> None``, called on the first rank of the group.
         decode: ids -> str, to show the text around a worst token.
+        reference: the journal of an earlier run on the same data, or its directory, read by the first rank: alerts say what
+            both show (*data*) and what only this run does (*model*).
+        grad_norm: ``log_grad_norm`` is called before each optimizer step: makes room for it, and adds a rule to the default set.
         min_severity: "info", "warning" or "critical": what ``on_alert`` and W&B's own alerts hear of. What is below is a
             notice: in the journal, marked in the loggers, a line on the console.
 
@@ -82,10 +85,10 @@ class Monitor(PlainMonitor):
         with self._hook.stage(stage, loader) as opened:
             yield opened
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, without_batch: bool = False) -> dict[str, Any]:
         if self._hook is not None:
             self._hook.session.settle()
-        return super().state_dict()
+        return super().state_dict(without_batch)
 
     def close(self) -> Report | None:
         hook, self._hook = self._hook, None
