@@ -248,6 +248,8 @@ def test_wrong_arguments_say_what_is_meant(tmp_path: Path) -> None:
         pplmon.watch(trainer(tmp_path), alert=[])
     with pytest.raises(TypeError, match="'wire' is no setting: there are logits, targets"):
         pplmon.PerplexityCallback(wire="loop")
+    with pytest.raises(ValueError, match="this trainer logs grad_norm, before clipping, by itself; leave it out"):
+        pplmon.PerplexityCallback(grad_norm=True)
 
 
 def test_a_key_that_the_trainer_has_itself_keeps_its_place(tmp_path: Path) -> None:
