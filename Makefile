@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help demo test test-all gpu lint clean
+.PHONY: help demo test test-all gpu docs lint clean
 
 help:
 	@echo "make demo    train a small model for about two minutes and see a corrupted sequence found"
@@ -12,6 +12,7 @@ help:
 	@echo "make gpu     what only a GPU can tell, with a PYTHON that has PyTorch and Triton; installs nothing"
 	@echo "             (ARGS=--dry proves it without a GPU; the tables go to runs/gpu)"
 	@echo "make test-all  the slow tests, too"
+	@echo "make docs    build the site of docs/ into build/site, and serve it (ARGS=--no-serve only builds)"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove the environment and what tools left"
 
@@ -31,6 +32,13 @@ test-all: .venv/installed
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
+# Python 3.11 or newer: what builds the site wants it.
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict
+ifneq ($(ARGS),--no-serve)
+	$(BIN)/mkdocs serve $(ARGS)
+endif
+
 lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -42,6 +50,10 @@ lint: .venv/installed
 	@echo "installing into .venv: once, a few minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	@touch $@
 
 clean:

@@ -170,7 +170,7 @@ def test_the_ten_lines_are_ten() -> None:
 def _make(arguments: list[str]) -> None:
     done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    wanted = {"demo": "pplmon demo", "test": "pytest", "gpu": "benchmarks.gpu"}[arguments[0]]
+    wanted = {"demo": "pplmon demo", "test": "pytest", "gpu": "benchmarks.gpu", "docs": "mkdocs"}[arguments[0]]
     assert wanted in done.stdout
 
 

@@ -35,7 +35,9 @@ class PerplexityCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def __init__(self, **settings: Any) -> None:
         self._settings = Settings.of("hugging_face", settings)
         if self._settings.grad_norm:
-            raise ValueError("grad_norm=True is for loops: this trainer logs grad_norm, before clipping, by itself; leave it out")
+            raise ValueError(
+                "grad_norm=True is for loops: this trainer logs grad_norm, before clipping, by itself; leave it out"
+            )
         self._bound: Bound | None = None
         self._session: Session | None = None
         self._step: int | None = None  # the optimizer step under way, 0-based; None between steps
