@@ -447,3 +447,19 @@ def test_a_compiled_model_is_heard(tmp_path: Path) -> None:
         ]
     assert logged(made, "cross_entropy") == [(2, pytest.approx(expected[0], abs=1e-6))]
     assert made.evaluate()["eval_cross_entropy"] == pytest.approx(expected[1], abs=1e-6)
+
+
+def test_a_state_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
+    """It is told, and the trainer's own checkpoint is whole."""
+
+    class InTheWay(transformers.TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            (tmp_path / f"checkpoint-{state.global_step}" / "pplmon.pt").mkdir()
+
+    made = trainer(tmp_path, max_steps=2, save_strategy="steps", save_steps=2, callbacks=[InTheWay()])
+    pplmon.watch(made)
+    with pytest.warns(
+        RuntimeWarning, match="pplmon.pt could not be written .*: a run that is resumed from there counts anew"
+    ):
+        made.train()
+    assert made.state.global_step == 2 and (tmp_path / "checkpoint-2" / "trainer_state.json").is_file()

@@ -15,8 +15,17 @@ FILE_NAME = "pplmon.pt"
 def save(state: dict[str, Any], args: Any, trainer_state: Any) -> None:
     """Write a state, which is the same on every rank, beside the checkpoint of this step, if that is still there."""
     folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer_state.global_step}"
-    if trainer_state.is_world_process_zero and folder.is_dir():
+    if not trainer_state.is_world_process_zero or not folder.is_dir():
+        return
+    try:
         torch.save(state, folder / FILE_NAME)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+        warnings.warn(
+            f"pplmon: {folder / FILE_NAME} could not be written ({error}): a run that is resumed from there counts anew. Training "
+            "goes on.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def load(resumes_from: Any, args: Any) -> Any:
