@@ -16,6 +16,7 @@ from pplmon.report.report import Report
 from pplmon.report.strict_json import finite_or_text
 from pplmon.report.worst import WorstSequence, WorstToken
 
+END = 1000  # characters of a long error that are shown at either end
 TITLE_LENGTH = 64  # characters: W&B takes no longer title
 Cell = str | float | int | None
 
@@ -110,6 +111,12 @@ def visible(text: str) -> str:
     So no escape sequence reaches a terminal, and a lone surrogate does not break UTF-8.
     """
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's text on one line: what does not print is escaped, and of a long text the middle is left out."""
+    text = visible(str(error)).replace("\n", " ")
+    return text if len(text) <= 2 * END else f"{text[:END]} … {text[-END:]}"
 
 
 def brief(value: float) -> str:

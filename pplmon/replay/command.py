@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from pplmon.alerts.text import one_line
 from pplmon.replay.judge import run
 from pplmon.replay.own_file import run_file
 from pplmon.replay.print import as_json, show
@@ -33,7 +34,6 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     replay = commands.add_parser("replay", help=text, description=f"{text[0].upper()}{text[1:]}.")
     replay.add_argument(
         "path",
-        type=Path,
         help=f"the run, its file or its directory; kinds: {', '.join(reader.kind for reader in readers())}",
     )
     replay.add_argument("--rule", action="append", default=[], metavar="RULE", help=RULE_HELP)
@@ -60,6 +60,12 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     replay.add_argument(
         "--step", metavar="COLUMN", help="the column that counts optimizer steps, where it is not found"
     )
+    replay.add_argument(
+        "--pattern",
+        metavar="REGEX",
+        help=r"how a line of a text log looks, with a group for the step and one for each number: "
+        r"'it (?P<step>\d+) ce (?P<loss>\S+)'",
+    )
     replay.add_argument("--json", action="store_true", help="print one JSON object")
     replay.set_defaults(run=_replay)
 
@@ -72,7 +78,7 @@ def _replay(options: argparse.Namespace) -> int:
         for file in options.files:
             run_file(file, f"--rules {file}")
         incidents = [Incident.parse(text) for text in options.incident]
-        series = read(options.path, dict(map(parse_map, options.map)), options.step)
+        series = read(options.path, dict(map(parse_map, options.map)), options.step, options.pattern)
         rules = Rules(options.rule, series)
         result = run(series, rules)
         watch = Watch(series, incidents)
@@ -80,7 +86,7 @@ def _replay(options: argparse.Namespace) -> int:
         tunable = [rule for rule in tuned if rule.tuned_by is not None]
         suggestions = [suggest(rule, options.wanted_rate, series, watch) for rule in tunable]
     except (ReplayError, OSError) as error:
-        print(f"pplmon replay: {error}", file=sys.stderr)
+        print(f"pplmon replay: {one_line(error)}", file=sys.stderr)
         return 2
     scored = scores(watch, result.rules, result.fired)
     if options.json:

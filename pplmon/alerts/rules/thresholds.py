@@ -8,7 +8,7 @@ from typing import Any
 
 from pplmon.alerts.alert import Alert, MetricRule, check_severity
 from pplmon.alerts.rules.quiet import Quiet, Repeats
-from pplmon.report.checks import at_least
+from pplmon.report.checks import at_least, check_number
 from pplmon.report.declared import find
 from pplmon.report.report import Report
 
@@ -33,9 +33,9 @@ class _Threshold(MetricRule):
         quiet_steps: int = 200,
     ) -> None:
         super().__init__(metric, stage)
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
-            raise TypeError(f"the threshold of {metric} must be a number, got {type(threshold).__name__}")
-        if not self._can_fire(float(threshold)):
+        limit = check_number(f"the threshold of {metric}", threshold)
+        hysteresis = check_number("hysteresis", hysteresis)
+        if not self._can_fire(limit):
             number = find(metric)
             span = f"{metric} lies between {number.low:g} and {number.high:g}" if number else "no value is beyond it"
             raise ValueError(f"{self.word} {threshold} can never fire: {span}")
@@ -50,8 +50,8 @@ class _Threshold(MetricRule):
         check_severity(severity)
         if repeats is not None and severity != "info":
             raise ValueError(f'repeats turns notices into a warning, so it wants severity="info"; got {severity!r}')
-        self.threshold = float(threshold)
-        self.for_steps, self.after_step, self.hysteresis = for_steps, after_step, float(hysteresis)
+        self.threshold = limit
+        self.for_steps, self.after_step, self.hysteresis = for_steps, after_step, hysteresis
         self.repeats, self.quiet_steps = repeats, quiet_steps
         if severity != self.severity:
             self.severity = severity

@@ -9,10 +9,13 @@ from typing import Any
 from pplmon.replay.read.columns import Place
 from pplmon.replay.read.reader import Reader
 from pplmon.replay.read.series import Given, ReplayError, Row, Segment, Series
+from pplmon.replay.read.text import head, lines, unpacked_name
 from pplmon.report.declared import learn
 from pplmon.report.strict_json import revive
 from pplmon.sinks.journal import FILE_NAME
+from pplmon.sinks.journal_rows import sound
 from pplmon.sinks.json_lines import no_collection, objects
+from pplmon.sinks.left_out import LeftOut
 
 
 class JournalReader(Reader):
@@ -24,7 +27,9 @@ class JournalReader(Reader):
     order = 10
 
     def matches(self, file: Path) -> bool:
-        return file.suffix == ".jsonl"
+        name = unpacked_name(file)
+        own = name.startswith("pplmon.") and name.endswith(".jsonl")
+        return own or (name.endswith(".jsonl") and any("kind" in row for row in objects(head(file), LeftOut())))
 
     def read(self, path: Path, mapped: Mapping[str, Place], step: str | None) -> Series:
         if mapped or step:
@@ -45,9 +50,10 @@ def read_journal_file(path: Path) -> Series:
     segments: list[Segment] = []
     live: list[dict[str, Any]] = []
     reported: set[tuple[str, str]] = set()
-    with open(path, encoding="utf-8", errors="replace") as file, no_collection():
-        for row in objects(file):
-            kind = row.get("kind")
+    left_out = LeftOut()
+    with no_collection():
+        for row in sound(objects(lines(path), left_out), left_out):
+            kind = row["kind"]
             if kind == "run":
                 learn(row.get("declared"))
                 segments.append(_segment(row))
@@ -64,7 +70,7 @@ def read_journal_file(path: Path) -> Series:
             f"{path} has no row of kind 'judged'. A pplmon.sinks.Journal gets one at every read-out: is this another file, "
             "or did the run end before its first step?"
         )
-    return Series(path, "journal", segments, live, frozenset(reported))
+    return Series(path, "journal", segments, live, frozenset(reported), notes=left_out.notes())
 
 
 def _segment(row: dict[str, Any]) -> Segment:
