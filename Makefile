@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: help demo test gpu lint clean
+.PHONY: help demo test test-all gpu lint clean
 
 help:
 	@echo "make demo    train a small model for about two minutes and see a corrupted sequence found"

@@ -6,10 +6,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "pplmon", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
-settings.load_profile("pplmon")
+UNHURRIED = [HealthCheck.too_slow, HealthCheck.data_too_large]
+for name, examples in {"quick": 30, "all": 100}.items():
+    settings.register_profile(
+        name, deadline=None, derandomize=True, max_examples=examples, suppress_health_check=UNHURRIED
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give properties fewer examples where slow tests are left out, as ``make test`` does."""
+    settings.load_profile("quick" if config.option.markexpr == "not slow" else "all")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -284,6 +284,7 @@ def test_what_cannot_work_is_an_error_at_once() -> None:
     assert repr([pplmon.Checkpoint(), pplmon.SaveBatch("a"), pplmon.Stop()]) == "[Checkpoint(), SaveBatch('a'), Stop()]"
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_two_ranks_save_together_and_survive_a_disk_that_refuses(tmp_path: Path) -> None:
     """DDP: one file though both ranks save; where rank 0 cannot write, both ranks train on."""

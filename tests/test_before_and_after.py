@@ -50,6 +50,7 @@ def test_a_figure_that_changed_is_printed_and_fails(
     assert "a: 3 → 4\nb: 4.5 → None\nc: None → 1\n3 of 2 figures differ" in said
 
 
+@pytest.mark.slow
 def test_a_turn_runs_the_other_checkout_s_package(tmp_path: Path) -> None:
     """Under this one's benchmark; a folder without a package is refused, and one that fails is told with its traceback."""
     other = (tmp_path / "other").resolve()

@@ -167,6 +167,7 @@ def held_out() -> list[score.Run]:
     return score.read_runs("held-out")
 
 
+@pytest.mark.slow
 def test_the_data_are_what_their_readme_says(held_out: list[score.Run]) -> None:
     """At least 100 faults of every kind in all, several seeds, both models, 1 and 2 ranks; small."""
     files = list(score.DATA.glob("*.csv.gz"))
@@ -190,6 +191,7 @@ def pairs(run: score.Run) -> list[tuple[float, float]]:
     return [(report.cross_entropy, report.max_sequence_loss) for report in run.reports]
 
 
+@pytest.mark.slow
 def test_scoring_gives_the_numbers_of_the_page(held_out: list[score.Run]) -> None:
     """Both tables and the promise stand in docs/alerts.md as they are printed."""
     scores = {name: score.score(make, held_out) for name, make in score.all_rules().items()}
@@ -220,6 +222,7 @@ class Small(faults.Setup):
     rows = 1  # type: ignore[assignment]
 
 
+@pytest.mark.slow
 def test_a_run_can_be_made_written_read_and_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """300 steps, untrained: what was planted stands in its place, and the file gives the reports that rules saw."""
     monkeypatch.setattr(faults, "text", tiny_text)

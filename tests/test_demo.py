@@ -49,6 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out / "version_0", done.stdout
 
 
+@pytest.mark.slow
 def test_the_corrupted_row_is_named_with_its_text(finished: tuple[Path, str]) -> None:
     """The alert at that step has the step, the row of the data, and the bytes that were put there."""
     directory, _ = finished
@@ -67,6 +68,7 @@ def test_the_corrupted_row_is_named_with_its_text(finished: tuple[Path, str]) ->
     assert found[0]["worst_sequences"][0]["sample_id"] == plan.corrupted_row
 
 
+@pytest.mark.slow
 def test_the_event_file_holds_the_journals_numbers(finished: tuple[Path, str]) -> None:
     """val/perplexity and train/max_sequence_loss, read back, at the journal's steps."""
     directory, _ = finished
@@ -80,6 +82,7 @@ def test_the_event_file_holds_the_journals_numbers(finished: tuple[Path, str]) -
     assert events.Tags()["tensors"], "the alert is there as text"
 
 
+@pytest.mark.slow
 def test_what_is_said(finished: tuple[Path, str]) -> None:
     """What will happen, that it happens, that it was found, the table, and what opens the dashboard."""
     directory, out = finished
@@ -97,6 +100,7 @@ def test_what_is_said(finished: tuple[Path, str]) -> None:
     assert out.rstrip().endswith(opening(Path("runs/version_0/report.html")))
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_corrupted_row(finished: tuple[Path, str]) -> None:
     """The verdict names the step, and the alert the row and where its batch lies."""
     directory, _ = finished

@@ -117,6 +117,7 @@ def test_alerts(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_packed_sft(tmp_path: Path) -> None:
     """Padded and packed give one number to the last digit, a forgotten mask another, and both find the broken answer."""
     printed = run("packed_sft", tmp_path, "--out", "elsewhere")
@@ -134,6 +135,7 @@ def test_packed_sft(tmp_path: Path) -> None:
     assert len({row["numbers"]["tokens"] for row in reports}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "packages"),
     [("torch", ["torch"]), ("liger", ["liger_kernel"]), ("cce", ["cut_cross_entropy"]), ("trl", ["trl", "datasets"])],
@@ -161,6 +163,7 @@ def test_fused_losses(tmp_path: Path) -> None:
     assert number(r"train/cross_entropy ([\d.]+)", printed) == pytest.approx(3.918, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_vocab_parallel(tmp_path: Path) -> None:
     """Two ranks that each hold half of the vocabulary print what one rank prints, and gather a few bytes a token."""
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

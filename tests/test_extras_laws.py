@@ -146,7 +146,7 @@ def on_rank(rank: int, shift: bool) -> tuple[dict[str, str], dict[str, str]]:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("shift", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_ranks_give_what_one_does(shift: bool) -> None:
     """To the bit, in a window that goes through a monitor's checkpoint in its middle, and in a validation pass."""
     batch = possible(random_batch(11, shift))

@@ -133,6 +133,7 @@ def test_training(tmp_path: Path) -> None:
     assert step["overhead"]["low"] <= step["overhead"]["percent"] <= step["overhead"]["high"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tests", "kernel-tests"])
 def test_tests_are_collected(name: str, tmp_path: Path) -> None:
     """By a pytest of its own, as in the part's process."""
@@ -332,6 +333,7 @@ def test_a_dry_run_does_not_see_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("TRITON_INTERPRET" in tiny) == (part.name in INTERPRETED)
 
 
+@pytest.mark.slow
 def test_a_whole_dry_run_of_one_part(tmp_path: Path) -> None:
     """From make to the table, with the real command."""
     command = [

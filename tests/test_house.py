@@ -231,6 +231,7 @@ def test_import_is_light() -> None:
     assert set(loaded(f"import pplmon; {used}")) <= set(loaded("import torchmetrics")) & {"transformers"}
 
 
+@pytest.mark.slow
 def test_a_heavy_import_would_be_seen() -> None:
     """The test above can fail."""
     assert {"wandb", "rich"} <= set(loaded("import wandb, rich, pplmon"))

@@ -101,6 +101,7 @@ def test_a_fresh_process_replays_it(journal: Path) -> None:
     assert alerts_of(done) == [("Doubled", 15), ("loud", 15)]
 
 
+@pytest.mark.slow
 def test_a_fresh_process_without_the_file(journal: Path) -> None:
     """What is declared is in the journal: a rule on it is judged. A class that is not known is named, with what to do."""
     done = pplmon_command("replay", journal, "--json")

@@ -143,6 +143,7 @@ def noise(seed: int, length: int, kind: str) -> Series:
     return series_of(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "text", "steps", "rate"),
     [

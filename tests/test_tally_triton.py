@@ -125,6 +125,7 @@ def test_what_does_not_fit_is_counted_otherwise() -> None:
     assert run(counting_tasks.what_fits) == fits
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """What runs in the interpreter need not compile: it does for the H100's and the A100's architectures, without one."""
     script = Path(__file__).with_name("compile_counting.py")

@@ -31,7 +31,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Rank
         yield {2: two, 3: three, 4: four}
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_equals_the_unsharded_result(started: dict[int, Ranks], size: int) -> None:
     """Ids, hits and flags exactly, losses as near to float64 as unsharded ones, and every rank the same bits."""
     first, *others = started[size].run(tasks.grid, VOCABULARIES, timeout=240.0)
