@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from math import fsum
 from types import NoneType, UnionType
 from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
 
@@ -39,6 +40,9 @@ def problem(row: dict[str, Any]) -> str | None:
 def sound(rows: Iterable[dict[str, Any]], left_out: LeftOut) -> Iterator[dict[str, Any]]:
     """Yield the rows of a journal that can be read, without numbers that are none; count the others."""
     for row in rows:
+        if _is_usual(row):
+            yield row
+            continue
         if "kind" not in row:
             continue
         why = problem(row)
@@ -53,12 +57,29 @@ def sound(rows: Iterable[dict[str, Any]], left_out: LeftOut) -> Iterator[dict[st
 
 def clean(numbers: dict[str, Any]) -> list[str]:
     """Take out what is no number, in place, and return the names of that."""
-    if {value.__class__ for value in numbers.values()} <= {float, NoneType}:
-        return []  # as most rows are
     bad = [name for name, value in numbers.items() if value is not None and not _is_number(value)]
     for name in bad:
         del numbers[name]
     return bad
+
+
+def _is_usual(row: dict[str, Any]) -> bool:
+    """Return True for a sound judged row without a number that is text, as nearly all rows are: at a fifth of the time."""
+    if len(row) != 4 or row.get("kind") != "judged":
+        return False
+    step, stage, numbers = row.get("step", -1), row.get("stage"), row.get("numbers")
+    if (
+        step.__class__ is not int
+        or not 0 <= step < LARGEST
+        or stage.__class__ is not str
+        or not isinstance(numbers, dict)
+    ):
+        return False
+    try:
+        fsum(numbers.values())
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _of_numbers(row: dict[str, Any]) -> str | None:
