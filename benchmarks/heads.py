@@ -119,11 +119,13 @@ class Row(NamedTuple):
 
 
 def heads() -> Iterator[tuple[str, type]]:
-    """Yield every class of transformers that is named like a causal head."""
+    """Yield every class that ``AutoModelForCausalLM`` makes, and every other one that is named like a causal head."""
     import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    for name in sorted(dir(transformers)):
-        if name.endswith((*NAMES, "BertGenerationDecoder")) and not name.startswith(("TF", "Flax", "Auto")):
+    named = {name for name in dir(transformers) if name.endswith(NAMES) and not name.startswith(("TF", "Flax", "Auto"))}
+    for name in sorted(named | set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())):
+        if isinstance(name, str):
             try:
                 found = getattr(transformers, name)
             except (ImportError, RuntimeError):

@@ -3,7 +3,7 @@
 Run it, and look at it:
 
     python examples/lightning_lm.py
-    tensorboard --logdir runs/lightning_lm --samples_per_plugin scalars=100000
+    pplmon view runs/lightning_lm
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Run it, and look at it:
 
     python examples/plain_loop.py
-    tensorboard --logdir runs/plain_loop --samples_per_plugin scalars=100000
+    pplmon view runs/plain_loop
 """
 
 import argparse

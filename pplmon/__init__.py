@@ -11,7 +11,6 @@ or, without a framework::
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from pplmon import alerts, extras, sinks
@@ -26,6 +25,7 @@ from pplmon.monitor import Monitor
 from pplmon.report.numbers import Number
 from pplmon.report.report import Report
 from pplmon.report.totals import Totals
+from pplmon.report.version import VERSION
 from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.tally import TokenTally
 from pplmon.tally.single_numbers import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile
@@ -49,10 +49,7 @@ if TYPE_CHECKING:
 
 globals().update({**alerts.ALL, **extras.ALL})  # every rule and every extra that has a file
 
-try:
-    __version__ = version("pplmon")
-except PackageNotFoundError:  # running from a checkout that is not installed
-    __version__ = "0"
+__version__ = VERSION
 
 __all__ = [
     "Alert",

@@ -10,6 +10,8 @@ from pplmon import __version__
 from pplmon.demo.plan import LOGGERS, Plan
 from pplmon.page.command import add_report
 from pplmon.replay.command import add_replay
+from pplmon.sinks.tensorboard_view import add_view
+from pplmon.sinks.wandb_workspace import add_dashboard
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     add_report(commands)
+    add_view(commands)
+    add_dashboard(commands)
     add_replay(commands)
     options = parser.parse_args(arguments)
     return int(options.run(options))

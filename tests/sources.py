@@ -79,7 +79,7 @@ class Module(pl.LightningModule):
 
 
 def run(
-    module: Module, stage: str, data: Any = None, ranks: int = 1, **settings: Any
+    module: Module, stage: str, data: Any = None, accumulate: int = 1, **settings: Any
 ) -> tuple[float, float, list[str]]:
     """Return what is shown of a stage, what is true, and what pplmon said."""
     settings = {"every_n_steps": 1, "alerts": [], **settings}
@@ -87,6 +87,7 @@ def run(
         max_epochs=1,
         accelerator="cpu",
         devices=1,
+        accumulate_grad_batches=accumulate,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -79,6 +79,11 @@ def test_rules_keep_to_their_stage(rule: Callable[[Report], Alert | None]) -> No
         (lambda: Above("max_token_loss", NAN), "can never fire"),
         (lambda: Below("perplexity", 1), r"below 1 can never fire: perplexity lies between 1 and inf"),
         (lambda: Below("cross_entropy", 0), "can never fire"),
+        (
+            lambda: Below("token_accuracy", 1.5),
+            "below 1.5 would fire at every value: token_accuracy lies between 0 and 1; choose a threshold between",
+        ),
+        (lambda: Above("perplexity", 0.5), "above 0.5 would fire at every value: perplexity lies between 1 and inf"),
         (lambda: Below("max_token_excess", -INF), "can never fire"),
         (lambda: Below("mine/x", -INF), "can never fire"),
         (lambda: Below("mine/x", NAN), "can never fire"),

@@ -96,7 +96,7 @@ def test_what_is_said(finished: tuple[Path, str]) -> None:
         assert key in out
     assert f"{STEPS} steps in" in out
     assert "runs/version_0/pplmon.jsonl" in out and directory.is_dir()
-    assert "tensorboard --logdir runs --samples_per_plugin scalars=100000" in out
+    assert "pplmon view runs" in out
     assert out.rstrip().endswith(opening(Path("runs/version_0/report.html")))
 
 
@@ -106,7 +106,7 @@ def test_the_page_shows_the_corrupted_row(finished: tuple[Path, str]) -> None:
     directory, _ = finished
     page = (directory / "report.html").read_text(encoding="utf-8")
     assert f"Healthy: no alert in {STEPS} steps; 1 notice at step {SETTLED}: one sequence explains" in page
-    assert f"dataset row {Plan(steps=STEPS).corrupted_row:,}" in page
+    assert f"sample {Plan(steps=STEPS).corrupted_row}" in page
     (batch,) = (directory / "alerts").glob(f"*-step={SETTLED}-rank=0.pt")
     assert f"alerts/{batch.name}" in page
 

@@ -422,3 +422,32 @@ def test_an_error_has_the_lines_of_the_trainer_that_is_used(wire: str, words: tu
     with pytest.raises(ValueError, match="found no logits and targets in the first train batch") as error:
         session.end_batch(torch.tensor(1.0))
     assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize("wire", ["lightning", "hugging_face", "loop"])
+@pytest.mark.parametrize(
+    ("batch", "targets", "origin"),
+    [
+        ("tensor", lambda batch: batch, "batch"),
+        ("dict", "text", "batch['text']"),
+        ("pair", 1, "batch[1]"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_told_with_where_targets_are_from(
+    batch: str, targets: Any, origin: str, wire: str
+) -> None:
+    """Both shapes, the part of the batch, and a line for the trainer that is used."""
+    ids = torch.zeros(2, 9, dtype=torch.int64)
+    given = {"tensor": ids, "dict": {"text": ids}, "pair": (ids[:, :-1], ids)}[batch]
+    net = Head()
+    session = Session(Settings(logits="head", targets=targets, wire=wire), net)
+    session.begin_batch(given)
+    net(ids[:, :-1])
+    with pytest.raises(ValueError, match="do not fit targets") as error:
+        session.end_batch(torch.tensor(1.0))
+    text = str(error.value)
+    call = {"lightning": "PerplexityMonitor(", "hugging_face": "pplmon.watch(trainer, ", "loop": "Settings("}[wire]
+    assert "head gave logits (2, 8, 37), which do not fit targets (2, 9): " in text
+    assert (
+        f"{call}targets=lambda batch: {origin}[:, 1:], or shift=True)" in text and f"The targets are {origin}" in text
+    )

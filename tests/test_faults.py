@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import pplmon
-from pplmon.monitor import delivery
+from pplmon.monitor import delivery, failures
 from pplmon.sinks import Journal, Sink
 from pplmon.sinks.journal import read_journal
 from tests.fault_script import TOKENS, stats
@@ -133,22 +133,70 @@ class Fails(Keeps):
     def report(self, report: pplmon.Report, scalars: Any) -> None:
         raise ConnectionError("no route to host")
 
-    alert = report  # type: ignore[assignment]
+    def alert(self, alert: pplmon.Alert) -> None:
+        raise ConnectionError("no route to host")
 
 
 def test_a_logger_that_raises_is_left_out_after_three_failures() -> None:
-    """Two warnings say what is lost; the others get everything, the run its numbers, and the sink is closed."""
+    """It is told what is lost, for reports and for alerts; the others get everything, the run its numbers, and it is closed."""
     bad, good = Fails(), Keeps()
     last, texts = run_monitor(8, sinks=[bad, good])
     plain, _ = run_monitor(8, sinks=[Keeps()])
     assert last == plain and good.steps == list(range(8)) and good.alerts == [1, 3, 5, 7]
-    assert len(texts) == 2 and "ConnectionError: no route to host" in texts[0] and "is left out" in texts[1]
+    assert len(texts) == 3 and "failed at 'report': ConnectionError: no route to host" in texts[0]
+    assert sorted(text.split(": Con")[0] for text in texts if "is left out" in text) == [
+        "pplmon: Fails failed at 'alert'",
+        "pplmon: Fails failed at 'report'",
+    ]
     assert bad.closed
+
+
+class Flaky(Keeps):
+    """A logger whose host fails at some of its calls."""
+
+    def __init__(self, *fails: int) -> None:
+        super().__init__()
+        self.calls, self._fails = 0, fails
+
+    def report(self, report: pplmon.Report, scalars: Any) -> None:
+        self.calls += 1
+        if self.calls in self._fails:
+            raise ConnectionError("502")
+        super().report(report, scalars)
+
+
+def test_failures_far_apart_silence_no_logger() -> None:
+    """Three in 400 windows cost three windows, and one warning says so."""
+    flaky = Flaky(5, 100, 200)
+    _, texts = run_monitor(400, sinks=[flaky])
+    assert flaky.steps == [step for step in range(400) if step + 1 not in (5, 100, 200)]
+    assert len(texts) == 1 and "Flaky failed at 'report': ConnectionError: 502" in texts[0]
+
+
+def test_a_logger_that_was_left_out_is_tried_again() -> None:
+    """Its host is back after ten calls: the later it is found the more is lost, which is told, and it gets the rest."""
+    flaky = Flaky(*range(3, 7))
+    _, texts = run_monitor(40, sinks=[flaky])
+    # Calls 3 to 5 fail, two are left out, the sixth fails, four are left out, and the next one works.
+    assert flaky.steps == [0, 1, *range(12, 40)]
+    assert len(texts) == 3 and "left out" in texts[1] and "Flaky works again at 'report'; it lacks 10 calls" in texts[2]
+
+
+def test_a_logger_that_takes_no_alerts_still_gets_reports() -> None:
+    """Kinds of call are counted apart."""
+
+    class NoAlerts(Keeps):
+        def alert(self, alert: pplmon.Alert) -> None:
+            raise TypeError("must be real number, not list")
+
+    sink = NoAlerts()
+    _, texts = run_monitor(12, sinks=[sink])
+    assert sink.steps == list(range(12)) and len(texts) == 2 and all("'alert'" in text for text in texts)
 
 
 def test_a_slow_logger_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that holds the step up is named, once, with its time."""
-    monkeypatch.setattr(delivery, "SLOW_S", 0.02)
+    monkeypatch.setattr(failures, "SLOW_S", 0.02)
 
     class Slow(Keeps):
         def report(self, report: pplmon.Report, scalars: Any) -> None:
@@ -164,7 +212,7 @@ def test_a_full_disk_costs_the_journal_only(tmp_path: Path) -> None:
     good = Keeps()
     last, texts = run_monitor(8, sinks=[good, Journal(tmp_path)])
     assert last is not None and good.steps == list(range(8)) and good.alerts == [1, 3, 5, 7]
-    assert len(texts) == 2 and "No space left on device" in texts[0] and "is left out" in texts[1]
+    assert "No space left on device" in texts[0] and all("is left out" in text for text in texts[1:])
 
 
 def test_a_disk_that_fills_up_keeps_what_was_written(tmp_path: Path) -> None:
@@ -198,18 +246,6 @@ def test_an_alert_handler_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     release.set()
     assert time.monotonic() - begun < 5 and len(heard) == 5
     assert "no answer within 0.05 s" in texts[0] and "is left out" in texts[1] and len(texts) == 2
-
-
-def test_a_decode_that_raises() -> None:
-    """Evidence comes without its text."""
-
-    def decode(ids: list[int]) -> str:
-        raise IndexError("piece id is out of range")
-
-    heard: list[pplmon.Alert] = []
-    last, texts = run_monitor(2, on_alert=heard.append, decode=decode)
-    assert last is not None and last.worst[0].loss == 50.0 and last.worst[0].context_text is None
-    assert heard[0].worst[0].context_text is None and "decode failed" in texts[0]
 
 
 def test_a_rule_that_raises() -> None:

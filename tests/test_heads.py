@@ -18,6 +18,23 @@ def test_every_head_that_can_be_built_shows_its_own_loss() -> None:
     assert not [row for row in built if not row.agrees and row.name not in heads.EXCEPTIONS]
 
 
+def test_a_few_families_of_each_kind() -> None:
+    """Causal ones that shift and such that do not, a decoder of an encoder–decoder family, experts, and states in place of attention."""
+    names = (
+        "GPT2LMHeadModel XLMWithLMHeadModel BartForCausalLM BertGenerationDecoder MixtralForCausalLM MambaForCausalLM"
+    )
+    rows = heads.sweep(names.split())
+    assert len(rows) == 6 and all(row.agrees for row in rows), rows
+
+
+def test_every_causal_class_of_the_installed_transformers_is_swept() -> None:
+    """Those that ``AutoModelForCausalLM`` makes, by the mapping of the installed release."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    swept = {name for name, _ in heads.heads()}
+    assert not set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) - swept
+
+
 def test_the_sweep_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head whose loss is no cross-entropy of its logits is not equal, and is in the table; an ordinary one is."""
     ordinary, other = (heads.sweep([name])[0] for name in ("LlamaForCausalLM", "ProphetNetForCausalLM"))

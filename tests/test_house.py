@@ -33,7 +33,7 @@ ROOMS = {
     "replay": {"report", "alerts", "sinks", "monitor"},
     "page": {"report", "alerts", "sinks", "replay"},
 }
-ANY = {"cli", "demo", "testing"}  # and pplmon itself
+ANY = {"cli", "__main__", "demo", "testing"}  # and pplmon itself
 
 NO_TORCH = ("report", "alerts", "replay", "page")
 DISTRIBUTED = ("tally", "measure.vocab_parallel", "testing")  # testing starts ranks of its own
@@ -124,6 +124,7 @@ LIBRARIES = {
     "torch": "pplmon.measure.private_names",
     "torchmetrics": "pplmon.tally.states",
     "Lightning": "pplmon.trainers.lightning.private_names",
+    "wandb-workspaces": "pplmon.sinks.wandb_workspace",
 }
 PYTHONS = {"_asdict", "_fields", "_replace", "_SubParsersAction"}  # public, by Python's own word
 DATA_OF_A_BATCH = {("pplmon.alerts.actions.save_batch", "_version")}  # torch's; alerts may not import ``measure``

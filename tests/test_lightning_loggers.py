@@ -82,7 +82,9 @@ def test_the_tensorboard_file_holds_the_float64_numbers_and_the_alert(run: Any) 
     (tag,) = [tag for tag in board.Tags()["tensors"] if "alert" in tag]
     (text,) = board.Tensors(tag)
     assert text.step == BAD_STEP
-    assert "max_token_loss" in text.tensor_proto.string_val[0].decode()
+    assert "max_token_loss" in text.tensor_proto.string_val[0].decode().replace("\\_", "_")
+    assert [(event.step, event.value) for event in board.Scalars("pplmon/alerts_total")][-1] == (15, 1)
+    assert board.Scalars("train_epoch/perplexity") and "train/perplexity_epoch" not in board.Tags()["scalars"]
     assert any("custom_scalars" in tag for tag in board.Tags()["tensors"])
 
 
@@ -96,6 +98,10 @@ def test_the_wandb_file_holds_the_float64_numbers_and_the_alert(run: Any) -> Non
         for name in ("cross_entropy", "token_accuracy", "max_token_loss"):
             assert rows[step][f"train/{name}"] == pytest.approx(numbers[name], abs=1e-6)
     assert found.summary["val/perplexity_min"] == trainer.callback_metrics["val/perplexity"].item()
+    assert (found.summary["pplmon/alerts_total"], found.summary["pplmon/worst_step"]) == (1, BAD_STEP)
+    assert found.config["pplmon"]["alerts"] and not [
+        k for k, v in found.summary.items() if isinstance(v, dict) and k != "_wandb"
+    ]
     (alert,) = found.alerts
     assert f"step {BAD_STEP}" in alert.text
     assert len(alert.title) <= 64
@@ -106,6 +112,7 @@ def test_any_other_logger_gets_the_scalars(run: Any) -> None:
     root, module, _ = run
     with open(next((root / "csv").rglob("metrics.csv"))) as file:
         lines = [line for line in csv.DictReader(file) if line["train/cross_entropy"]]
+    assert lines[-1]["pplmon/alerts_total"] == "1"
     assert {int(line["step"]): float(line["train/cross_entropy"]) for line in lines} == pytest.approx(
         {step: numbers["cross_entropy"] for step, numbers in expected(module).items()}, abs=1e-6
     )

@@ -63,6 +63,29 @@ def run(monitor: Monitor, losses: list[list[float]]) -> list[Report | None]:
     return returned
 
 
+def test_a_monitor_shows_itself_at_one_glance() -> None:
+    """Its step, the last window's numbers, and what was raised."""
+    monitor = Monitor(every_n_steps=2, alerts=[pplmon.Above("max_token_loss", 8.0)])
+    assert repr(monitor) == "<Monitor: 0 steps; 0 alerts, 0 notices; logs every 2>"
+    run(monitor, [[2.0, 1.0], [9.0, 1.0], [3.0, 3.0]])
+    assert repr(monitor) == (
+        "<Monitor: 3 steps, step 1: cross_entropy 3.25, perplexity 25.79; 1 alert, 0 notices; logs every 2>"
+    )
+
+
+def test_a_resumed_monitor_goes_on_counting_alerts() -> None:
+    """A curve of them that fell back to 0 would hide what there was."""
+    before = Monitor(every_n_steps=1, alerts=[pplmon.Above("max_token_loss", 8.0)])
+    run(before, [[9.0], [1.0], [9.0], [1.0]])
+    sink = Memory()
+    after = Monitor(every_n_steps=1, sinks=[sink], alerts=[pplmon.Above("max_token_loss", 8.0)])
+    after.load_state_dict(before.state_dict())
+    run(after, [[1.0], [1.0]])
+    (started,) = [what for kind, what in sink.seen if kind == "start"]
+    assert started["raised"] == {"alerts": 2, "notices": 0}
+    assert started["logged_numbers"] == "core" and started["pplmon"] == pplmon.__version__
+
+
 # (1, 1): all at once. (4, 3), (3, 2): neither divides the other. (2, 7): judged less often than logged. (50, 1): no window closes.
 @pytest.mark.parametrize(("every", "judge"), [(1, 1), (4, 3), (3, 2), (2, 7), (12, 4), (50, 1)])
 def test_two_cadences(every: int, judge: int) -> None:
@@ -253,15 +276,17 @@ def alarms(**how: Any) -> tuple[list[str], list[Report | None], Any]:
 
 
 def test_a_failing_sink_is_left_out_after_three_failures_and_loses_only_itself() -> None:
-    """A sink that fails at everything is warned of twice, first and last; the sink beside it and the handlers get all."""
+    """A sink that fails at everything is warned of at first and when a kind of call is left out; all others get all."""
     good, heard = Memory(), []
     texts, returned, last = alarms(sinks=[Broken(), good], on_alert=heard.append)
     want, plain_heard = Memory(), []
     _, plain, plain_last = alarms(sinks=[want], on_alert=plain_heard.append)
+    for sink in (good, want):
+        assert sink.seen[0][0] == "start" and len(sink.seen[0][1].pop("run")) == 8  # each run has a name of its own
     assert (returned, last, repr(good.seen), heard) == (plain, plain_last, repr(want.seen), plain_heard)
     assert len(heard) == 2
-    assert len(texts) == 2 and all("Broken failed" in text and "OSError: disk full" in text for text in texts)
-    assert "is lost" in texts[0] and "is left out from now on" in texts[1]
+    assert len(texts) == 3 and all("Broken failed" in text and "OSError: disk full" in text for text in texts)
+    assert "is lost" in texts[0] and all("3 times in a row and is left out" in text for text in texts[1:])
 
 
 def test_a_failing_handler_rule_or_decode_is_reported_once() -> None:
@@ -274,7 +299,7 @@ def test_a_failing_handler_rule_or_decode_is_reported_once() -> None:
     assert len(texts) == 2 and "'judging'" in texts[0] and "is left out" in texts[1] and len(heard) == 2
     heard.clear()
     texts, returned, last = alarms(on_alert=heard.append, decode=failing)
-    assert len(texts) == 2 and "'decode'" in texts[0] and "is left out" in texts[1] and len(heard) == 2
+    assert len(texts) == 1 and "decode failed" in texts[0] and len(heard) == 2
     assert last.worst[0].context_text is None and last.worst[0].context_ids[8] == 2
     assert [r.step for r in returned if r] == [1, 3]
 

@@ -101,7 +101,7 @@ def test_it_can_be_searched(seen: Seen) -> None:
     for part in (
         "Healthy; 1 alert at step 70",
         "train/max_sequence_loss is 12.4688, above 6",
-        "dataset row 7,003",
+        "sample 7003",
         " PLANTED",
     ):
         assert part in seen.text
@@ -211,7 +211,21 @@ def test_json_says_what_the_page_says(run: Path, tmp_path: Path, capsys: pytest.
     )
     (alert,) = found["alerts"]
     assert alert["step"] == 70
-    assert alert["address"].startswith("dataset row 7,003")
+    assert alert["address"] == "step 70, sequence 3, sample 7003"
+
+
+def test_a_directory_that_is_a_run_and_holds_others_says_what_it_leaves_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own journal is one run; those below are named, and nothing is said where there are none."""
+    (tmp_path / "below").mkdir()
+    for directory in (tmp_path, tmp_path / "below"):
+        (directory / "pplmon.jsonl").write_bytes((run / "pplmon.jsonl").read_bytes())
+    assert cli.main(["report", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "name these to see them, too" in said.err and str(tmp_path / "below") in said.err
+    assert cli.main(["report", str(tmp_path / "below")]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_what_cannot_be_shown_is_an_error_of_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -171,7 +171,7 @@ def test_the_heatmap_shows_the_planted_token(browser: Any, report: Path) -> None
     """Its text is in the page and marked; pointing at it or going there tells target, prediction, probabilities, loss."""
     with Opened(browser, report) as tab:
         event = tab.locator("details.event")
-        assert f"dataset row {DATASET_ROW:,}" in event.inner_text()
+        assert f"sample {DATASET_ROW}" in event.inner_text()
         planted = event.locator(".map .worst").first
         assert planted.inner_text() == " PLANTED"
         told = event.locator(".told").first

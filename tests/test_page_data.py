@@ -21,6 +21,7 @@ from pplmon.page.runs import MOST_RUNS, find, names, read_runs
 from pplmon.page.table import Table, tokens_at
 from pplmon.replay.read.series import ReplayError
 from pplmon.report.histogram import Histogram, eighth_edge
+from pplmon.report.texts import Texts
 from pplmon.report.worst import PIECE, WorstToken
 from tests.page_runs import write_run
 
@@ -56,7 +57,7 @@ def test_an_empty_histogram_leaves_no_trace_in_the_journal(tmp_path: Path) -> No
 def test_each_token_of_a_context_has_its_own_text() -> None:
     """None stands where there is no token; a piece is bounded, the text is not."""
     token = WorstToken(1.0, target=2, context_ids=(None, 1, 2, 3, None))
-    told = token.decoded(lambda ids: "".join("ab" * PIECE if i == 3 else f" {i}" for i in ids))
+    told = token.decoded(Texts(lambda ids: "".join("ab" * PIECE if i == 3 else f" {i}" for i in ids)))
     assert told.context_pieces == (None, " 1", " 2", ("ab" * PIECE)[:PIECE], None)
     assert told.context_text == " 1 2" + "ab" * PIECE
     assert token.context_pieces is None

@@ -12,14 +12,14 @@ import pytest
 
 import pplmon
 from pplmon.alerts import Alert
+from pplmon.alerts.heatmap import heatmap
+from pplmon.alerts.words import number, shown
 from pplmon.page.compare import differences, differing
 from pplmon.page.events import WITH_EVIDENCE, events
 from pplmon.page.headline import headline, sparkline
-from pplmon.page.heatmap import heatmap
 from pplmon.page.runs import Run, find, read_runs
 from pplmon.page.table import Table
 from pplmon.page.verdict import verdict
-from pplmon.page.words import number, shown
 from pplmon.report.worst import WorstSequence, WorstToken
 from tests.page_runs import write_run
 
@@ -127,6 +127,14 @@ def test_the_headline_has_the_journal_s_numbers(tmp_path: Path) -> None:
     assert (tiles["alerts"].value, tiles["alerts"].note) == ("1", "at step 70")
 
 
+def test_notices_are_counted_as_the_verdict_counts_them() -> None:
+    """Two rules that note one hard batch are one notice, on the tile and in the verdict."""
+    run = a_run([spike(60, severity="info"), spike(60, severity="info")])
+    (tile,) = [tile for tile in headline(run) if tile.title == "alerts"]
+    assert (tile.value, tile.note) == ("0", "none in the run; 1 notice")
+    assert "1 notice at step 60" in verdict(run).text
+
+
 def test_a_small_line_keeps_a_spike() -> None:
     """One point among a thousand is still its highest."""
     line = sparkline([(step, 100.0 if step == 777 else 1.0) for step in range(1000)])
@@ -168,6 +176,13 @@ def test_a_cell_tells_what_is_known() -> None:
     assert (cells[2].shade, cells[2].loss, cells[2].probability) == ("nf", "NaN", "")
 
 
+def test_one_cell_of_a_map_is_the_gravest() -> None:
+    """A page opens on it: the worst token of the sequence, not the first of the worst ones that a reader comes to."""
+    (stretch,) = heatmap([token(12, 9.5), token(10)])[0].stretches
+    assert [cell.text for cell in stretch if cell.gravest] == ["<12>"]
+    assert [cell.text for cell in stretch if cell.worst] == ["<10>", "<12>"]
+
+
 def test_without_texts_ids_stand_there() -> None:
     """A journal of a run without decode, or of an older version, is shown as well as it can be."""
     (cells,) = heatmap([token(10, context_pieces=None)])[0].stretches
@@ -201,8 +216,8 @@ def test_alerts_of_one_step_are_one_event_with_its_evidence(tmp_path: Path) -> N
     (run,) = read_runs(find([tmp_path / "run"]))
     (event,) = events(run, 3)
     assert (event.key, event.step, event.stage, event.severity, event.open) == ("e3-0", 70, "train", "warning", True)
-    assert event.address == "dataset row 7,003, row 3 of the batch, column 0, micro-batch 0, rank 0, step 70"
-    assert event.sequences[0].startswith("12.47 nats per token over 31 tokens: dataset row 7,003")
+    assert event.address == "step 70, sequence 3, sample 7003"
+    assert event.sequences[0].startswith("12.47 nats per token over 31 tokens: sequence 3, sample 7003")
     batch = tmp_path / "elsewhere/Above-max_sequence_loss-step=70-rank=0.pt"
     assert batch.is_file()
     assert event.files == [("checkpoint", "alerts/Above-max_sequence_loss-step=70.ckpt"), ("batch", str(batch))]
@@ -218,7 +233,7 @@ def test_alerts_at_one_step_share_their_evidence() -> None:
         2,
         ["The worst sequence explains 90% of the jump."],
     )
-    assert first.address.startswith("row 3 of the batch")
+    assert first.address == "step 0, sequence 3"
     assert (first.open, second.open) == (True, False)
 
 

@@ -106,11 +106,18 @@ def test_lightning_has_what_is_read_from_a_trainer(package: str, tmp_path: Any) 
     moved = f"{package} {importlib.import_module(package.split('.', maxsplit=1)[0]).__version__} changed"
     seen: list[tuple[int, bool]] = []
     keys: set[str] = set()
+    asked: list[int] = []
+    repeats: list[bool] = []
 
     class Asks(pl.Callback):  # type: ignore[misc]
-        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            repeats.append(facts.repeats_batch(trainer))
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
             seen.append((facts.step_of(trainer), facts.optimizer_stepped(trainer)))
             keys.update(facts.module_keys(trainer))
+            repeats.append(facts.repeats_batch(trainer))
+            asked.extend([index] if facts.optimizer_stepped(trainer) and facts.watchers_ask(trainer, index) else [])
 
     module = make_module(pl.LightningModule)
     module.on_train_batch_start = lambda batch, index: module.log("own", 1.0, on_step=True, on_epoch=True)
@@ -119,14 +126,15 @@ def test_lightning_has_what_is_read_from_a_trainer(package: str, tmp_path: Any) 
         accumulate_grad_batches=2,
         accelerator="cpu",
         logger=False,
-        callbacks=[Asks()],
-        enable_checkpointing=False,
+        callbacks=[Asks(), pl.callbacks.ModelCheckpoint(tmp_path, monitor="own", every_n_train_steps=2)],
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=tmp_path,
     )
     trainer.fit(module, loader(16))
     assert seen == [(0, False), (0, True), (1, False), (1, True)], f"{moved} epoch_loop: the steps it counts"
+    assert repeats == [True, False] * 4, f"{moved} epoch_loop.batch_progress"
+    assert asked == [3], f"{moved} ModelCheckpoint._every_n_train_steps"  # two optimizer steps
     assert keys == {"own", "own_step", "own_epoch"}, f"{moved} trainer._results"
 
 

@@ -51,6 +51,7 @@ def assert_alike(straight: Path, resumed: Path) -> None:
     assert alerts(resumed) == alerts(straight)
     states = [json.loads((where / "state.json").read_text()) for where in (straight, resumed)]
     worst = [state.pop("worst") for state in states]
+    assert len({state.pop("run") for state in states}) == 2  # two runs, each with a name of its own
     assert states[0] == states[1]  # the rules' baselines, the counts, the open windows
     # The run's worst tokens are the same ones, met on other ranks.
     for rows in ("token_rows", "sequence_rows"):

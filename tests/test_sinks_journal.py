@@ -172,3 +172,61 @@ def test_an_alert_with_a_tensor_is_written(tmp_path: Path) -> None:
     journal.alert(Alert("mine", "look", value=torch.tensor(math.nan), threshold=torch.tensor(3)))  # type: ignore[arg-type]
     journal.close()
     assert (strict(journal.path)[0]["value"], strict(journal.path)[0]["threshold"]) == ("NaN", 3)
+
+
+def losses(rows: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """The windows of rows."""
+    return [(row["step"], row["numbers"]["cross_entropy"]) for row in rows if row["kind"] == "report"]
+
+
+def test_two_runs_in_one_journal_are_never_read_as_one(tmp_path: Path) -> None:
+    """The longer first one gives no step to the second; each can be had by its name, and a wrong name is told."""
+    for name, steps, loss in (("aa", range(4), 1.0), ("bb", range(2), 2.0)):
+        journal = Journal(tmp_path)
+        journal.start({"run": name, "resumed_at": None})
+        for step in steps:
+            journal.report(a_report(step, cross_entropy=loss), {})
+        journal.close()
+    assert losses(read_journal(tmp_path)) == losses(read_journal(tmp_path, run="bb")) == [(0, 2.0), (1, 2.0)]
+    assert losses(read_journal(tmp_path, run="aa")) == [(step, 1.0) for step in range(4)]
+    with pytest.raises(ValueError, match="the journal has no run 'cc'; it has 'aa', 'bb', the last one last"):
+        read_journal(tmp_path, run="cc")
+
+
+def test_a_resumed_run_goes_on_in_its_journal_and_in_no_others(tmp_path: Path) -> None:
+    """A run that was resumed from another run's checkpoint is another run; its own goes on over the one between."""
+    journal = Journal(tmp_path)
+    for name, resumed_at, step, loss in (
+        ("aa", None, 1, 1.0),
+        ("bb", None, 1, 2.0),
+        ("aa", 2, 2, 1.5),
+        ("cc", 5, 5, 3.0),
+    ):
+        journal.start({"run": name, "resumed_at": resumed_at})
+        journal.report(a_report(step, cross_entropy=loss), {})
+    journal.close()
+    assert losses(read_journal(tmp_path)) == [(5, 3.0)]
+    assert losses(read_journal(tmp_path, run="aa")) == [(1, 1.0), (2, 1.5)]
+
+
+def test_runs_that_an_older_version_wrote_have_numbers(tmp_path: Path) -> None:
+    """Without names each fresh start is a run, and a resume goes on with the last."""
+    journal = Journal(tmp_path)
+    for resumed_at, step in ((None, 1), (2, 2), (None, 0)):
+        journal.start({"resumed_at": resumed_at})
+        journal.report(a_report(step), {})
+    journal.close()
+    assert losses(read_journal(tmp_path)) == [(0, 2.0)]
+    assert losses(read_journal(tmp_path, run="run 1")) == [(1, 2.0), (2, 2.0)]
+
+
+def test_each_of_two_monitors_in_a_journal_has_its_last_run(tmp_path: Path) -> None:
+    """They are told apart by their prefixes, and begin by themselves."""
+    for loss in (1.0, 2.0):
+        for prefix in ("", "b/"):
+            journal = Journal(tmp_path, prefix=prefix)
+            journal.start({"resumed_at": None, "run": f"{prefix}{loss}"})
+            journal.report(a_report(3, cross_entropy=loss), {})
+            journal.close()
+    rows = [row for row in read_journal(tmp_path) if row["kind"] == "report"]
+    assert [(row.get("prefix", ""), row["numbers"]["cross_entropy"]) for row in rows] == [("", 2.0), ("b/", 2.0)]

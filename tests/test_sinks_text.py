@@ -9,7 +9,10 @@ import sys
 import pytest
 
 from pplmon.alerts import Alert
-from pplmon.alerts.text import alert_markdown, markdown, sequence_table, token_table, visible
+from pplmon.alerts.addresses import address, sequence_of
+from pplmon.alerts.markdown import step_markdown
+from pplmon.alerts.message import few_lines
+from pplmon.alerts.text import markdown, sequence_table, token_table, visible
 from pplmon.report.log_keys import Key, split_key
 from pplmon.report.worst import WorstSequence, WorstToken
 
@@ -33,7 +36,8 @@ def test_no_evidence_is_no_table() -> None:
     """An alert of a user's own rule may have no worst tokens."""
     assert markdown(token_table([])) == ""
     assert markdown(sequence_table([])) == ""
-    assert "|" not in alert_markdown(Alert("mine", "look"))
+    assert "|" not in step_markdown([Alert("mine", "look")])
+    assert few_lines(Alert("mine", "look")) == "look"
 
 
 def test_markdown_survives_hostile_text() -> None:
@@ -62,19 +66,56 @@ def test_markdown_reads_back_as_the_repr() -> None:
     assert html.unescape(cells[table.columns.index("target_text")]) == repr(hostile)
 
 
-def test_alert_markdown_says_what_who_and_where() -> None:
-    """Text, severity, blame and both tables are there."""
-    alert = Alert(
-        "Spike",
-        "step 7: it jumped",
-        severity="critical",
-        worst=(WorstToken(loss=41.25, position=99),),
-        worst_sequences=(WorstSequence(loss=9.5, tokens=33),),
-        blame_sequence=0.83,
+SPIKE = Alert(
+    "Spike",
+    "step 7: it jumped",
+    step=7,
+    severity="critical",
+    worst=(
+        WorstToken(
+            41.25, 7, 0, 1, 3, 99, 5, 6, 0.75, 1234, context_text="a <b>|c", target_text=" x", predicted_text="y"
+        ),
+    ),
+    worst_sequences=(WorstSequence(9.5, 33, 7, sequence=3, sample_id=1234),),
+    blame_sequence=0.83,
+)
+
+
+def test_the_alerts_of_a_step_are_one_text_with_the_evidence_once() -> None:
+    """Context first, then target and prediction, and one column of addresses; what the rules share is said once."""
+    text = step_markdown([SPIKE, Alert("mine*", "look | here", step=7, severity="info")])
+    lines = text.splitlines()
+    assert lines[0] == "### step 7, train: 1 alert, 1 notice"
+    assert "**critical** (Spike): step 7: it jumped" in lines
+    assert r"**notice** (mine\*): look \| here" in lines
+    assert text.count("sequence explains 83%") == 1 and text.count("41.25") == 1
+    assert "| context | target → predicted | loss (nats) | where |" in lines
+    assert (
+        r"| 'a &lt;b>\|c' | ' x' → 'y' (p 0.75) | 41.25 | step 7, rank 1, sequence 3, position 99, sample 1234 |"
+        in lines
     )
-    text = alert_markdown(alert)
-    assert all(part in text for part in ("critical", "Spike", "step 7: it jumped", "sequence explains 83%", "41.25"))
-    assert "| 99 |" in text and "| 9.5 | 33 |" in text and "token explains" not in text
+    assert "| step 7, sequence 3, sample 1234 | 9.5 nats per token | 33 |" in lines
+
+
+def test_a_message_is_a_few_lines_without_markup() -> None:
+    """It stands in a chat and in a mail: what happened, the blame, the worst sequence and the worst token."""
+    lines = few_lines(SPIKE).splitlines()
+    assert len(lines) == 5 and "|" not in lines[0]
+    assert lines[2] == "Worst sequence: 9.5 nats per token over 33 tokens (step 7, sequence 3, sample 1234)."
+    assert lines[3].startswith("Worst token: ' x' → 'y' (p 0.75), 41.25 nats (step 7, rank 1, sequence 3")
+    assert lines[4] == "Text: 'a &lt;b&gt;|c'"
+    loud = few_lines(Alert("r", "<!channel> " + "x" * 20_000 + "\ud800"))
+    assert len(loud) < 800 and "<!" not in loud
+    loud.encode()
+
+
+def test_one_vocabulary_for_an_address() -> None:
+    """Micro-batch and rank stand there where there is more than one; ids where they were given."""
+    assert address(WorstToken(1.0, step=3)) == "step 3, sequence 0, position 0"
+    assert address(WorstToken(1.0, 3, 2, 1, 4, 5, sample_id=6)) == (
+        "step 3, micro-batch 2, rank 1, sequence 4, position 5, sample 6"
+    )
+    assert sequence_of(WorstSequence(1.0, sequence=4, document_id=2, sample_id=6)) == "sequence 4, document 2, sample 6"
 
 
 def test_visible_keeps_lines_and_shows_controls() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pplmon
 from pplmon import TokenStats, TokenTally, WorstToken
+from pplmon.report.texts import Texts
 from tests.reference import tokens_of
 
 
@@ -203,10 +204,10 @@ def test_decode_sees_no_negative_id() -> None:
     known, unknown = TokenTally(context=2), TokenTally(context=2)
     known.update(TokenStats.from_losses(nll, targets, predicted=torch.full_like(targets, 2)))
     unknown.update(TokenStats.from_losses(nll, targets))
-    report = known.report().decoded(decode)
+    report = known.report().decoded(Texts(decode))
     first = report.worst[0]
     assert (first.context_text, first.target_text, first.predicted_text) == ("b", "b", "c")
     assert report.worst[2].context_text == "fga"  # ids 5, 6, 0: an id of 0 is a token
-    assert unknown.report().decoded(decode).worst[0].predicted_text is None
+    assert unknown.report().decoded(Texts(decode)).worst[0].predicted_text is None
     assert seen and all(i >= 0 for ids in seen for i in ids)
     assert isinstance(report, pplmon.Report) and report.numbers["tokens"] == 6

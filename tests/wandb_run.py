@@ -15,6 +15,7 @@ class OfflineRun:
 
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     alerts: list[Any] = field(default_factory=list)
     metrics: list[Any] = field(default_factory=list)
     exits: list[int] = field(default_factory=list)
@@ -29,6 +30,12 @@ def read_run(path: Path) -> OfflineRun:
             run.history.append(items(record.history.item))
         elif kind == "summary":
             run.summary.update(items(record.summary.update))
+            for item in record.summary.remove:
+                run.summary.pop(item.key or "/".join(item.nested_key), None)
+        elif kind == "config":
+            run.config.update(items(record.config.update))
+        elif kind == "run":
+            run.config.update(items(record.run.config.update))
         elif kind == "alert":
             run.alerts.append(record.alert)
         elif kind == "metric":

@@ -53,6 +53,13 @@ class Server(ThreadingHTTPServer):
             return {"createRunFiles": {"runID": "cnVu", "uploadHeaders": [], "files": files}}
         if name == "Viewer":
             return {"viewer": {"id": "VQ==", "entity": "e", "username": "e", "flags": "{}", "teams": {"edges": []}}}
+        if name == "UpsertView2":
+            return {
+                "upsertView": {
+                    "view": {"id": "Vmlldw==", "name": "nw-pplmon-v", "displayName": "pplmon"},
+                    "inserted": True,
+                }
+            }
         if name == "RunStoppedStatus":
             return {"project": {"run": {"stopped": False}}}
         return {"project": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,6 +66,16 @@ class Alert:
     def reaches(self, least: str) -> bool:
         """Return whether the alert is at least as severe as ``least``."""
         return SEVERITIES.index(self.severity) >= SEVERITIES.index(least)
+
+    @property
+    def height(self) -> float:
+        """Return by what factor the value is beyond its threshold; 0 where one of the two is not known."""
+        if self.value is None or not self.threshold:
+            return 0.0
+        ratio = abs(self.value / self.threshold)
+        if math.isnan(ratio):
+            return math.inf
+        return (1 / ratio if ratio else math.inf) if self.value < self.threshold else ratio
 
     def __str__(self) -> str:
         return f"[{self.severity}] {self.text}"

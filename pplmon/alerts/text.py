@@ -1,4 +1,4 @@
-"""Worst tokens, worst sequences and alerts as tables and as markdown: the same for every place that shows them.
+"""Worst tokens and worst sequences as tables, and the words of an alert: the same for every place that shows them.
 
 Decoded text comes from the training data, so it may hold anything: newlines, terminal escapes, markup, halves of
 characters. It is shown as ``repr`` shows it (quoted, so that a leading space is seen), and markup in it is escaped.
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from pplmon.alerts import Alert
-from pplmon.report.report import Report
 from pplmon.report.strict_json import finite_or_text
 from pplmon.report.worst import WorstSequence, WorstToken
 
 END = 1000  # characters of a long error that are shown at either end
 TITLE_LENGTH = 64  # characters: W&B takes no longer title
+CELL_LENGTH = 600  # characters of a text in a table
 Cell = str | float | int | None
 
 # Fields of WorstToken and WorstSequence, in reading order. Losses are in nats (a sequence's: nats per token).
@@ -74,24 +74,6 @@ def markdown(table: Table) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def alert_markdown(alert: Alert) -> str:
-    """Return an alert as markdown: what happened, how much one sequence or token explains, and the evidence."""
-    parts = [f"**{alert.severity}** ({alert.rule}): {visible(alert.text)}"]
-    parts += blame(alert)
-    evidence = evidence_markdown(Report(0, worst=alert.worst, worst_sequences=alert.worst_sequences))
-    return "\n\n".join([*parts, *([evidence] if evidence else [])])
-
-
-def evidence_markdown(report: Report) -> str:
-    """Return the worst tokens and sequences of a report as markdown."""
-    parts = []
-    if report.worst:
-        parts += ["Worst tokens (loss in nats):", markdown(token_table(report.worst))]
-    if report.worst_sequences:
-        parts += ["Worst sequences (loss in nats per token):", markdown(sequence_table(report.worst_sequences))]
-    return "\n\n".join(parts)
-
-
 def blame(alert: Alert) -> list[str]:
     """Return a sentence on the share of the jump that the worst sequence and the worst token explain, where known."""
     shares = (("sequence", alert.blame_sequence), ("token", alert.blame_token))
@@ -134,16 +116,21 @@ def _column(values: list[Cell]) -> list[Cell]:
     # One column is of one type, or W&B refuses it: beside a NaN the finite losses are text, too.
     if any(isinstance(value, float) and not math.isfinite(value) for value in values):
         return [brief(value) if isinstance(value, (int, float)) else value for value in values]
-    return [repr(value) if isinstance(value, str) else value for value in values]
+    return [_quoted(value) if isinstance(value, str) else value for value in values]
+
+
+def _quoted(text: str) -> str:
+    whole = repr(text)
+    return whole if len(whole) <= CELL_LENGTH else f"{whole[:CELL_LENGTH]}… ({len(whole):,} characters)"
 
 
 def _cell(value: Cell) -> str:
     if isinstance(value, str):
-        return _escape(value)
+        return escaped(value)
     return "" if value is None else brief(value)
 
 
-def _escape(text: str) -> str:
-    """Escape what markdown or HTML would take for markup ("<|endoftext|>" is a token)."""
+def escaped(text: str) -> str:
+    """Return text whose markup, of markdown or HTML, is shown and not obeyed ("<|endoftext|>" is a token)."""
     entities = text.replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", entities)

@@ -138,8 +138,7 @@ def _finish(plan: Plan, logger: Any, directory: Path) -> tuple[Path, dict[str, s
     places = {}
     if plan.logger == "tensorboard":
         places["event files"] = str(directory)
-        # Without the flag TensorBoard keeps 1,000 points of a curve, and a spike may be among the others.
-        places["dashboard"] = f"tensorboard --logdir {plan.out} --samples_per_plugin scalars=100000"
+        places["dashboard"] = f"pplmon view {plan.out}"
     elif plan.logger == "csv":
         places["metrics"] = str(directory / "metrics.csv")
     return directory / FILE_NAME, places

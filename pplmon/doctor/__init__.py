@@ -6,10 +6,10 @@ from pplmon.doctor.diagnose import diagnose
 from pplmon.doctor.facts import Facts
 from pplmon.doctor.finding import KINDS, Finding
 from pplmon.doctor.hypotheses import Hypothesis, Observation, decide, fitting
-from pplmon.doctor.judge import another_source, judge
+from pplmon.doctor.judge import judge
 from pplmon.doctor.loss import Loss, Run
 from pplmon.doctor.measured import Measured, measure
-from pplmon.doctor.ranks import repeated_rows, row_digests
+from pplmon.doctor.ranks import row_digests, same_rows
 
 __all__ = [
     "KINDS",
@@ -22,12 +22,11 @@ __all__ = [
     "Run",
     "TokenSet",
     "alignment",
-    "another_source",
     "decide",
     "diagnose",
     "fitting",
     "judge",
     "measure",
-    "repeated_rows",
     "row_digests",
+    "same_rows",
 ]

@@ -147,11 +147,11 @@ def padding_scored(count: int, of: int, mean: float, without: float, loss: float
     )
 
 
-def repeated_rows(rank: int, other: int, count: int, of: int) -> Finding:
-    """Say that two ranks have the same rows."""
+def repeated_rows(ranks: int) -> Finding:
+    """Say that ranks have the same rows."""
     return Finding(
         "repeated_rows",
-        f"{count} of the {of} rows of rank {rank} are those of rank {other}",
+        f"the first batches of {ranks} ranks are the same rows",
         "Give the loader a DistributedSampler, and its set_epoch(epoch) in every epoch",
-        {"ranks": (other, rank), "rows": count, "of": of},
+        {"ranks": ranks},
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pplmon.doctor import batch_rules, batch_words, loss_rules, loss_words
 from pplmon.doctor.alignment import TokenSet
 from pplmon.doctor.finding import Finding
-from pplmon.doctor.hypotheses import Observation, decide
+from pplmon.doctor.hypotheses import Observation
 
 
 def judge(batches: Sequence[Observation], ignore_index: int | None = -100) -> list[Finding]:
@@ -40,17 +40,6 @@ def judge(batches: Sequence[Observation], ignore_index: int | None = -100) -> li
     if padded and not any(f.kind == "padding_scored" for f in found):
         found.append(_padding(batches, base))
     return found
-
-
-def another_source(sources: Mapping[str, Sequence[Observation]], watched: str) -> list[Finding]:
-    """Return that the loss is the cross-entropy of another of the sources of logits than the one that is watched."""
-    decided = decide(sources)
-    if decided is None or decided[0] == watched:
-        return []
-    batches = sources[watched]
-    loss = sum(batch.loss.value for batch in batches if batch.loss) / len(batches)
-    mean = batch_rules.mean_of([batch.facts for batch in batches], batches[0].facts.told)
-    return [loss_words.another_loss(loss, mean, decided[0])]
 
 
 def _by_ids(batches: Sequence[Observation], compared: Sequence[Observation]) -> tuple[TokenSet, list[Finding]]:

@@ -173,15 +173,15 @@ def low_precision(dtype: torch.dtype, loss: float, mean: float) -> Finding:
     )
 
 
-def another_loss(loss: float, mean: float, whose: str | None = None) -> Finding:
-    """Say that the loss is not that of these logits and targets, and ``whose`` it is where that is known."""
-    if whose is None:
-        text = "no shift, mask or reduction gives it: it is not that of these logits and targets, but of another model or batch"
-        fix = "Give logits, targets and loss of one and the same call"
-    else:
-        text, fix = f"it is that of {whose}", f"Watch {whose}, which is trained"
-    evidence = {"loss": loss, "cross_entropy": mean, "whose": whose}
-    return Finding("another_loss", f"{both(loss, mean)}, and {text}", fix, evidence)
+def another_loss(loss: float, mean: float) -> Finding:
+    """Say that the loss is not that of these logits and targets."""
+    return Finding(
+        "another_loss",
+        f"{both(loss, mean)}, and no shift, mask or reduction gives it: it is not that of these logits and targets, "
+        "but of another model or batch",
+        "Give logits, targets and loss of one and the same call",
+        {"loss": loss, "cross_entropy": mean},
+    )
 
 
 def several_fit(loss: float, mean: float, names: list[str]) -> Finding:

@@ -6,13 +6,13 @@ never kept or copied whole. Nothing here waits for the device but ``Measured.fac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pplmon.doctor import signs
-from pplmon.doctor.alignment import SCORED, SHIFTS, Tokens, TokenSet, moved, tokens_of
+from pplmon.doctor.alignment import SHIFTS, Tokens, moved, tokens_of
 from pplmon.doctor.facts import Facts
 from pplmon.doctor.rows import Rows, rows_of
 from pplmon.measure.tokens import TokenStats, token_stats
@@ -40,25 +40,6 @@ class Measured:
     def losses(self, shift: int) -> Tensor:
         """Return the losses [B, T] float32 of the targets, in their own columns, under one shift."""
         return moved(self.stats[shift].nll.view(self.tokens.targets.shape), -shift, fill=0)
-
-    def stats_of(self, candidate: TokenSet) -> TokenStats:
-        """Return the stats of one candidate as ``token_stats`` would have given them, to be counted once it is decided on."""
-        shift, tokens = candidate.shift, self.tokens
-        if shift not in (0, 1):
-            raise ValueError(f"logits at t are counted on targets at t or t + 1, not at t {shift:+d}; move the targets")
-        stats = self.stats[shift]
-        scored = moved(tokens.masks()[SCORED.index(candidate.scored)], shift, fill=False).reshape(-1) & stats.scored
-        outside = ~tokens.ignored & ~tokens.told
-        assert stats.correct is not None
-        return replace(
-            stats,
-            nll=torch.where(scored, stats.nll, 0.0),
-            correct=scored & stats.correct,
-            targets=tokens.targets.roll(-shift, 1).reshape(-1),
-            scored=scored,
-            invalid=moved(outside, shift, fill=False).reshape(-1),
-            shift=shift == 1,
-        )
 
 
 @torch.no_grad()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from pplmon.doctor import batch_words
 from pplmon.doctor.finding import Finding
-
-SHARE = 0.9  # of a rank's rows; fewer may be the few that fill up a last batch
 
 
 def row_digests(ids: Tensor) -> Tensor:
@@ -22,11 +18,6 @@ def row_digests(ids: Tensor) -> Tensor:
     return (mixed ^ (mixed >> 32)).sum(-1)
 
 
-def repeated_rows(digests: Sequence[Sequence[int]]) -> list[Finding]:
-    """Return a finding for the first rank whose rows of a step are those of an earlier rank; ``digests``: of every rank."""
-    for rank, rows in enumerate(digests):
-        for other in range(rank):
-            count = len(set(rows) & set(digests[other]))
-            if len(set(rows)) > 1 and count >= SHARE * len(set(rows)):
-                return [batch_words.repeated_rows(rank, other, count, len(set(rows)))]
-    return []
+def same_rows(ranks: int) -> Finding:
+    """Return the finding for ranks whose first batches are of the same rows."""
+    return batch_words.repeated_rows(ranks)

@@ -1,4 +1,4 @@
-"""Deliver reports and alerts to sinks and handlers, and contain their failures: monitoring never hurts the run.
+"""Deliver reports and alerts to sinks and handlers. ``guard`` contains their failures: monitoring never hurts the run.
 
 A handler is a callable ``Alert -> None``, called on the writing rank; with ``everywhere = True`` on all ranks. It may
 also have these methods, which are called on all ranks:
@@ -13,31 +13,25 @@ also have these methods, which are called on all ranks:
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
-import sys
 import threading
-import time
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pplmon.alerts import Alert, check_severity
+from pplmon.monitor.failures import Guard
 from pplmon.report.report import Report
 from pplmon.sinks.base import Sink
 from pplmon.sinks.journal import Journal
 
 Handler = Callable[[Alert], object]
 
-FAILURES = 3  # after so many failures a sink or handler is no longer called
-SLOW_S = 1.0  # a call that takes longer gives a warning, once
 HANG_S = 10.0  # a handler that takes longer is no longer waited for
 
 
 class Delivery:
-    """Calls one monitor's sinks and alert handlers. A failure is reported, with what is lost; the third is the last."""
+    """Calls one monitor's sinks and alert handlers."""
 
     listeners: ClassVar[list[Handler]] = []  # of all monitors in this process (``pplmon.testing.capture_alerts``)
 
@@ -52,13 +46,16 @@ class Delivery:
                 raise TypeError(f"on_alert takes callables Alert -> None, got {type(handler).__name__}")
         self._min_severity = check_severity(min_severity, "min_severity")
         self.watchers = [handler for handler in self.handlers if callable(getattr(handler, "see", None))]
-        self._failures: Counter[int] = Counter()
-        self._named_slow: set[int] = set()
+        self.guard = Guard()
 
     def folders(self) -> list[str]:
         """Return the directories that handlers write files about alerts to."""
         given = [getattr(handler, "folder", None) for handler in self.handlers]
         return sorted({str(Path(folder).absolute()) for folder in given if isinstance(folder, (str, Path))})
+
+    def files(self) -> list[str]:
+        """Return the files and directories that sinks write."""
+        return [path for sink in self._sinks for path in sink.files]
 
     def start(self, run: Mapping[str, Any]) -> None:
         """Begin a run in every sink."""
@@ -106,7 +103,7 @@ class Delivery:
         for handler in self.handlers:
             settle = getattr(handler, "settle", None)
             if settle is not None:
-                self._contained(handler, "settle", settle)
+                self.guard.contained(handler, "settle", settle)
 
     def local(self, report: Report, rank: int, kind: str = "local") -> None:
         """Write the totals that one rank could not merge, or has alone, to its own journal."""
@@ -134,46 +131,13 @@ class Delivery:
                 self.guard(sink, "flush", sink.flush)
 
     def close(self) -> None:
-        """Close every sink, including those that had failed too often, then drain the handlers."""
+        """Close every sink, then drain the handlers."""
         for sink in self._sinks:
-            if self._failures[id(sink)] < FAILURES:
-                self.guard(sink, "close", sink.close)
-            else:
-                with contextlib.suppress(Exception):
-                    sink.close()
+            self.guard(sink, "close", sink.close)
         for handler in self.handlers:
             drain = getattr(handler, "drain", None)
             if drain is not None:
-                self._contained(handler, "drain", drain)
-
-    def guard(self, who: object, what: str, call: Callable[..., object], *args: object) -> Any:
-        """Call, and turn slowness or an exception into a warning. Returns the result, ``None`` after a failure."""
-        begun = time.monotonic()
-        result = self._contained(who, what, call, *args)
-        taken = time.monotonic() - begun
-        if taken > SLOW_S and id(who) not in self._named_slow:
-            self._named_slow.add(id(who))
-            _warn(f"{_name(who)} took {taken:.1f} s at {what!r}; the training step waited for it.")
-        return result
-
-    def _contained(self, who: object, what: str, call: Callable[..., object], *args: object) -> Any:
-        if self._failures[id(who)] >= FAILURES:
-            return None
-        try:
-            return call(*args)
-        except Exception as error:  # whatever it is, training goes on
-            self._failed(who, what, error)
-            return None
-
-    def _failed(self, who: object, what: str, error: Exception) -> None:
-        self._failures[id(who)] += 1
-        count = self._failures[id(who)]
-        text = f"{_name(who)} failed at {what!r}: {type(error).__name__}: {error}."
-        if count == 1:
-            kept = "" if isinstance(who, Journal) else " (the journal, where there is one, has it)"
-            _warn(f"{text} Training goes on; what it should have taken is lost there{kept}.")
-        elif count == FAILURES:
-            _warn(f"{text} It failed {FAILURES} times and is left out from now on.")
+                self.guard.contained(handler, "drain", drain)
 
 
 def _in_time(handler: Handler, alert: Alert) -> None:
@@ -196,14 +160,3 @@ def _in_time(handler: Handler, alert: Alert) -> None:
         raise RuntimeError(f"it raised {type(failure[0]).__name__}, which stops nothing; use pplmon.Stop()")
     if failure:
         raise failure[0]
-
-
-def _name(who: object) -> str:
-    return getattr(who, "__name__", None) or type(who).__name__
-
-
-def _warn(text: str) -> None:
-    try:
-        warnings.warn(f"pplmon: {text}", RuntimeWarning, stacklevel=2)
-    except RuntimeWarning:  # under -W error, too, training goes on
-        print(f"pplmon: {text}", file=sys.stderr)

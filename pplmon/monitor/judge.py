@@ -28,6 +28,7 @@ class Judge:
         self._reads_rows = not all(getattr(rule, "numbers_only", False) for rule in self.rules)
         self._targets = TargetCheck()
         self._usual = Baseline()  # the cross-entropy of earlier read-outs, for blame
+        self.raised = {"alerts": 0, "notices": 0}  # in the run, before a resume too
 
     def __call__(self, totals: Totals, report_of: Callable[[Totals, bool], Report], gathered: bool = False) -> None:
         """Judge one read-out.
@@ -66,7 +67,8 @@ class Judge:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the rules as plain values; a user's rule takes part if it has the same method."""
-        return {**self._targets.state_dict(), "rules": remembered(self.rules), "usual": self._usual.state_dict()}
+        own = {"usual": self._usual.state_dict(), "raised": dict(self.raised)}
+        return {**self._targets.state_dict(), "rules": remembered(self.rules), **own}
 
     def memory(self) -> dict[str, Any]:
         """Return the states of pplmon's own rules for the journal, where a replay of a resumed run begins."""
@@ -77,6 +79,7 @@ class Judge:
         """Restore the state of each rule; a rule that was not there before begins anew."""
         self._targets.load_state_dict(state)
         self._usual.load_state_dict(state["usual"])
+        self.raised.update(state.get("raised", {}))
         remind(self.rules, state["rules"])
 
     def _learn(self, report: Report) -> None:
@@ -93,6 +96,7 @@ class Judge:
             worst=alert.worst or evidence.worst,
             worst_sequences=alert.worst_sequences or evidence.worst_sequences,
         )
+        self.raised["notices" if whole.severity == "info" else "alerts"] += 1
         self._delivery.alert(whole, writes=self._link.acts)
 
     def _check_targets(self, totals: Totals, report: Report) -> list[Alert]:

@@ -71,6 +71,11 @@ class Publisher:
         rank = self._link.home.global_rank
         self._delivery.marked(report, self.keys(report, f"rank{rank}/{head}", tail), rank)
 
+    def show(self, report: Report, head: str) -> None:
+        """Show a report in the trainer's places only. Every rank calls it."""
+        if self._link.takes_part and self._shows:
+            (self._places.lack if report.ranks_missing else self._places.show)(report, head, "")
+
     def send_held(self) -> None:
         """Send the reports that were held back. The trainer's places see them again: their keys may have changed."""
         if self._shows:

@@ -37,6 +37,7 @@ class Link:
         self.pattern.reset()  # a pattern only gives its settings; its own counts are dropped
         self.tally = self.pattern.clone()
         self.pending: Pending | None = None
+        self.clearing = False  # what the tally holds is in the pending read-out, too
         self.severed = False
         self.unmerged = Totals()
         self._may_write = may_write  # False where another group of the same run writes (tensor-parallel replicas)
@@ -102,11 +103,13 @@ class Link:
         if self._stopped or not self.takes_part:
             return
         try:
-            self.pending = Pending(self.tally.read_out(doing), closes_step)
+            pending = Pending(self.tally.read_out(doing), closes_step)
         except RuntimeError as error:  # some backends say at once that a rank is gone
             self.sever(f"a collective failed ({error})")
-            self.pending = Pending(self.tally.read_out(doing), closes_step)
+            pending = Pending(self.tally.read_out(doing), closes_step)
+        self.pending, self.clearing = pending, True  # a signal's handler may save a state at any point
         self.tally.clear()
+        self.clearing = False
 
     def take(self) -> tuple[Pending, Totals] | None:
         """Wait for the pending read-out and return it; ``None`` if there is none. Of a lost one, this rank's own totals."""
@@ -121,19 +124,25 @@ class Link:
             return None
         if self._home.ended and not self.severed and not self.arrives(GRACE_S):
             self._look_at_group()
-        self.pending = None
         own_step = pending.read_out.doing.step
-        if self.severed:
-            return pending, self._own(pending.read_out.local())
         try:
-            totals = pending.read_out.totals()
+            totals = pending.read_out.local() if self.severed else pending.read_out.totals()
         except RuntimeError as error:
+            self.pending = None
             self.sever(f"a collective failed ({error})")
             return pending, self._own(pending.read_out.local())
         except UnlikeRanks:
+            self.pending = None
             self.unmerged = self.unmerged + pending.read_out.local()
             self.sever()
             raise
+        if self.pending is not pending:
+            return (
+                None  # a signal came while this waited, and its handler took the read-out for the state that it saved
+            )
+        self.pending = None
+        if self.severed:
+            return pending, self._own(totals)
         first, last = pending.read_out.first_step, pending.read_out.doing.step
         if first != last:  # ranks that are out of step would wait for each other beside the training's own collectives
             self.sever(

@@ -31,8 +31,9 @@ class Engine(Shows):
             self._see_loss()
         if taken is None:
             return
-        self._start()
         pending, totals = taken
+        self._windows.add(totals.silent())  # at once: a signal's handler may save a state
+        self._start()
         # When all leave, this was no step but the handshake of ``close``.
         self._all_leave = totals["leaving"] == self._link.ranks and not self._alone
         step = pending.read_out.doing.step
@@ -41,7 +42,6 @@ class Engine(Shows):
         self._step = max(self._step, step + 1)
         self.should_stop = self.should_stop or totals["stop_votes"] > 0
         self._merged_to = max(self._merged_to, step)
-        self._windows.add(totals.silent())
         self._judge(totals, partial(self._report, step, "train"))
         if pending.closes_step and self.cadence.closes_window(step) and not self._all_leave:
             self._closed = self._log_window(step)
@@ -51,6 +51,19 @@ class Engine(Shows):
         self.collect()
         self._link.launch(Doing("flush", step=self.last_step), closes_step=False)
         self.collect()
+
+    def catch_up(self) -> None:
+        """Take in every closed step, also between two read-outs. Every rank calls it, and waits."""
+        if self.cadence.reads_out(self.last_step):
+            self.collect()
+        else:
+            self.flush()
+
+    def so_far(self) -> Report | None:
+        """Return the numbers of the open window, ``None`` while it is empty. Every rank calls it, and waits."""
+        self.catch_up()
+        window = self._windows.window
+        return None if window.empty else self._report(self._merged_to, "train", window, evidence=False)
 
     @contextmanager
     def for_a_while(self) -> Iterator[None]:
@@ -149,23 +162,48 @@ class Engine(Shows):
         """True once the link to the other ranks is severed."""
         return self._link.severed
 
-    def state_dict(self) -> dict[str, Any]:
+    def mark_batch(self, empty: bool) -> None:
+        """Remember what was counted before the micro-batch that begins; ``empty`` if that is known to be nothing."""
+        resumes = self._resumed_at == self._step  # the tally holds what a loaded state had not read out
+        self._before_batch.mark(self._link.tally, empty and not resumes)
+
+    def state_dict(self, without_batch: bool = False) -> dict[str, Any]:
         """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same.
 
         After ``abandon`` nothing is sent, and the state has merged totals only: the interrupted step will be repeated.
+        ``without_batch`` leaves out the micro-batch under way, because the trainer will repeat it.
         """
         self.collect()
-        unread = self._link.whole(self._link.tally, Doing("checkpoint", step=self.last_step))
+        tally = self._link.pattern if self._link.clearing else self._link.tally
+        if without_batch and not self._abandoned:
+            tally = self._before_batch.tally
+        unread = self._link.whole(tally, Doing("checkpoint", step=self.last_step))
         self._see_loss()
         self._delivery.flush()
+        return self._state(self._name(), unread.silent(), self._link.gather(self._windows.window))
+
+    def closed_state(self) -> dict[str, Any]:
+        """Return the state of a run that was closed, for one that goes on in this process. Nothing is sent."""
+        return self._state(self._run, Totals(), self._windows.window)
+
+    def _state(self, name: str | None, unread: Totals, window: Totals) -> dict[str, Any]:
         return {
             "version": saved.VERSION,
+            "run": name,
             "step": self._step,
             "micro_batch": self._micro_batch,
-            "unread": unread.silent().state_dict(),
+            "unread": unread.state_dict(),
             "judge": self._judge.state_dict(),
-            **self._windows.state_dict(self._link.gather(self._windows.window)),
+            **self._windows.state_dict(window),
         }
+
+    def _name(self) -> str | None:
+        """Return the name of the run in the journal, which the writing rank tells the others the first time."""
+        if not self._named and self._run is not None and self.ranks > 1:
+            (number,) = self._link.sum([int(self._run, 16) if self.writes else 0], self.last_step)
+            self._run = f"{number:08x}"
+        self._named = True
+        return self._run
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state, on any number of ranks: nothing is lost or counted twice. Every rank loads the same."""
@@ -182,6 +220,7 @@ class Engine(Shows):
             unread = totals_of(state["unread"])
         self._judge.load_state_dict(state["judge"])
         self._step, self._micro_batch = state["step"], state["micro_batch"]
+        self._run, self._named = state.get("run"), True  # an old state has no name
         # The journal needs the states of the rules at this point, for replays.
         self._resumed_at, self._started = self._step, False
         if first:

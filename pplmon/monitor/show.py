@@ -6,12 +6,16 @@ import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
+from uuid import uuid4
 
 import torch
 
 from pplmon.alerts import Rule, default_alerts, watched
+from pplmon.alerts.text import brief
+from pplmon.alerts.words import plural
 from pplmon.doctor.overwritten import Overwritten
 from pplmon.extras import declare_all
+from pplmon.monitor.before_batch import BeforeBatch
 from pplmon.monitor.delivery import Delivery, Handler
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.judge import Judge
@@ -22,8 +26,9 @@ from pplmon.monitor.running_totals import Windows
 from pplmon.monitor.schedule import Cadence
 from pplmon.report.declared import as_rows
 from pplmon.report.report import Report
+from pplmon.report.texts import Decode, Texts
 from pplmon.report.totals import Totals
-from pplmon.report.worst import Decode
+from pplmon.report.version import VERSION
 from pplmon.sinks.base import Sink
 from pplmon.tally import TokenTally
 
@@ -49,18 +54,23 @@ class Shows:
         self.trainer, self.log_dir = places.trainer, places.log_dir  # handlers ask for these two when they are bound
         self.cadence = Cadence(every_n_steps, judge_every_n_steps)
         self.prefix = prefix
-        self.decode = decode
+        self._texts = None if decode is None else Texts(decode)
         self.wait_for_window = False  # read a logged window at its own step, where its numbers are needed
         self.should_stop = False  # the same on all ranks, at the same step
         rules = default_alerts() if alerts is None else alerts
         self._link = Link(tally if tally is not None else TokenTally(), places.may_write)
         names = wanted(numbers, self._link.pattern)
+        self._said = {
+            "logged_numbers": numbers if isinstance(numbers, str) else list(numbers),
+            "min_severity": min_severity,
+        }
         self._delivery = Delivery(sinks, on_alert, min_severity)
         self.publisher = Publisher(self._delivery, self._link, names, places)
         self._judge = Judge(rules, self._delivery, self._link)
         same = {"numbers": numbers, "prefix": prefix, "alerts": list(self._judge.rules)}
         self._link.agree_on({**asdict(self.cadence), **same})
         self._windows = Windows()
+        self._before_batch = BeforeBatch(self._link.pattern)
         self._overwritten = Overwritten()
         self._one_thread = OneThread()
         self._pass: Pass | None = None
@@ -74,6 +84,8 @@ class Shows:
         self._abandoned = False
         self._last: Report | None = None
         self._closed: Report | None = None  # logged, and not yet returned by a step
+        self._run: str | None = uuid4().hex[:8]  # tells it from others in one journal
+        self._named = False  # the same on all ranks
         self._resumed_at: int | None = None  # the step at which a loaded state goes on
         for handler in self._delivery.handlers:
             if hasattr(handler, "bind"):
@@ -109,23 +121,40 @@ class Shows:
         """Return this process's rank in the run, as addresses give it."""
         return self._link.home.global_rank
 
+    def __repr__(self) -> str:
+        """Return where the run is, at one glance: its step, the last window, and what was raised."""
+        shown = "" if self._last is None else f", step {self._last.step}: {_in_brief(self._last)}"
+        raised = ", ".join(plural(count, what[:-1]) for what, count in self._judge.raised.items())
+        cadence = (
+            "never logs a window" if self.cadence.every_n_steps is None else f"logs every {self.cadence.every_n_steps}"
+        )
+        return f"<{type(self).__name__}: {plural(self._step, 'step')}{shown}; {raised}; {cadence}>"
+
     def _start(self) -> None:
         if not self._started and self.writes:
             self._delivery.start(self._describe())
         self._started = True
 
     def _describe(self) -> dict[str, Any]:
-        declared = as_rows(declare_all(self._link.pattern.extras))
+        pattern = self._link.pattern
+        declared = as_rows(declare_all(pattern.extras))
         return {
+            "pplmon": VERSION,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "ranks": self._link.ranks,
             **asdict(self.cadence),
+            **({} if self._run is None else {"run": self._run}),
+            **self._said,
+            **{name: getattr(pattern, name) for name in ("ignore_index", "shift", "top_k")},
             "resumed_at": self._resumed_at,
             "memory": None if self._resumed_at is None else self._judge.memory(),
             "alerts": [repr(rule) for rule in self._judge.rules],
             "watched": watched(self._judge.rules),
+            **({"prefix": self.prefix} if self.prefix else {}),
+            **({} if self._resumed_at is None else {"raised": dict(self._judge.raised)}),
             **({"declared": declared} if declared else {}),
+            "files": self._delivery.files(),
             "alert_folders": self._delivery.folders(),
         }
 
@@ -163,16 +192,23 @@ class Shows:
 
     def _report(self, step: int, stage: str, totals: Totals, evidence: bool = True) -> Report:
         """Return the report; worst tokens have their text on the writing rank only, which is the one to show it."""
-        seen, before = self._windows.tokens_seen if stage == "train" else None, self._windows.passes.get(stage)
-        report = totals.report(step, stage, seen, evidence, before)
+        seen, before = self._windows.tokens_seen, self._windows.passes.get(stage)
+        trained = seen if stage == "train" or seen else None  # a pass of a run that does not train has none
+        report = totals.report(step, stage, trained, evidence, before)
         missing = self._missing(stage)
         if missing:
             report = replace(report, ranks_missing=missing)
-        if self.decode is None or not evidence or not self.writes:
+        if self._texts is None or not evidence or not self.writes:
             return report
-        return self._delivery.guard(self.decode, "decode", report.decoded, self.decode) or report
+        return self._delivery.guard(self._texts.decode, "decode", report.decoded, self._texts) or report
 
     def _missing(self, stage: str) -> int:
         """Return the ranks that a report lacks: what was merged before they were lost, and a pass of one rank, lack none."""
         local = self._pass is not None and self._pass.local
         return 0 if local or (stage == "train" and not self._alone) else self._link.missing
+
+
+def _in_brief(report: Report) -> str:
+    """Return the numbers of a window that a person asks for first."""
+    names = ("cross_entropy", "perplexity", "token_accuracy", "max_sequence_loss")
+    return ", ".join(f"{name} {brief(v)}" for name in names if (v := report.numbers.get(name)) is not None)

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pplmon.alerts.addresses import address, sequence_of
+from pplmon.alerts.heatmap import Text, heatmap
+from pplmon.alerts.words import number, plural, shown
 from pplmon.page.charts import drawings, payload
 from pplmon.page.compare import differences, differing, settings
 from pplmon.page.encode import script_json
-from pplmon.page.events import Event, address, events, row
+from pplmon.page.events import Event, events
 from pplmon.page.evidence import tokens_of
 from pplmon.page.headline import headline
-from pplmon.page.heatmap import Text, heatmap
 from pplmon.page.render import render
 from pplmon.page.runs import Run, find, read_runs
 from pplmon.page.verdict import verdict
-from pplmon.page.words import number, plural, shown
 from pplmon.report.declared import find as number_named
 from pplmon.report.numbers import CATALOGUE
 from pplmon.report.worst import WorstToken
@@ -78,7 +79,7 @@ def _view(run: Run, listed: Sequence[Event]) -> dict[str, Any]:
         "facts": _facts(run),
         "culprit": next((_culprit(event) for event in listed if event.open and event.texts), None),
         "tiles": headline(run),
-        "events": [{**vars(event), "texts": _texts(event.texts, row)} for event in listed],
+        "events": [{**vars(event), "texts": _texts(event.texts, sequence_of)} for event in listed],
         "worst": _texts(heatmap(tokens_of(run.worst or {})), address),
         "stages": stages,
         "numbers": _numbers(run, stages),
@@ -89,10 +90,10 @@ def _view(run: Run, listed: Sequence[Event]) -> dict[str, Any]:
 def _culprit(event: Event) -> dict[str, Any]:
     """The first words on the event that is open: whose text it was, and a line of it."""
     text = event.texts[0]
-    stretch = next(stretch for stretch in text.stretches if any(cell.worst for cell in stretch))
-    middle = next(i for i, cell in enumerate(stretch) if cell.worst)
+    stretch = next(stretch for stretch in text.stretches if any(cell.gravest for cell in stretch))
+    middle = next(i for i, cell in enumerate(stretch) if cell.gravest)
     start = max(0, middle - GLIMPSE // 2)
-    return {"key": event.key, "row": row(text.token), "cells": stretch[start : start + GLIMPSE]}
+    return {"key": event.key, "sequence": sequence_of(text.token), "cells": stretch[start : start + GLIMPSE]}
 
 
 def _facts(run: Run) -> str:

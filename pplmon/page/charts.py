@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pplmon.alerts.words import shown
 from pplmon.page.distribution import Distribution
 from pplmon.page.encode import doubles, floats
 from pplmon.page.events import Event
 from pplmon.page.runs import Run
 from pplmon.page.table import Table, tokens_at
-from pplmon.page.words import shown
 from pplmon.report.histogram import eighth_edge
 from pplmon.sinks.dashboards import CHARTS, DISTRIBUTION, LABELS, Chart
 

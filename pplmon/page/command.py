@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pplmon.page.build import Page
 
 NAME = "report.html"
+NAMED = 8  # runs that were left out
 RELOAD = 10  # seconds after which a page that follows a run loads itself again
 LOOK = 5.0  # seconds between two looks at a journal, ...
 SHARE = 10  # ... and at least so many times what a page takes to be made: the run needs the cores more
@@ -62,8 +63,16 @@ def _report(options: argparse.Namespace) -> int:
     """Write the page, and return the exit code: 2 where what was given cannot be shown."""
     from pplmon.alerts.text import one_line
     from pplmon.page.build import page
+    from pplmon.page.runs import left_out
 
     try:
+        others = left_out(options.runs)
+        if others:
+            some = "".join(f"\n  {path.parent}" for path in others[:NAMED]) + ("\n  …" if len(others) > NAMED else "")
+            print(
+                f"pplmon report: a journal's own directory is one run; name these to see them, too:{some}",
+                file=sys.stderr,
+            )
         made = page(*options.runs, follow=RELOAD if options.follow else 0)
         path = made.save(options.out or _place(made))
         if options.follow:
@@ -86,8 +95,8 @@ def _place(made: Page) -> Path:
 def _say(made: Page, path: Path, quiet: bool = False) -> None:
     if quiet:
         return
+    from pplmon.alerts.words import shown
     from pplmon.page.verdict import verdict
-    from pplmon.page.words import shown
 
     for run in made.runs:
         print(f"{shown(run.name)}: {verdict(run).text}")

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pplmon.alerts.words import SENTENCE, number, shown
 from pplmon.page.runs import Run
-from pplmon.page.words import SENTENCE, number, shown
 from pplmon.report.numbers import CATALOGUE
 
 Reading = Callable[[Run], float | None]
@@ -38,7 +38,7 @@ def differences(runs: Sequence[Run]) -> list[Line]:
 
 def settings(run: Run) -> dict[str, str]:
     """Return what the journal says of a run's settings, as text."""
-    hidden = ("kind", "memory", "prefix", "alert_folders")
+    hidden = ("kind", "run", "memory", "prefix", "files", "alert_folders")
     return {
         shown(name): shown(", ".join(map(str, value)) if isinstance(value, list) else value, SENTENCE)
         for name, value in run.settings.items()

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pplmon.report.histogram import LOWEST_DRAWN
+
 COLUMNS = 400  # a picture is not much wider; more windows are added up
-LOWEST = (127 - 7) << 3  # the bucket of 2^-7 nats, a token predicted with p > 0.992: what is below counts as this
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def distribution(windows: Sequence[Mapping[str, Any]]) -> Distribution | None:
     width = ends[1] - ends[0] if len(ends) > 1 else ends[0] + 1
     starts = [max(0, ends[0] - width + 1), *(end + 1 for end in ends[:-1])]
     highest = max(row["histogram"]["first"] + len(row["histogram"]["counts"]) for row in known)
-    lowest = max(LOWEST, min(row["histogram"]["first"] for row in known))
+    lowest = max(LOWEST_DRAWN, min(row["histogram"]["first"] for row in known))
     return Distribution(starts, ends, lowest, [_shares(group, lowest, max(highest, lowest + 1)) for group in groups])
 
 

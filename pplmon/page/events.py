@@ -9,13 +9,13 @@ from pathlib import Path
 
 from pplmon.alerts import Alert, at_fault
 from pplmon.alerts.actions.files import FOLDER
+from pplmon.alerts.addresses import address, sequence_of
 from pplmon.alerts.alert import SEVERITIES
+from pplmon.alerts.heatmap import Text, heatmap
 from pplmon.alerts.text import blame, title
-from pplmon.page.heatmap import Text, heatmap
+from pplmon.alerts.words import SENTENCE, number, plural, shown
 from pplmon.page.runs import Run
 from pplmon.page.verdict import incidents
-from pplmon.page.words import SENTENCE, number, plural, shown
-from pplmon.report.worst import WorstSequence, WorstToken
 
 WITH_EVIDENCE = 100  # events; of more the gravest have theirs, and the journal has all
 SEQUENCES = 3  # of the worst ones of an event
@@ -69,20 +69,6 @@ def events(run: Run, number_of_run: int) -> list[Event]:
     ]
 
 
-def address(culprit: WorstToken | WorstSequence) -> str:
-    """Return where a token or a sequence was, in full."""
-    where = f"column {culprit.position}, micro-batch {culprit.micro_batch}, rank {culprit.rank}, step {culprit.step:,}"
-    return f"{row(culprit)}, {where}"
-
-
-def row(culprit: WorstToken | WorstSequence) -> str:
-    """Return which sequence it was, as the data set and as the batch count."""
-    parts = [] if culprit.sample_id is None else [f"dataset row {culprit.sample_id:,}"]
-    if isinstance(culprit, WorstSequence) and culprit.document_id is not None:
-        parts.append(f"document {culprit.document_id}")
-    return ", ".join([*parts, f"row {culprit.sequence} of the batch"])
-
-
 def _event(
     key: str, place: tuple[str, int], alerts: Sequence[Alert], files: _Files, is_open: bool, bare: bool
 ) -> Event:
@@ -99,7 +85,7 @@ def _event(
         address="" if culprit is None else address(culprit),
         texts=[] if bare else heatmap(best.worst),
         sequences=[
-            f"{number(worst.loss)} nats per token over {plural(worst.tokens, 'token')}: {row(worst)}"
+            f"{number(worst.loss)} nats per token over {plural(worst.tokens, 'token')}: {sequence_of(worst)}"
             for worst in best.worst_sequences[:SEQUENCES]
         ],
         files=files.of(step),

@@ -72,6 +72,12 @@ def find(places: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(found)
 
 
+def left_out(places: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Return the journals below directories that have one of their own, which ``find`` takes alone."""
+    own = [place for place in map(Path, places) if (place / FILE_NAME).is_file()]
+    return [path for place in own for path in sorted(place.rglob(FILE_NAME)) if path != place / FILE_NAME]
+
+
 def read_runs(journals: Sequence[Path]) -> list[Run]:
     """Return the runs of the journals. Two monitors that share a file are two runs, told apart by their prefix."""
     runs = []

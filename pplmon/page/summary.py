@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pplmon.alerts.addresses import address
 from pplmon.page.compare import differences, differing
-from pplmon.page.events import address, events
+from pplmon.page.events import events
 from pplmon.page.headline import headline
 from pplmon.page.runs import Run
 from pplmon.page.verdict import verdict

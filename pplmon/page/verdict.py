@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from pplmon.alerts import Alert
+from pplmon.alerts.words import percent, plural, shown
 from pplmon.page.runs import Run
-from pplmon.page.words import percent, plural, shown
 
 APART = 10  # alerts at most so many steps apart are one incident
 LATEST = 3  # read-outs whose median has to be back on the good side for an alert to be over
@@ -43,7 +43,7 @@ class Incident:
     @property
     def height(self) -> float:
         """Return the largest factor by which an alert of it was beyond its threshold."""
-        return max((_height(alert) for alert in self.alerts), default=0.0)
+        return max((alert.height for alert in self.alerts), default=0.0)
 
     @property
     def cause(self) -> str:
@@ -133,9 +133,3 @@ def _kind(incident: Incident) -> str:
         return "notice"
     rules = {alert.rule for alert in incident.alerts}
     return "spike" if "Spike" in rules else "non-finite loss" if "NonFinite" in rules else "alert"
-
-
-def _height(alert: Alert) -> float:
-    """Return value / threshold, or threshold / value for an alert on a value that is too low."""
-    ratio = abs(alert.value / alert.threshold) if alert.value is not None and alert.threshold else 0.0
-    return 1 / ratio if _side(alert) == "below" and ratio else ratio

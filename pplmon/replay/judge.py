@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pplmon.alerts import Alert, Rule, TargetCheck, checked, remind
-from pplmon.monitor.delivery import FAILURES
+from pplmon.monitor.failures import FAILURES, Tries
 from pplmon.replay.read.series import Noted, Row, Segment, Series
 from pplmon.replay.rules import Rules, lacking
 
@@ -134,7 +134,8 @@ class _Process:
         self._targets = TargetCheck() if with_targets and rules else None
         if self._targets is not None:
             self._targets.first = False  # a read-out that was refused with an error is no judged row
-        self._failures: Counter[int] = Counter()
+        self._tries = [Tries() for _ in rules]
+        self._noted: dict[bool, set[str]] = {False: set(), True: set()}  # rules that failed, and that were left out
         self.labels = [label for label, _ in rules]
         self.notes: list[str] = []
 
@@ -148,14 +149,16 @@ class _Process:
                 if count is not None and math.isfinite(count) and self._targets.verdict(int(count)) is not None:
                     text = f"{count} targets are outside the vocabulary"
                     alerts.append((TargetCheck.RULE, self._targets.alert(row.step, row.stage, count, text)))  # type: ignore[arg-type]
-            for index, (label, rule) in enumerate(self._rules):
+            for tries, (label, rule) in zip(self._tries, self._rules):
+                if not tries.due():
+                    continue
                 try:
                     answer = rule(row if plain else self._noting(label, rule, row))
                 except Exception as error:  # as in a live run: it is reported, and the other rules go on
-                    self._failed(index, row, error)
-                    if self._failures[index] >= FAILURES:
-                        self._rules[index] = (label, _left_out)
+                    tries.failed()
+                    self._note(label, tries, row, error)
                     continue
+                tries.worked()
                 if answer is not None:
                     alert = checked(rule, answer)
                     alerts.append((label, alert if alert.step is not None else replace(alert, step=row.step)))
@@ -173,16 +176,11 @@ class _Process:
             return row
         return Row(row.step, row.stage, Noted(row.numbers, self._missed.setdefault(label, set())))
 
-    def _failed(self, index: int, row: Row, error: Exception) -> None:
-        self._failures[index] += 1
-        if self._failures[index] in (1, FAILURES):
-            out = "; it is left out from now on, as in a live run" if self._failures[index] == FAILURES else ""
-            label = self._rules[index][0]
+    def _note(self, label: str, tries: Tries, row: Row, error: Exception) -> None:
+        if tries.failures in (1, FAILURES) and label not in self._noted[tries.is_out]:
+            self._noted[tries.is_out].add(label)
+            out = "; it is left out, and tried again now and then, as in a live run" if tries.is_out else ""
             self.notes.append(f"{label} failed at step {row.step}: {type(error).__name__}: {error}{out}.")
-
-
-def _left_out(report: object) -> None:
-    """A rule without alerts, in place of one that failed too often."""
 
 
 def _differences(live: Sequence[Mapping[str, Any]], fired: Sequence[Fired]) -> tuple[int, int]:

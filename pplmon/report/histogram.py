@@ -14,6 +14,7 @@ from operator import add, mul
 from pplmon.report import layout
 
 _TO_EIGHTHS = layout.MANTISSA_BITS - 3
+LOWEST_DRAWN = (127 - 7) << 3  # the eighth that begins at 2^-7 nats (p > 0.992): pictures count what is below as this
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,9 @@ class BuiltInNumbers:
         "sequences with at least one valid token",
         lambda w: None if w.lacks("sequences") else w.sums["sequences"],
     )
-    tokens_seen = BuiltIn[int]("count", "valid tokens in the run (train)", None, core=True)
+    tokens_seen = BuiltIn[int](
+        "count", "valid tokens that the run has trained on so far, in every stage: an x axis", None, core=True
+    )
 
 
 _ALL: dict[str, BuiltIn[Any]] = {n: b for n, b in vars(BuiltInNumbers).items() if isinstance(b, BuiltIn)}

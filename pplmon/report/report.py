@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING
 from pplmon.report.declared import find
 from pplmon.report.histogram import Histogram
 from pplmon.report.numbers import CATALOGUE, BuiltInNumbers, Value, numbers_as_attributes
-from pplmon.report.worst import (
-    Decode,
-    WorstSequence,
-    WorstToken,
-)
+from pplmon.report.texts import Texts
+from pplmon.report.worst import WorstSequence, WorstToken
 
 
 class Numbers(Mapping[str, Value]):
@@ -95,9 +92,9 @@ class Report(BuiltInNumbers):
         """Return the finite numbers, for loggers: one NaN or ±inf would spoil a logger's summaries for good."""
         return {name: value for name, value in self.as_dict().items() if math.isfinite(value)}
 
-    def decoded(self, decode: Decode) -> Report:
+    def decoded(self, texts: Texts) -> Report:
         """Return this report with the text of its worst tokens."""
-        return replace(self, worst=tuple(token.decoded(decode) for token in self.worst))
+        return replace(self, worst=tuple(token.decoded(texts) for token in self.worst))
 
 
 if Report.__doc__:  # python -OO leaves none

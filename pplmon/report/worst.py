@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pplmon.report import layout
+from pplmon.report.texts import Texts
 
-Decode = Callable[[list[int]], str]
 PIECE = 200  # characters of one token's own text: context_text has the whole
 Row = tuple[int, ...]
 
@@ -51,16 +51,17 @@ class WorstToken:
     context_text: str | None = None
     target_text: str | None = None
     predicted_text: str | None = None
-    context_pieces: tuple[str | None, ...] | None = None  # each context token's own text; None where its id is None
+    context_pieces: tuple[str | None, ...] | None = None  # each context token's own text; None where there is none
 
-    def decoded(self, decode: Decode) -> WorstToken:
-        """Return this token with its texts. ``decode`` is given known, non-negative ids only."""
+    def decoded(self, texts: Texts) -> WorstToken:
+        """Return this token with its texts, as far as they are known."""
+        pieces = tuple(None if i is None else texts.of(i) for i in self.context_ids)
         return replace(
             self,
-            context_text=decode([i for i in self.context_ids if i is not None]),
-            context_pieces=tuple(None if i is None else decode([i])[:PIECE] for i in self.context_ids),
-            target_text=decode([self.target]),
-            predicted_text=None if self.predicted is None else decode([self.predicted]),
+            context_text=texts.of_all([i for i in self.context_ids if i is not None]),
+            context_pieces=tuple(None if piece is None else piece[:PIECE] for piece in pieces),
+            target_text=texts.of(self.target),
+            predicted_text=None if self.predicted is None else texts.of(self.predicted),
         )
 
 

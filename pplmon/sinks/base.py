@@ -15,6 +15,16 @@ class Sink:
     A sink may raise: the monitor reports the failure once, says what is lost, and training goes on.
     """
 
+    @property
+    def name(self) -> str:
+        """Return the name that warnings give it."""
+        return type(self).__name__
+
+    @property
+    def files(self) -> list[str]:
+        """Return the files or directories of its own that it writes, to be told at the start."""
+        return []
+
     def start(self, run: Mapping[str, Any]) -> None:
         """Begin a run. ``run`` holds plain values: versions, settings, the rules' texts."""
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pplmon.alerts import Alert
+from pplmon.alerts.addresses import address, sequence_of
 from pplmon.alerts.text import blame, brief, visible
+from pplmon.alerts.words import LABEL, SENTENCE, SHORT, shown
 from pplmon.report.report import Report
 from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.sinks.base import Sink
@@ -36,11 +38,14 @@ class Console(Sink):
         self._shown: tuple[WorstToken, ...] = ()  # the evidence of the last panel
 
     def start(self, run: Mapping[str, Any]) -> None:
-        """Print one line: the rules in force. Whoever replaced the default set sees what is left of it."""
+        """Print the rules in force, so that whoever replaced the default set sees what is left of it, and where files go."""
         from rich.text import Text
 
         rules = ", ".join(run.get("alerts", ())) or "none (alerts=[])"
         self._show(Text(visible(f"pplmon: rules in force: {rules}")), soft_wrap=True)
+        files = ", ".join([*run.get("files", ()), *run.get("alert_folders", ())])
+        if files:
+            self._show(Text(visible(f"pplmon: writes {files}")), soft_wrap=True)
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Print one line: the step, and the main numbers."""
@@ -55,12 +60,12 @@ class Console(Sink):
         from rich.panel import Panel
         from rich.text import Text
 
-        parts: list[Any] = [Text(visible(alert.text))]
+        parts: list[Any] = [Text(shown(alert.text, SENTENCE))]
         if alert.worst and alert.worst != self._shown:  # rules that fire at one step have one and the same evidence
             parts += [Text("\n".join([*blame(alert), *map(_sequence_line, alert.worst_sequences[:1])]))]
             parts += [Text(), _token_table(alert.worst[:TOKENS])]
             self._shown = alert.worst
-        heading = Text(visible(f"pplmon {alert.severity}: {alert.rule}"))
+        heading = Text(f"pplmon {alert.severity}: {shown(alert.rule)}")
         self._show(Panel(Group(*parts), title=heading, title_align="left", border_style=COLOURS[alert.severity]))
 
     def notice(self, alert: Alert) -> None:
@@ -68,8 +73,8 @@ class Console(Sink):
         from rich.text import Text
 
         worst = [_sequence_line(alert.worst_sequences[0])] if alert.worst_sequences else []
-        worst = worst or [f"Worst token: {_where(token)}." for token in alert.worst[:1]]
-        line = " ".join([f"pplmon notice: {alert.text}.", *worst])
+        worst = worst or [f"Worst token: {address(token)}." for token in alert.worst[:1]]
+        line = " ".join([f"pplmon notice: {shown(alert.text, SENTENCE)}.", *worst])
         self._show(Text(visible(line).replace("\n", " "), style=COLOURS["info"]), soft_wrap=True)
 
     def finished(self, report: Report) -> None:
@@ -108,36 +113,26 @@ def _token_table(tokens: Sequence[WorstToken]) -> Any:
 
     columns = {
         "loss (nats)": [brief(token.loss) for token in tokens],
-        "where": [_where(token) for token in tokens],
+        "where": [address(token) for token in tokens],
         "target": [_named(token.target, token.target_text) for token in tokens],
         "predicted": [_predicted(token) for token in tokens],
-        "context": ["" if token.context_text is None else repr(token.context_text) for token in tokens],
+        "context": [
+            "" if token.context_text is None else shown(repr(token.context_text), 2 * LABEL) for token in tokens
+        ],
     }
-    shown = {header: cells for header, cells in columns.items() if any(cells)}
+    filled = {header: cells for header, cells in columns.items() if any(cells)}
     table = Table(box=None, pad_edge=False)
-    for header in shown:
+    for header in filled:
         table.add_column(header, overflow="fold")
-    for row in zip(*shown.values()):
+    for row in zip(*filled.values()):
         table.add_row(*map(Text, row))
     return table
 
 
 def _sequence_line(sequence: WorstSequence) -> str:
     """Return a line on the worst sequence, which a person looks up first."""
-    parts = [f"sequence {sequence.sequence}"]
-    parts += [] if sequence.document_id is None else [f"document {sequence.document_id}"]
-    parts += [] if sequence.sample_id is None else [f"sample {sequence.sample_id}"]
-    parts += [f"rank {sequence.rank}"] if sequence.rank else []
-    return f"Worst sequence: {', '.join(parts)}, {brief(sequence.loss)} nats per token over {sequence.tokens} tokens."
-
-
-def _where(token: WorstToken) -> str:
-    """Return the address, short enough for a narrow terminal: micro-batch and rank are left out where they are 0."""
-    parts = [f"step {token.step}"]
-    parts += [f"micro-batch {token.micro_batch}"] if token.micro_batch else []
-    parts += [f"rank {token.rank}"] if token.rank else []
-    parts += [f"sequence {token.sequence}", f"position {token.position}"]
-    return ", ".join(parts + ([] if token.sample_id is None else [f"sample {token.sample_id}"]))
+    where = [sequence_of(sequence), *([f"rank {sequence.rank}"] if sequence.rank else [])]
+    return f"Worst sequence: {', '.join(where)}, {brief(sequence.loss)} nats per token over {sequence.tokens} tokens."
 
 
 def _predicted(token: WorstToken) -> str:
@@ -148,4 +143,4 @@ def _predicted(token: WorstToken) -> str:
 
 
 def _named(token_id: int, text: str | None) -> str:
-    return str(token_id) if text is None else f"{token_id} {text!r}"
+    return str(token_id) if text is None else f"{token_id} {shown(repr(text), SHORT)}"

@@ -19,6 +19,12 @@ LABELS = {
     "nonfinite_tokens": "non-finite tokens",
 }
 
+# Curves that count what happened: they stand first, because no sampling, smoothing or clipped axis hides a step of theirs.
+COUNTS = {"alerts_total": "Alerts so far", "notices_total": "Notices so far"}
+LOSSES = "token_loss"  # the histogram of a window's tokens, in places that draw histograms
+HEATMAP = "alert_text"  # the text around an alert's worst tokens, in places that show HTML
+TABLES = ("worst_tokens", "worst_sequences")  # of the run
+
 
 @dataclass(frozen=True)
 class Chart:

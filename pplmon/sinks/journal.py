@@ -24,6 +24,7 @@ from pplmon.report.report import Report
 from pplmon.report.strict_json import plain, revive
 from pplmon.sinks.base import Sink
 from pplmon.sinks.journal_rows import KINDS, sound
+from pplmon.sinks.journal_runs import JournalRuns
 from pplmon.sinks.json_lines import no_collection, objects
 from pplmon.sinks.left_out import LeftOut
 
@@ -55,6 +56,11 @@ class Journal(Sink):
     def path(self) -> Path:
         """Return the path of the file."""
         return self._path
+
+    @property
+    def files(self) -> list[str]:
+        """Return the path of the file."""
+        return [str(self._path.absolute())]
 
     def start(self, run: Mapping[str, Any]) -> None:
         """Write the description of the run: versions, settings, rules."""
@@ -145,8 +151,10 @@ class Journal(Sink):
         return self._file
 
 
-def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the rows of a journal (the file, or its directory), with non-finite numbers as floats again.
+def read_journal(path: str | os.PathLike[str], run: str | None = None) -> list[dict[str, Any]]:
+    """Return the rows of one run of a journal (the file, or its directory), with non-finite numbers as floats again.
+
+    It is the last run, or the one that is named: the ``run`` of its row of kind "run".
 
     A resumed run repeats steps: of the rows for the same step and stage (alerts: and the same rule) the last is kept,
     where it stands. An incomplete line, left by a kill, is skipped; one warning counts rows and numbers that are damaged.
@@ -155,15 +163,17 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = path / FILE_NAME if path.is_dir() else path
     kept: dict[tuple[Any, ...], dict[str, Any]] = {}
     torn, damaged = LeftOut(), LeftOut()
+    runs = JournalRuns()
     with open(path, encoding="utf-8-sig", errors="replace") as file, no_collection():
         for number, row in enumerate(sound(objects(file, torn), damaged)):
             learn(row.get("declared"))  # what extras of the run measured, in a process that may not know them
-            key = _identity(row, number)
+            key = (runs.of(row), *_identity(row, number))
             kept.pop(key, None)  # so that the new one comes at its own place
             kept[key] = row
     if notes := damaged.notes():
         warnings.warn(f"pplmon: {path} is damaged. {' '.join(notes)}", stacklevel=2)
-    return [_revived(row) for row in kept.values()]
+    chosen = runs.chosen(run)
+    return [_revived(row) for (place, *_), row in kept.items() if place in chosen]
 
 
 def _write_before_fork() -> None:

@@ -1,40 +1,37 @@
-"""TensorBoard: scalars, one page of custom charts, and alerts as text with their worst tokens."""
+"""TensorBoard: scalars, the losses of all tokens as histograms, a page of custom charts, and alerts as text."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pplmon.alerts import Alert
-from pplmon.alerts.text import alert_markdown, evidence_markdown
-from pplmon.report.log_keys import split_key
+from pplmon.alerts.markdown import evidence_markdown, step_markdown
+from pplmon.alerts.text import escaped
+from pplmon.alerts.words import SENTENCE, shown
+from pplmon.report.declared import select
 from pplmon.report.report import Report
+from pplmon.report.strict_json import plain
+from pplmon.sinks.alert_counts import AlertCounts
 from pplmon.sinks.base import Sink
-
-# Chart → the stages and the numbers in it. Losses and perplexities never share a chart: their scales differ.
-CHARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "token loss (nats)": (("train",), ("cross_entropy", "token_loss_p99", "worst_1pct_loss", "max_token_loss")),
-    "sequence loss (nats per token)": (("train",), ("cross_entropy", "max_sequence_loss")),
-    "perplexity": (("train", "val"), ("perplexity",)),
-    "accuracy": (("train", "val"), ("token_accuracy", "inverse_perplexity", "mean_target_probability")),
-    "non-finite tokens": (("train", "val"), ("nonfinite_tokens",)),
-}
+from pplmon.sinks.dashboards import CHARTS, COUNTS, LABELS, LOSSES, Chart
+from pplmon.sinks.loss_histogram import LossHistogram
 
 
 class TensorBoard(Sink):
-    """Writes to ``log_dir``, or to a given ``writer`` (a ``SummaryWriter``; Lightning's ``logger.experiment``).
-
-    ``layout`` and ``alert`` can be called alone, where something else writes the scalars.
-    """
+    """Writes to ``log_dir``, or to a given ``writer`` (a ``SummaryWriter``; Lightning's ``logger.experiment``)."""
 
     def __init__(self, log_dir: str | os.PathLike[str] | None = None, writer: Any = None) -> None:
         if (log_dir is None) == (writer is None):
             raise ValueError("TensorBoard takes exactly one of log_dir and writer: give a directory or a SummaryWriter")
         self._log_dir = log_dir
         self._writer = writer
-        self._laid_out = False
+        self._counts = AlertCounts()
+        self._of_step: list[Alert] = []  # the alerts of the last step that had one
 
     @property
     def writer(self) -> Any:
@@ -45,29 +42,52 @@ class TensorBoard(Sink):
             self._writer = SummaryWriter(str(self._log_dir))
         return self._writer
 
-    def report(self, report: Report, scalars: Mapping[str, float]) -> None:
-        """Write one window's scalars at its last step, and with the first train window the charts."""
-        self.layout(scalars)
-        for key, value in scalars.items():
-            self.writer.add_scalar(key, value, report.step)
+    @property
+    def files(self) -> list[str]:
+        """Return pplmon's own directory; that of a given writer is known to whoever made it."""
+        return [] if self._log_dir is None else [str(Path(self._log_dir).absolute())]
 
-    def layout(self, scalars: Iterable[str]) -> None:
-        """Write the custom charts once, as soon as ``scalars`` (by log key) hold train keys, which give the prefix."""
-        prefixes = [key.prefix for key in map(split_key, scalars) if key is not None and key.stage == "train"]
-        if self._laid_out or not prefixes:
-            return
-        self._laid_out = True
-        # The shortest: a key that clashed with one of the module's own has "pplmon/" before the prefix.
-        self.writer.add_custom_scalars(custom_scalars(min(prefixes, key=len)))
+    def start(self, run: Mapping[str, Any]) -> None:
+        """Write the charts, and the settings as text."""
+        self._counts.start(run)
+        self.writer.add_custom_scalars(custom_scalars(self._counts.prefix, select(run.get("logged_numbers", "all"))))
+        self.writer.add_text(self._counts.key("settings"), _settings(run), run.get("resumed_at") or 0)
+
+    def report(self, report: Report, scalars: Mapping[str, float]) -> None:
+        """Write one window's scalars and histogram at its last step. Epochs have tags of their own, apart from windows."""
+        if report.stage == "train_epoch":
+            scalars = {_epoch_tag(key): value for key, value in scalars.items()}
+        self.scalars({**scalars, **self._counts.curves()}, report.step)
+        drawn = LossHistogram.of(report)
+        if drawn is not None:
+            tag = f"{self._counts.prefix}{report.stage}/{LOSSES}"
+            edges, counts = list(drawn.edges[1:]), list(drawn.counts)
+            sums = drawn.edges[0], drawn.edges[-1], drawn.tokens, drawn.total, drawn.squares
+            self.writer.add_histogram_raw(tag, *sums, edges, counts, report.step)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write scalars; a subclass may hand them to whoever writes the other scalars of the run."""
+        for tag, value in values.items():
+            self.writer.add_scalar(tag, value, step)
 
     def alert(self, alert: Alert) -> None:
-        """Write an alert as text, and flush: a crash within TensorBoard's two minutes would lose it otherwise."""
-        self.writer.add_text("pplmon/alerts", alert_markdown(alert), alert.step)
+        """Write all alerts of the step as one text, and count them, then flush: a crash may be next.
+
+        TensorBoard keeps one text a step, the last: so each further alert of a step writes those before it again.
+        """
+        self._counts.add(alert)
+        if self._of_step and (self._of_step[0].step, self._of_step[0].stage) != (alert.step, alert.stage):
+            self._of_step = []
+        self._of_step.append(alert)
+        step = alert.step or 0
+        self.writer.add_text(self._counts.key("alerts"), step_markdown(self._of_step), step)
+        self.scalars(self._counts.curves(), step)
         self.writer.flush()
 
     def finished(self, report: Report) -> None:
         """Write the run's worst as text."""
-        self.writer.add_text("pplmon/worst_of_run", evidence_markdown(report), report.step)
+        text = evidence_markdown(report.worst, report.worst_sequences)
+        self.writer.add_text(self._counts.key("worst_of_run"), text, report.step)
 
     def close(self) -> None:
         """Close pplmon's own writer; only flush one that was given."""
@@ -79,12 +99,44 @@ class TensorBoard(Sink):
             self._writer = None
 
 
-def custom_scalars(prefix: str = "") -> dict[str, dict[str, list[Any]]]:
-    """Return the layout for ``SummaryWriter.add_custom_scalars``, for log keys that begin with ``prefix``."""
-    charts = {title: ["Multiline", [_regex(prefix, *chart)]] for title, chart in CHARTS.items()}
+def custom_scalars(prefix: str = "", names: Sequence[str] | None = None) -> dict[str, dict[str, list[Any]]]:
+    """Return the layout for ``SummaryWriter.add_custom_scalars``: charts of the numbers ``names``, ``None`` being all.
+
+    One number a chart: TensorBoard draws all curves of a run in one colour, and an axis that leaves outliers out hides a
+    spike beside a calm curve. Log keys begin with ``prefix``.
+    """
+    charts = {title: ["Multiline", [f"^pplmon/{re.escape(prefix)}{name}$"]] for name, title in COUNTS.items()}
+    for chart in CHARTS:
+        for name in chart.names:
+            for stage in chart.stages if names is None or name in names else ():
+                charts[_title(chart, name, stage)] = ["Multiline", [_regex(prefix, stage, name)]]
     return {"pplmon": charts}
 
 
-def _regex(prefix: str, stages: tuple[str, ...], names: tuple[str, ...]) -> str:
-    start = rf"^(?:pplmon/)?{re.escape(prefix)}(?:{'|'.join(stages)})"
-    return rf"{start}/(?:{'|'.join(names)})(?:/dataloader_idx_\d+)?$"
+def _title(chart: Chart, name: str, stage: str) -> str:
+    which = f"{chart.title}: {LABELS[name]}" if len(chart.names) > 1 else chart.title
+    of = f", {stage}" if len(chart.stages) > 1 else ""
+    return f"{which}{of} ({chart.unit})" if chart.unit else f"{which}{of}"
+
+
+def _regex(prefix: str, stage: str, name: str) -> str:
+    return rf"^(?:pplmon/)?{re.escape(prefix)}{stage}/{name}(?:/dataloader_idx_\d+)?$"
+
+
+def _epoch_tag(key: str) -> str:
+    """Return ``train_epoch/perplexity`` for ``train/perplexity_epoch``: one dot an epoch would fill the page of windows."""
+    head, _, name = key.rpartition("train/")
+    return f"{head}train_epoch/{name.removesuffix('_epoch')}"
+
+
+def _settings(run: Mapping[str, Any]) -> str:
+    """Return settings as a list."""
+    hidden = ("memory", "kind", "raised")
+    told = {name: value for name, value in run.items() if name not in hidden and value not in (None, [], {})}
+    return "\n".join(
+        f"- **{escaped(name)}**: {escaped(shown(_value(value), SENTENCE))}" for name, value in told.items()
+    )
+
+
+def _value(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else json.dumps(plain(value))

@@ -1,31 +1,36 @@
-"""Weights & Biases: history rows, the best values of the run, and alerts with a table of their worst tokens."""
+"""Weights & Biases: settings, history rows, the best values and the trouble of the run, alerts, and the text around worst tokens."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from collections.abc import Mapping
 from typing import Any
 
 from pplmon.alerts import Alert
-from pplmon.alerts.text import alert_markdown, sequence_table, title, token_table
+from pplmon.alerts.message import few_lines
+from pplmon.alerts.text import sequence_table, title, token_table
 from pplmon.report.declared import find
 from pplmon.report.log_keys import split_key
 from pplmon.report.report import Report
+from pplmon.report.worst import WorstToken
+from pplmon.sinks.alert_counts import AlertCounts
 from pplmon.sinks.base import Sink
+from pplmon.sinks.dashboards import HEATMAP, LOSSES, TABLES
+from pplmon.sinks.heatmap_html import heatmap_html
+from pplmon.sinks.loss_histogram import LossHistogram
 
 STEP = "trainer/global_step"  # Lightning's x axis: wandb's own step drops rows that go backwards, as a resumed run's do
 # Seconds for which W&B drops alerts of the same title. 0 would mean a minute, and the rules limit themselves already.
 WAIT = 0.001
 LEVELS = {"info": "INFO", "warning": "WARN", "critical": "ERROR"}
+HEATMAPS = 20  # of a run: each is a file
 _BETTER = {"min": operator.lt, "max": operator.gt}
 
 
 class WandB(Sink):
-    """A sink that logs to ``run``, or to one that ``wandb.init(**init)`` makes on first use and ``close`` finishes.
-
-    ``best`` and ``alert`` can be called alone, where something else logs the scalars.
-    """
+    """A sink that logs to ``run``, or to one that ``wandb.init(**init)`` makes on first use and ``close`` finishes."""
 
     def __init__(self, run: Any = None, **init: Any) -> None:
         if run is not None and init:
@@ -34,6 +39,9 @@ class WandB(Sink):
         self._ours = run is None
         self._init = init
         self._best: dict[str, float] = {}
+        self._counts = AlertCounts()
+        self._heatmaps = 0
+        self._drawn: tuple[WorstToken, ...] = ()  # the evidence of the last heatmap
 
     @property
     def run(self) -> Any:
@@ -49,10 +57,32 @@ class WandB(Sink):
             self._run.define_metric("*", step_metric=STEP)
         return self._run
 
+    def start(self, run: Mapping[str, Any]) -> None:
+        """Put the settings into the run's config, beside the user's own, and the counts of alerts into its history."""
+        self._counts.start(run)
+        settings = {name: v for name, v in run.items() if v is not None and name not in ("memory", "raised", "prefix")}
+        key = f"pplmon/{self._counts.prefix}" if self._counts.prefix else "pplmon"
+        before = self.run.config.get(key)
+        theirs = dict(before) if isinstance(before, Mapping) else {}
+        self.run.config.update({key: {**theirs, **settings}}, allow_val_change=True)
+
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
-        """Log one window as one history row, and the values that are the best so far."""
-        self.run.log({**scalars, STEP: report.step})
+        """Log one window as one history row, with the losses of its tokens, and the values that are the best so far."""
+        drawn, key = LossHistogram.of(report), f"{self._counts.prefix}{report.stage}/{LOSSES}"
+        row: dict[str, Any] = {**scalars, **self._counts.curves()}
+        if drawn is not None:
+            import numpy as np
+            import wandb
+
+            row[key] = wandb.Histogram(np_histogram=(np.array(drawn.counts), np.array(drawn.edges)))
+        self.row(row, report.step)
+        if drawn is not None:
+            self._forget(key)
         self.best(scalars)
+
+    def row(self, values: Mapping[str, Any], step: int | None) -> None:
+        """Log one history row; a subclass may hand it to whoever logs the other rows of the run."""
+        self.run.log({**values, **({} if step is None else {STEP: step})})
 
     def best(self, scalars: Mapping[str, float]) -> None:
         """Keep the run's extremes in its summary as plain numbers, ``val/perplexity_min``, written when they improve.
@@ -70,16 +100,31 @@ class WandB(Sink):
 
     def alert(self, alert: Alert) -> None:
         """Send an alert, then mark it."""
-        self.run.alert(title=title(alert), text=alert_markdown(alert), level=LEVELS[alert.severity], wait_duration=WAIT)
+        self.run.alert(title=title(alert), text=few_lines(alert), level=LEVELS[alert.severity], wait_duration=WAIT)
         self.notice(alert)
 
     def notice(self, alert: Alert) -> None:
-        """Mark an alert in the history: log its evidence as tables (13 ms each: never with ordinary rows)."""
-        self._tables("pplmon/worst", alert, alert.step)
+        """Mark an alert in history and summary: the counts, the last and the gravest one, and the text that it is about."""
+        self._counts.add(alert)
+        row: dict[str, Any] = dict(self._counts.summary())
+        new = alert.worst and alert.worst != self._drawn and self._heatmaps < HEATMAPS
+        if new:  # rules that fire at one step have one and the same evidence
+            import wandb
+
+            self._heatmaps, self._drawn = self._heatmaps + 1, alert.worst
+            row[self._counts.key(HEATMAP)] = wandb.Html(heatmap_html(alert.text, alert.worst), inject=False)
+        self.row(row, alert.step)
+        if new:
+            self._forget(self._counts.key(HEATMAP))
 
     def finished(self, report: Report) -> None:
-        """Log the run's worst as tables."""
-        self._tables("pplmon/run_worst", report, report.step)
+        """Log the run's worst as tables, once."""
+        import wandb
+
+        rows = dict(zip(TABLES, (token_table(report.worst), sequence_table(report.worst_sequences))))
+        filled = {self._counts.key(name): table for name, table in rows.items() if table.rows}
+        self.row({key: wandb.Table(columns=[*t.columns], data=t.rows) for key, t in filled.items()}, report.step)
+        self._forget(*filled)
 
     def close(self) -> None:
         """Finish pplmon's own run; one that was given is left open."""
@@ -87,22 +132,15 @@ class WandB(Sink):
             self._run.finish()
             self._run = None
 
-    def _tables(self, name: str, evidence: Alert | Report, step: int | None) -> None:
-        tables = {
-            f"{name}_tokens": token_table(evidence.worst),
-            f"{name}_sequences": sequence_table(evidence.worst_sequences),
-        }
-        filled = {key: table for key, table in tables.items() if table.rows}
-        if filled:
-            import wandb
-
-            at = {} if step is None else {STEP: step}
-            rows = {key: wandb.Table(columns=[*table.columns], data=table.rows) for key, table in filled.items()}
-            self.run.log({**rows, **at})
+    def _forget(self, *keys: str) -> None:
+        """Take pictures and tables out of the summary, which is for numbers: a runs table would list their metadata."""
+        for key in keys:
+            with contextlib.suppress(KeyError):  # a disabled run keeps none
+                del self.run.summary[key]
 
     def _improves(self, name: str, value: float, extreme: str) -> bool:
-        if name not in self._best and getattr(self.run, "resumed", False):
-            before = self.run.summary.get(name)  # what the run had reached before it was resumed
+        if name not in self._best:
+            before = self.run.summary.get(name)  # a run that was resumed, or fitted before by another sink, has one
             if isinstance(before, (int, float)) and math.isfinite(before):
                 self._best[name] = before
         return name not in self._best or bool(_BETTER[extreme](value, self._best[name]))

@@ -115,6 +115,12 @@ class States(Metric):
         defaults = [self._defaults[name] for name in State._fields]
         copy_each(list(self._writable()), defaults)  # type: ignore[arg-type]
 
+    def copy_counts(self, other: States) -> None:
+        """Hold what another tally with the same settings holds, in one launch."""
+        if self.device != other.device:
+            self.to(other.device)
+        copy_each(list(self._writable()), list(other._state()))
+
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Put the group's totals in place of this rank's (``torchmetrics.Metric.sync``), with three collectives."""
         own, already = self._writable(), self._is_synced

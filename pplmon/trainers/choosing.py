@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from zlib import crc32
 
+from pplmon.doctor import same_rows
 from pplmon.doctor.loss_agrees import Gap
 from pplmon.monitor import Monitor
 from pplmon.report.report import Report
+from pplmon.trainers.ballot import Ballot
 from pplmon.trainers.capture import Capture
 from pplmon.trainers.capture.choose import Chosen, Trial
 from pplmon.trainers.capture.evidence import BATCHES, Verdict
 from pplmon.trainers.said import Saying
-
-_CODES = 2**20  # their squares add up over ranks without overflow
 
 
 class Choosing:
@@ -27,14 +26,15 @@ class Choosing:
         self._monitor = monitor
         self._steps: list[tuple[int, list[Trial]]] = []  # closed, and not yet read out
         self._settled: set[str] = set()  # stages that all ranks are through with
-        self._shift: dict[str, bool] = {}  # what the others chose, where this rank had no tokens
+        self._others: dict[str, Ballot] = {}  # what the others chose, where this rank had no tokens
+        self._gaps: dict[str, Gap] = {}  # for which a stage was last doubted
         self._open: set[str] = set()  # stages where no loss told, or it is that of several shifts
         self._said = Saying(monitor)
 
     def listen(self, capture: Capture) -> None:
         """Begin anew with another capture."""
         self._capture = capture
-        self._steps, self._settled, self._shift = [], set(), {}
+        self._steps, self._settled, self._others = [], set(), {}
 
     @property
     def held(self) -> int:
@@ -47,7 +47,7 @@ class Choosing:
             self._look_again(stage)
         if not self._capture.undecided(stage) or (self._monitor.ranks > 1 and stage not in self._settled):
             return
-        verdict = self._capture.verdict(stage)
+        verdict = self._capture.verdict(stage, self._monitor.ranks)
         if verdict is not None and not (stage not in self._settled and self._needs_more(stage, verdict)):
             self._settle(stage, verdict, verdict.chosen)
 
@@ -69,7 +69,7 @@ class Choosing:
     def give_up(self) -> None:
         """Choose alone, after an exception, so that what was measured can be shown."""
         if "train" not in self._settled:
-            verdict = self._capture.verdict("train")
+            verdict = self._capture.verdict("train", self._monitor.ranks)
             if verdict is not None:
                 chosen = verdict.chosen
                 for _, trials in self._steps:
@@ -80,6 +80,7 @@ class Choosing:
     def doubt(self, stage: str, gap: Gap) -> None:
         """Tell of a loss that stopped to agree, and compare the next batch of the stage closely."""
         self._said.gap(stage, gap)
+        self._gaps[stage] = gap
         self._capture.look(stage)
 
     def _look_again(self, stage: str) -> None:
@@ -98,14 +99,17 @@ class Choosing:
             self._capture.choose(stage, replace(chosen, shift=shift))
             self._said.tell(stage, verdict, replace(chosen, shift=shift))
             return
-        self._said.findings(stage, self._capture.findings([batch], self._monitor.ranks))
+        if verdict.equals is None and not batch.heard[0].is_whole:
+            self._said.gap(stage, self._gaps[stage], is_sure=True)  # its losses are only counted: no cause can be named
+        if len(batch.heard) == 1:  # of several calls it is already told that they are counted
+            self._said.findings(stage, self._capture.findings([batch], self._monitor.ranks))
 
     def _needs_more(self, stage: str, verdict: Verdict) -> bool:
         return verdict.departs and self._capture.batches(stage) < BATCHES
 
     def _decide(self, stage: str, last: bool) -> Report | None:
         """Choose with all ranks, unless one of them needs more batches and there may be more."""
-        verdict = self._capture.verdict(stage)
+        verdict = self._capture.verdict(stage, self._monitor.ranks)
         more = verdict is not None and self._needs_more(stage, verdict) and not last
         chosen = None if verdict is None else verdict.chosen
         if self._monitor.ranks > 1:
@@ -119,16 +123,16 @@ class Choosing:
 
     def _agree(self, stage: str, more: bool, verdict: Verdict | None) -> tuple[bool, Chosen | None]:
         """Return whether a rank needs more batches, and what all choose. Only ranks whose loss tells have a vote."""
-        voted = verdict is not None and verdict.is_sure
-        code = _code(verdict.chosen) if verdict is not None and voted else 0
-        shift = verdict.chosen.shift if verdict is not None and voted else None
-        mine = [int(more), int(voted), code, code**2, int(shift is True), int(shift is False)]
-        more_, voters, codes, squares, on, off = self._monitor.sum_over_ranks(mine)
-        if more_ or verdict is None:
-            if not more_ and voters and voters in (on, off):
-                self._shift[stage] = on == voters
-            return more_ > 0, None
-        if voters * squares != codes**2:
+        ballot = Ballot.of(more, verdict, self._capture.rows_digest(stage))
+        votes = Ballot(*self._monitor.sum_over_ranks(list(ballot)))
+        if votes.more:
+            return True, None
+        if stage == "train" and votes.same_rows:
+            self._said.findings(stage, [same_rows(votes.with_rows)])
+        if verdict is None:
+            self._others[stage] = votes
+            return False, None
+        if not votes.agree:
             if self._monitor.writes:
                 warnings.warn(
                     f"pplmon: the losses of the ranks do not agree on which logits and shift they are of in {stage}; the "
@@ -136,14 +140,11 @@ class Choosing:
                     stacklevel=2,
                 )
             return False, verdict.default
-        if voted or not voters:
-            return False, verdict.chosen
-        shift = True if on == voters else False if off == voters else None
-        return False, replace(verdict.default, shift=shift)
+        return False, verdict.chosen if ballot.voters or not votes.voters else votes.followed(verdict.default)
 
     def _settle(self, stage: str, verdict: Verdict, chosen: Chosen) -> Report | None:
-        if stage in self._shift:
-            chosen = replace(chosen, shift=self._shift[stage])
+        if stage in self._others:
+            chosen = self._others[stage].followed(chosen)
         rest = self._capture.take_trials()
         report = self._close_steps(chosen)
         self._capture.settle(rest, chosen)
@@ -163,8 +164,3 @@ class Choosing:
                 self._capture.settle(trials, chosen, self._monitor.tally)
             report = self._monitor.step_to(step) or report
         return report
-
-
-def _code(chosen: Chosen) -> int:
-    name = f"{type(chosen.source).__name__} {chosen.name} {chosen.number} {chosen.shift}"
-    return crc32(name.encode()) % _CODES

@@ -11,9 +11,12 @@ from pplmon.doctor.loss_agrees import Gap
 from pplmon.monitor import Monitor
 from pplmon.trainers.capture.choose import Chosen
 from pplmon.trainers.capture.evidence import Verdict
+from pplmon.trainers.capture.padding import kind_of
 
 # What a loss may well be meant to hold, and what is no more than a rounding.
 OFTEN_MEANT = {"further_term", "label_smoothing", "z_loss", "per_sequence_mean", "low_precision_loss", "several_fit"}
+
+_WITHOUT = {"": "", "mask": ", without the padding of the attention mask", "id": ", without the padding, id {}"}
 
 log = logging.getLogger("pplmon")
 
@@ -32,7 +35,7 @@ class Saying:
         what = chosen.name or "what pplmon.observe shows"
         number = "" if chosen.number is None else f", its call {chosen.number + 1} of a batch"
         shift = "" if chosen.shift is None else f", with shift={chosen.shift}"
-        return f"{what}{number}{shift}"
+        return f"{what}{number}{shift}{_WITHOUT[kind_of(chosen.without)].format(chosen.without)}"
 
     def tell(self, stage: str, verdict: Verdict, chosen: Chosen) -> None:
         """Warn of a departure from the default, and of what does not agree; else note that all agrees."""
@@ -40,8 +43,11 @@ class Saying:
             return
         if chosen != verdict.default:
             if verdict.equals is not None:
+                every = (
+                    ", all its calls of a batch" if chosen.number is None and verdict.default.number is not None else ""
+                )
                 self._warn(
-                    f"{stage} counts {self.words(chosen)}: its cross-entropy of {verdict.shown:.5g} equals the loss of "
+                    f"{stage} counts {self.words(chosen)}{every}: its cross-entropy of {verdict.shown:.5g} equals the loss of "
                     f"{verdict.equals:.5g}, and that of {self.words(verdict.default)} does not"
                 )
             else:
@@ -75,9 +81,9 @@ class Saying:
                 self._kinds.add((stage, finding.kind))
                 self._warn(f"{stage}: {finding}")
 
-    def gap(self, stage: str, gap: Gap) -> None:
-        """Warn once for each stage that the loss and the number are far apart."""
-        if gap.is_far and self._monitor.writes and stage not in self._far:
+    def gap(self, stage: str, gap: Gap, is_sure: bool = False) -> None:
+        """Warn once for each stage that the loss and the number are far apart, or, if that ``is_sure``, not the same."""
+        if (gap.is_far or is_sure) and self._monitor.writes and stage not in self._far:
             self._far.add(stage)
             where, step = (
                 ("a logged window", "training_step") if stage == "train" else (f"a pass of {stage}", "the step")

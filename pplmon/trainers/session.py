@@ -19,7 +19,7 @@ from pplmon.monitor.publish import Places
 from pplmon.monitor.repeated_rows import RepeatedRows
 from pplmon.report.declared import find
 from pplmon.report.report import Report
-from pplmon.report.worst import Decode
+from pplmon.report.texts import Decode
 from pplmon.sinks.base import Sink
 from pplmon.trainers.capture import Capture
 from pplmon.trainers.choosing import Choosing
@@ -73,6 +73,8 @@ class Session:
         self._repeated = RepeatedRows()
         self._loader = 0
         self._choosing = Choosing(self.monitor)
+        self.closed, self._in_batch = False, False
+        self._shown = False  # something, to callbacks that watch a window
         self.listen_to(model)
 
     def listen_to(self, model: nn.Module) -> None:
@@ -101,8 +103,25 @@ class Session:
     def wait_for(self, keys: Iterable[str]) -> None:
         """Read each logged window at its own step if one of these keys, which a callback watches, is a window's."""
         head = f"{self.monitor.prefix}train/"
-        ours = [key.removeprefix(head) for key in keys if key.startswith(head)]
+        named = [key.removeprefix("pplmon/") for key in keys]  # so one is renamed that the module logs itself
+        ours = [key.removeprefix(head) for key in (*keys, *named) if key.startswith(head)]
         self.monitor.wait_for_window = any(find(name) is not None for name in ours)
+
+    @property
+    def watched(self) -> bool:
+        """Return True if a callback watches the numbers of a window."""
+        return self.monitor.wait_for_window
+
+    def show_watched(self, asked: bool = True) -> None:
+        """Show callbacks the open window where they watch one: after the first step, and whenever one asks.
+
+        A callback may ask before a window closes; later it would find the last one. Every rank calls it, and waits.
+        """
+        if self.watched and (asked or not self._shown):
+            report = self.monitor.so_far()
+            if report is not None:
+                self.monitor.publisher.show(report, f"{self.monitor.prefix}train/")
+                self._shown = True
 
     def begin_batch(self, batch: Any, step: int | None = None, loader: int = 0) -> None:
         """Begin a micro-batch of the optimizer step ``step`` (0-based; ``None``: the next), or a batch of a pass.
@@ -117,6 +136,8 @@ class Session:
         if monitor.takes_part:
             self._capture.begin_batch("train", monitor.tally, batch, step, self._micro_batch)
         monitor.see(step, self._micro_batch, batch)
+        monitor.mark_batch(empty=not self._micro_batch and monitor.cadence.reads_out(monitor.last_step))
+        self._in_batch = True
         if not self._capture.undecided("train"):
             self._guard.before(monitor.tally)
 
@@ -124,17 +145,22 @@ class Session:
         """Count the batch. ``outputs`` are what its step returned: the loss or a dict, the loss divided by ``divided_by``."""
         training = self._pass is None
         loss = _loss(outputs, divided_by if training else 1)  # nothing is accumulated in a pass
-        self._capture.end_batch(outputs, loss)
-        self._choosing.after_batch("train" if self._pass is None else self._pass.stage)
+        self._capture.end_batch(outputs, loss, divided_by if training else 1)
+        stage = "train" if self._pass is None else self._pass.stage
+        self._choosing.after_batch(stage)
         items = self._capture.items
         if items is not None and loss is not None:
             loss = loss / (divided_by if training else 1)  # they are those of all accumulated micro-batches
+        calls = self._capture.calls_in_loss(stage)
+        if loss is not None and calls > 1:
+            loss = loss / calls
         if self._pass is not None:
             self._repeated.note(self._loader, self._capture.left_out)
             self._pass_guard.after(self._pass.tallies[self._loader], loss, items)
             return
         self._guard.after(self.monitor.tally, loss, items)
         self._micro_batch += 1
+        self._in_batch = False
 
     def step_to(self, step: int | None = None) -> Report | None:
         """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``.
@@ -163,6 +189,7 @@ class Session:
         numbers = {name: report.numbers[name] for name in EPOCH_NUMBERS}
         kept = Report(report.step, "train_epoch", numbers, ranks_missing=self.monitor.ranks_missing)
         self.monitor.publisher.publish(kept, f"{self.monitor.prefix}train/", "_epoch")
+        self.show_watched()
 
     # A pass.
 
@@ -178,7 +205,9 @@ class Session:
         """
         with self.monitor.for_a_while():
             self._choosing.finish("train")
-            self.monitor.collect()  # an alert must not wait for the pass to end
+            self.monitor.catch_up()  # an alert must not wait for the pass to end, whose rows say how many tokens came before
+            if self.monitor.current_step:
+                self.show_watched()
         self._pass = self.monitor.begin_pass(stage, len(loaders))
         self._pass_guard = LossGuard()
         self._repeated = RepeatedRows(loaders)
@@ -206,10 +235,13 @@ class Session:
 
     # The end.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same."""
+    def state_dict(self, repeats_batch: bool = False) -> dict[str, Any]:
+        """Return everything that a resumed run needs, as plain values. Every rank calls it, and gets the same.
+
+        ``repeats_batch`` is for a state that is saved in the middle of a batch, which the resumed trainer repeats.
+        """
         self._choosing.finish("train")
-        return self.monitor.state_dict()
+        return self.monitor.state_dict(repeats_batch and self._in_batch)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a saved state, on any number of ranks. Every rank loads the same one."""
@@ -219,6 +251,7 @@ class Session:
         """Log the last, shorter window, let go of files, and return the last report. Every rank calls it."""
         self._choosing.finish("train")
         self._capture.conclude("train")
+        self.closed = True
         last = self.monitor.close()
         self._doubt("train", self._guard, wait=True)
         self._guard.end_window()

@@ -14,7 +14,7 @@ from pplmon.monitor.delivery import Handler
 from pplmon.monitor.judge import check_rules
 from pplmon.monitor.publish import wanted
 from pplmon.monitor.schedule import Cadence
-from pplmon.report.worst import Decode
+from pplmon.report.texts import Decode
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture import Logits, Targets
 

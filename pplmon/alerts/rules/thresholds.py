@@ -10,6 +10,7 @@ from pplmon.alerts.alert import Alert, MetricRule, check_severity
 from pplmon.alerts.rules.quiet import Quiet, Repeats
 from pplmon.report.checks import at_least, check_number
 from pplmon.report.declared import find
+from pplmon.report.numbers import Number
 from pplmon.report.report import Report
 
 
@@ -35,10 +36,14 @@ class _Threshold(MetricRule):
         super().__init__(metric, stage)
         limit = check_number(f"the threshold of {metric}", threshold)
         hysteresis = check_number("hysteresis", hysteresis)
+        number = find(metric)
+        span = f"{metric} lies between {number.low:g} and {number.high:g}" if number else "no value is beyond it"
         if not self._can_fire(limit):
-            number = find(metric)
-            span = f"{metric} lies between {number.low:g} and {number.high:g}" if number else "no value is beyond it"
             raise ValueError(f"{self.word} {threshold} can never fire: {span}")
+        if number is not None and self._beyond_all(limit, number):
+            raise ValueError(
+                f"{self.word} {threshold} would fire at every value: {span}; choose a threshold between the two"
+            )
         at_least("for_steps", for_steps, 1)
         at_least("after_step", after_step, 0)
         at_least("repeats", 2 if repeats is None else repeats, 2)
@@ -110,6 +115,10 @@ class _Threshold(MetricRule):
 
     def _can_fire(self, threshold: float) -> bool:
         raise NotImplementedError
+
+    def _beyond_all(self, threshold: float, number: Number) -> bool:
+        """Return True if even the value that is least beyond the threshold is beyond it."""
+        return self.sign * ((number.low if self.sign > 0 else number.high) - threshold) > 0
 
 
 class Above(_Threshold):

@@ -32,7 +32,7 @@ function drawMarks(u, events, named) {
     ctx.lineTo(x + size, bbox.top - size);
     ctx.lineTo(x, bbox.top + size);
     ctx.fill();
-    if (named) ctx.fillText(`alert, ${place(event.x)}`, x + 1.6 * size, bbox.top + size);
+    if (named) ctx.fillText(`${event.severity === "info" ? "notice" : "alert"}, ${place(event.x)}`, x + 1.6 * size, bbox.top + size);
   }
   ctx.restore();
 }

@@ -29,7 +29,9 @@ function heatmap(map) {
     event.preventDefault();
     choose(cells[next], true);
   });
-  choose(cells.find((cell) => cell.classList.contains("worst")) ?? cells[0], false);
+  const first = cells.find((cell) => "gravest" in cell.dataset) ?? cells[0];
+  choose(first, false);
+  map.scrollTop = first.offsetTop - map.offsetTop - map.clientHeight / 2;
 }
 
 function tell(cell) {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pplmon.replay.read.columns import Place
+from pplmon.replay.read.columns import Place as Column
 from pplmon.replay.read.reader import Reader
 from pplmon.replay.read.series import Given, ReplayError, Row, Segment, Series
 from pplmon.replay.read.text import head, lines, unpacked_name
@@ -14,6 +14,7 @@ from pplmon.report.declared import learn
 from pplmon.report.strict_json import revive
 from pplmon.sinks.journal import FILE_NAME
 from pplmon.sinks.journal_rows import sound
+from pplmon.sinks.journal_runs import JournalRuns, Place
 from pplmon.sinks.json_lines import no_collection, objects
 from pplmon.sinks.left_out import LeftOut
 
@@ -31,7 +32,7 @@ class JournalReader(Reader):
         own = name.startswith("pplmon.") and name.endswith(".jsonl")
         return own or (name.endswith(".jsonl") and any("kind" in row for row in objects(head(file), LeftOut())))
 
-    def read(self, path: Path, mapped: Mapping[str, Place], step: str | None) -> Series:
+    def read(self, path: Path, mapped: Mapping[str, Column], step: str | None) -> Series:
         if mapped or step:
             raise ReplayError(
                 f"{path} is a journal: its numbers have their names already, --map and --step are for logs"
@@ -40,20 +41,22 @@ class JournalReader(Reader):
 
 
 def read_journal_file(path: Path) -> Series:
-    """Read a journal's file.
+    """Read the last run of a journal's file.
 
     Every row counts, also those that a resumed run repeated: the rules saw them. (``sinks.read_journal`` keeps the last.)
 
     Raises:
         ReplayError: there is no judged row in it.
     """
-    segments: list[Segment] = []
-    live: list[dict[str, Any]] = []
-    reported: set[tuple[str, str]] = set()
+    runs = JournalRuns()
+    found: dict[Place, list[Segment]] = {}
+    live: dict[Place, list[dict[str, Any]]] = {}
+    reported: dict[Place, set[tuple[str, str]]] = {}
     left_out = LeftOut()
     with no_collection():
         for row in sound(objects(lines(path), left_out), left_out):
-            kind = row["kind"]
+            kind, place = row["kind"], runs.of(row)
+            segments = found.setdefault(place, [])
             if kind == "run":
                 learn(row.get("declared"))
                 segments.append(_segment(row))
@@ -62,15 +65,22 @@ def read_journal_file(path: Path) -> Series:
                     segments.append(Segment())
                 segments[-1].rows.append(Row(row["step"], row["stage"], _revived(row["numbers"])))
             elif kind == "alert":
-                live.append(_revived(row))
+                live.setdefault(place, []).append(_revived(row))
             elif kind == "report":
-                reported.update((row["stage"], name) for name in row["numbers"])
+                reported.setdefault(place, set()).update((row["stage"], name) for name in row["numbers"])
+    chosen = [place for place in found if place in runs.chosen(None)]
+    segments = [segment for place in chosen for segment in found[place]]
     if not any(segment.rows for segment in segments):
         raise ReplayError(
             f"{path} has no row of kind 'judged'. A pplmon.sinks.Journal gets one at every read-out: is this another file, "
             "or did the run end before its first step?"
         )
-    return Series(path, "journal", segments, live, frozenset(reported), notes=left_out.notes())
+    notes = left_out.notes()
+    if len(runs.names) > len(chosen):
+        notes.append(f"The journal holds {len(runs.names)} runs; this is the last one.")
+    alerts = [row for place in chosen for row in live.get(place, ())]
+    numbers = frozenset(pair for place in chosen for pair in reported.get(place, ()))
+    return Series(path, "journal", segments, alerts, numbers, notes=notes)
 
 
 def _segment(row: dict[str, Any]) -> Segment:

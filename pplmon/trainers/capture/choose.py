@@ -5,12 +5,12 @@ What is tried is counted in tallies of its own, one for each call and shift, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
+from pplmon.trainers.capture.padding import kind_of
 from pplmon.trainers.capture.sources.configured import Configured, Logits
 from pplmon.trainers.capture.sources.hugging_face import HuggingFace
 from pplmon.trainers.capture.sources.returned import Returned
@@ -31,6 +31,7 @@ class Call(NamedTuple):
     source: Source
     name: str
     number: int = 0
+    guess: bool = False  # columns that nobody named: counted only where the loss shows that they are meant
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Chosen:
     name: str
     number: int | None = None  # None: all of this name
     shift: bool | None = None  # None: as each call says
+    without: int | None = None  # padding that is left out: of this id, or by the attention mask; None: nothing is
+    summed: bool = False  # the loss is the sum of the calls' losses
 
     def has(self, call: Call) -> bool:
         """Tell whether a call is counted."""
@@ -53,24 +56,25 @@ class Chosen:
 
 @dataclass
 class Trial:
-    """Counts of a stage before its choice, for one of its tallies: by call and by shift."""
+    """Counts of a stage before its choice, for one of its tallies: by call, shift and kind of padding left out."""
 
     tally: TokenTally
-    counted: dict[tuple[Call, bool], TokenTally] = field(default_factory=dict)  # the bool: logits at t on t+1
+    counted: dict[tuple[Call, bool, str], TokenTally] = field(default_factory=dict)  # the bool: logits at t on t+1
 
-    def tally_for(self, call: Call, shift: bool) -> TokenTally:
+    def tally_for(self, call: Call, shift: bool, without: str = "") -> TokenTally:
         """Return the tally of a call under one shift."""
-        if (call, shift) not in self.counted:
-            self.counted[call, shift] = self.tally.clone()
-            self.counted[call, shift].reset()
-            self.counted[call, shift].shift = shift
-        return self.counted[call, shift]
+        key = (call, shift, without)
+        if key not in self.counted:
+            self.counted[key] = self.tally.clone()
+            self.counted[key].reset()
+            self.counted[key].shift = shift
+        return self.counted[key]
 
     def settle(self, chosen: Chosen, shift_of: dict[Call, bool], into: TokenTally) -> None:
         """Add what was chosen to the tally of the stage; ``shift_of`` is the shift that each call said."""
-        for (call, shift), tally in self.counted.items():
+        for (call, shift, without), tally in self.counted.items():
             wanted = shift_of.get(call) if chosen.shift is None else chosen.shift
-            if chosen.has(call) and shift == wanted:
+            if chosen.has(call) and shift == wanted and without == kind_of(chosen.without):
                 tally.shift = into.shift
                 into.merge_state(tally)
 
@@ -93,18 +97,12 @@ class Choice:
 
     def calls(self) -> set[Call]:
         """Return the calls that were counted and not yet taken."""
-        return {call for trial in self.trials for call, _ in trial.counted}
+        return {call for trial in self.trials for call, *_ in trial.counted}
 
     def drop(self, call: Call) -> None:
         """Forget what a call gave: it failed."""
         for trial in self.trials:
             trial.counted = {key: tally for key, tally in trial.counted.items() if key[0] != call}
-
-    def keep(self, shifts: Iterable[tuple[Call, bool]]) -> None:
-        """Forget all but these."""
-        wanted = set(shifts)
-        for trial in self.trials:
-            trial.counted = {key: tally for key, tally in trial.counted.items() if key in wanted}
 
     def forget(self) -> None:
         """Forget what was tried."""

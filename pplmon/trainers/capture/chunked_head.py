@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from pplmon.measure.tokens import TokenStats, shifted, token_stats
 from pplmon.tally import TokenTally
+from pplmon.trainers.capture.sources.source import Found
+
+GUESS_RANK = 100  # after all that somebody named
 
 
 class Pieces:
@@ -55,3 +60,23 @@ class Pieces:
         how = (tally.ignore_index, mask, False, tally.needs_entropy, tally.kernel)
         self._measured.append(token_stats(logits, targets[:, columns], *how))
         return TokenStats.join(self._measured, shift=shift) if columns.stop == targets.shape[1] else None
+
+
+def guesses(found: Found, usual: bool) -> Iterator[Found]:
+    """Yield what a piece may be if it is none: a forward of its own, over the first columns or the last.
+
+    ``usual`` is the shift where nobody says one.
+    """
+    width, length = found.logits.shape[1], found.targets.shape[1]
+    said = usual if found.shift is None else found.shift
+    for shift in (said,) if found.stated else (said, not said):
+        place = "the first columns" if not shift else "the first columns, shifted"
+        yield _guess(found, place, slice(int(shift), width + int(shift)))
+    if not found.stated or not said:
+        yield _guess(found, "the last columns", slice(length - width, length))
+
+
+def _guess(found: Found, place: str, columns: slice) -> Found:
+    return found._replace(
+        columns=columns, shift=False, stated=True, call=f"{found.call}, each at {place}", rank=GUESS_RANK, guess=True
+    )

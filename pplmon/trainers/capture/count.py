@@ -8,15 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
+from pplmon.doctor import Loss, row_digests
 from pplmon.doctor.overwritten import Overwritten
-from pplmon.measure.tokens import TokenStats
+from pplmon.measure.tokens import TokenStats, is_dtensor
 from pplmon.monitor.repeated_rows import Repeated
 from pplmon.report import layout
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import data_of, part_with
-from pplmon.trainers.capture.choose import Call, Choice
+from pplmon.trainers.capture.choose import Call, Choice, Trial
 from pplmon.trainers.capture.documents import Documents
-from pplmon.trainers.capture.evidence import BATCHES, Batch, Heard, hear
+from pplmon.trainers.capture.evidence import BATCHES
+from pplmon.trainers.capture.heard import Batch, Counted, Heard, hear, mask_of
+from pplmon.trainers.capture.padding import BY_MASK, kept
 from pplmon.trainers.capture.sources.source import Found, Source
 
 
@@ -72,47 +75,93 @@ class Counter:
         assert self.stage is not None
         number = self._numbers.get((source, found.call), 0)
         self._numbers[source, found.call] = number + 1
-        call, chosen = Call(source, found.call, number), self._choice.by_stage.get(self.stage)
+        call, chosen = Call(source, found.call, number, found.guess), self._choice.by_stage.get(self.stage)
         said = self.tally.shift if found.shift is None else found.shift
         self.items = found.items if found.items is not None else self.items
         if chosen is None:
             self._try(call, found, said, data, stats)
         elif chosen.has(call):
             shift = said if chosen.shift is None else chosen.shift
+            if chosen.without is not None and stats is None:
+                data = self._left(found, shift, data, chosen.without)
+            before = self.tally.sums.clone() if self._looks else None
             self._update(self.tally, found, shift, data, stats)
-            if self._looks and stats is None:
-                heard = hear(call, found, shift, data, self.tally.ignore_index)
-                self.heard += [heard] if heard is not None else []
+            if before is not None:
+                counted = Counted(shift, {shift: before}, {shift: self.tally.sums.clone()})
+                self._hear(call, found, shift, data, stats, counted)
             if self.stage == "train" and stats is None:
                 self._overwritten.look(found.logits, found.targets, self.tally.ignore_index, shift)
 
-    def count_stats(self, source: Source, stats: TokenStats, data: dict[str, Any]) -> None:
-        """Count losses that a module shows by itself: they are of certain targets, and there is nothing to try."""
-        assert self.stage is not None
-        call, chosen = Call(source, ""), self._choice.by_stage.get(self.stage)
-        if chosen is None:
-            self._choice.shift_of[call] = self.tally.shift
-            self._choice.trial(self.tally).tally_for(call, self.tally.shift).update(stats, **data)
-        elif chosen.has(call):
-            self.tally.update(stats, **data)
+    def count_stats(self, source: Source, stats: TokenStats, data: dict[str, Any], loss: Tensor | None) -> None:
+        """Count losses that a module shows by itself: they are of certain targets, under one shift."""
+        targets = stats.targets.view(stats.batch_shape)
+        self.count(source, Found(stats.nll, targets, None, stated=True, loss=loss), data, stats)
 
     def _try(self, call: Call, found: Found, said: bool, data: dict[str, Any], stats: TokenStats | None) -> None:
-        """Count a call under the shift that it says, and under the other one where that is open."""
+        """Count a call under the shift that it says, and whatever else is open: the other shift, padding left out."""
         assert self.stage is not None
         trial, self._choice.shift_of[call] = self._choice.trial(self.tally), said
+        few = len(self.batches.get(self.stage, ())) < BATCHES
+        usable = stats is None and found.logits.dim() == 3 and found.targets.dim() == 2
+        both = usable and not found.stated and not self.tally.context_parallel and (few or call in self.open_calls())
+        shifts = (said, not said) if both else (said,)
+        tallies = {shift: trial.tally_for(call, shift) for shift in shifts}
+        before = {shift: tally.sums.clone() for shift, tally in tallies.items()}
         try:
-            self._update(trial.tally_for(call, said), found, said, data, stats)
+            self._update(tallies[said], found, said, data, stats)
         except Exception:
             self._choice.drop(call)
             raise
-        if stats is not None or (len(self.batches.get(self.stage, ())) >= BATCHES and call not in self.open_calls()):
+        if both:
+            self._update(tallies[not said], found, not said, data, None)
+        if few:
+            after = {shift: tally.sums.clone() for shift, tally in tallies.items()}
+            self._hear(call, found, said, data, stats, Counted(said, before, after))
+        self._try_without(trial, call, found, shifts, data)
+
+    def _try_without(
+        self, trial: Trial, call: Call, found: Found, shifts: tuple[bool, ...], data: dict[str, Any]
+    ) -> None:
+        """Count a call without its padding, where that is open."""
+        heard = next((heard for heard in self.heard if heard.call == call), None)
+        if heard is None or heard.unpadded is None:
             return
-        usable = found.logits.dim() == 3 and found.targets.dim() == 2 and not self.tally.context_parallel
-        if not found.stated and usable:
-            self._update(trial.tally_for(call, not said), found, not said, data, None)
-        if len(self.batches.get(self.stage, ())) < BATCHES:
-            heard = hear(call, found, said, data, self.tally.ignore_index)
-            self.heard += [heard] if heard is not None else []
+        for kind, shift in heard.unpadded.sums:
+            if shift in shifts:
+                without = BY_MASK if kind == "mask" else heard.unpadded.id
+                self._update(
+                    trial.tally_for(call, shift, kind), found, shift, self._left(found, shift, data, without), None
+                )
+
+    def _left(self, found: Found, shift: bool, data: dict[str, Any], without: int | Tensor) -> dict[str, Any]:
+        """Return a batch's data with a mask that leaves its padding out."""
+        seen = mask_of(found, found.targets, part_with(self.batch, found.targets))
+        return {**data, "mask": kept(found.targets, shift, without, seen)}
+
+    def _hear(
+        self,
+        call: Call,
+        found: Found,
+        shift: bool,
+        data: dict[str, Any],
+        stats: TokenStats | None,
+        counted: Counted,
+    ) -> None:
+        """Measure a call for the comparison with the loss; where it cannot be measured anew, take what was counted."""
+        batch = part_with(self.batch, found.targets)
+        heard = hear(call, found, shift, data, self.tally.ignore_index, batch) if stats is None else None
+        if heard is None:
+            loss = None if found.loss is None else Loss.of(found.loss)
+            stated = found.stated or len(counted.after) == 1
+            parts = is_dtensor(found.logits) or "vocab_shard" in data or (stats is not None and bool(stats.shared_by))
+            heard = Heard(call, counted, shift, stated, found.rank, loss, found.items, shared=parts)
+        if self.stage == "train":
+            heard.digest = row_digests(found.targets).sum()
+        self.heard.append(heard)
+
+    def calls_of(self, source: Source, name: str) -> int:
+        """Return how many calls of a name this batch had."""
+        return self._numbers.get((source, name), 0)
 
     def open_calls(self) -> set[Call]:
         """Return the calls that were heard in this stage."""

@@ -24,7 +24,9 @@ from pplmon.monitor.repeated_rows import Repeated
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
 from pplmon.trainers.capture.choose import Call, Chosen, Trial, sources_for
-from pplmon.trainers.capture.evidence import BATCHES, Batch, Verdict, findings, weigh
+from pplmon.trainers.capture.evidence import BATCHES, Verdict, weigh
+from pplmon.trainers.capture.findings import findings
+from pplmon.trainers.capture.heard import Batch
 from pplmon.trainers.capture.help_text import nothing_found
 from pplmon.trainers.capture.hooks import listen_to
 from pplmon.trainers.capture.observe import listen
@@ -39,8 +41,8 @@ class Capture(Takes):
     """Asks the sources of logits for each batch, and has their logits counted in the stage's tally."""
 
     def __init__(self, logits: Logits | None, targets: Targets | None, shift: bool | None, wire: str = "loop") -> None:
-        super().__init__(sources_for(logits, targets, shift))
-        self._logits, self._shift, self._wire = logits, shift, wire
+        super().__init__(sources_for(logits, targets, shift), wire)
+        self._logits, self._shift = logits, shift
         self._said = self._sources[0]
         self._module: nn.Module | None = None
         self._hooked = False
@@ -86,7 +88,7 @@ class Capture(Takes):
         self._counter.begin(stage, tally, batch, step, micro_batch, leave_out, stage in self._looks)
         self._forget_batch()
 
-    def end_batch(self, outputs: Any, loss: Tensor | None = None) -> None:
+    def end_batch(self, outputs: Any, loss: Tensor | None = None, accumulation: int = 1) -> None:
         """Look at what the step returned, and at its ``loss``, not divided by the accumulation. Then stop listening."""
         stage = self._counter.stage
         if stage is not None:
@@ -94,9 +96,10 @@ class Capture(Takes):
             if chosen is None or chosen.source is not self._said:
                 self._look_at(outputs, stage)
             if chosen is None:
-                self._note(stage, loss, outputs)
+                self._note(stage, loss, outputs, accumulation)
             elif self._counter.heard:
-                self.looked, self._looks = Batch(self._counter.heard, _loss(loss)), self._looks - {stage}
+                self.looked = Batch(self._counter.heard, _loss(loss), accumulation)
+                self._looks = self._looks - {stage}
         self.items = self._counter.items
         self._close()
 
@@ -122,7 +125,7 @@ class Capture(Takes):
         if isinstance(logits, TokenStats):
             if "mask" not in data:
                 found.pop("mask", None)  # the stats were masked when they were made
-            counter.count_stats(self._said, logits, found)
+            counter.count_stats(self._said, logits, found, loss)
             return
         stated = self._shift if shift is None else shift
         ids = found.get("input_ids")
@@ -138,19 +141,34 @@ class Capture(Takes):
         """Return how many batches were compared before the choice."""
         return len(self._counter.batches.get(stage, ()))
 
-    def verdict(self, stage: str, ranks: int = 1) -> Verdict | None:
+    def verdict(self, stage: str, ranks: int) -> Verdict | None:
         """Return what this rank would count; ``None`` where nothing was found. Waits for the device."""
-        calls = self._taken | self._choice.calls()
+        calls = {call for call in self._taken | self._choice.calls() if not call.guess}
+        if not calls:
+            return None
         verdict = weigh(self._counter.batches.get(stage, ()), self._sources, ranks)
-        if verdict is None and calls:
+        if verdict is None:
             first = min(calls, key=lambda call: (self._sources.index(call.source), call.number))
             default = Chosen(first.source, first.name)
             verdict = Verdict(default, default)
         return verdict
 
+    def rows_digest(self, stage: str) -> int | None:
+        """Return a number that tells the rows of this rank's first batch; ``None`` without any. Waits for the device."""
+        first = next(iter(self._counter.batches.get(stage, ())), None)
+        heard = None if first is None else first.heard[0]
+        if heard is None or heard.digest is None or not heard.facts.count("told"):
+            return None
+        return int(heard.digest)
+
     def chosen(self, stage: str) -> Chosen | None:
         """Return what a stage counts."""
         return self._choice.by_stage.get(stage)
+
+    def calls_in_loss(self, stage: str) -> int:
+        """Return how many calls of the last batch its loss is the sum of."""
+        chosen = self._choice.by_stage.get(stage)
+        return self._counter.calls_of(chosen.source, chosen.name) if chosen is not None and chosen.summed else 1
 
     def look(self, stage: str) -> None:
         """Measure the next batch of a stage under every shift, once more; ``looked`` is then what was heard."""
@@ -163,7 +181,7 @@ class Capture(Takes):
     def findings(self, batches: Sequence[Batch], ranks: int) -> tuple[Finding, ...]:
         """Return what does not agree in these batches."""
         heard = [batch.heard[0] for batch in batches]
-        return findings(heard, [batch.loss for batch in batches], ranks)
+        return findings(heard, [batch.loss for batch in batches], ranks, batches[0].accumulation)
 
     def take_trials(self) -> list[Trial]:
         """Return what was tried since the last call, to be settled later."""
@@ -183,13 +201,13 @@ class Capture(Takes):
         for trial in trials:
             trial.settle(chosen, self._choice.shift_of, trial.tally if into is None else into)
 
-    def _note(self, stage: str, loss: Tensor | None, outputs: Any) -> None:
+    def _note(self, stage: str, loss: Tensor | None, outputs: Any, accumulation: int) -> None:
         """Keep what was measured of a batch to compare it; complain where there was nothing."""
         counter = self._counter
         seen = counter.batches.setdefault(stage, [])
         if counter.heard and len(seen) < BATCHES:
-            seen.append(Batch(counter.heard, _loss(loss)))
-        if not self._choice.trials:
+            seen.append(Batch(counter.heard, _loss(loss), accumulation))
+        if all(call.guess for call in self._choice.calls()):
             self._found_nothing(stage, outputs)
 
     def _close(self) -> None:

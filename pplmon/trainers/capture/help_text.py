@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -57,12 +57,27 @@ def _near(module: nn.Module | None, logits: Any, hooked: bool) -> str:
     )
 
 
-def no_fit(who: str, logits: Sequence[int], targets: Sequence[int]) -> str:
-    """Say that logits of this shape do not fit targets of that shape, and which columns to cut."""
-    return f"{who} gave logits {tuple(logits)}, which do not fit targets {tuple(targets)}: {_cut(logits, targets)}"
+def no_fit(who: str, logits: Sequence[int], targets: Sequence[int], origin: str | None, wire: str) -> str:
+    """Say that logits of this shape do not fit targets of that shape, where these are from, and the line to write."""
+    whose = f". The targets are {origin}" if origin is not None else ""
+    source, call = origin if origin is not None else 'batch["input_ids"]', WIRES[wire][2]
+    return (
+        f"{who} gave logits {tuple(logits)}, which do not fit targets {tuple(targets)}: "
+        f"{_cut(logits, targets, source, call)}{whose}"
+    )
 
 
-def _cut(logits: Sequence[int], targets: Sequence[int]) -> str:
+def origin_of(targets: Any, batch: Any) -> str | None:
+    """Return the expression that gives these targets from a batch; ``None`` where they are no part of it as it is."""
+    if targets is batch:
+        return "batch"
+    parts = (
+        batch.items() if isinstance(batch, Mapping) else enumerate(batch) if isinstance(batch, (list, tuple)) else ()
+    )
+    return next((f"batch[{key!r}]" for key, part in parts if part is targets), None)
+
+
+def _cut(logits: Sequence[int], targets: Sequence[int], source: str, call: str) -> str:
     rows = len(logits) == 3 and len(targets) == 2 and logits[0] == targets[0]
     more = logits[1] - targets[1] if rows else 0
     if more > 0:
@@ -73,8 +88,11 @@ def _cut(logits: Sequence[int], targets: Sequence[int]) -> str:
     if more == -1:
         return (
             "if the last id has no logits, the targets are those from the second column on: "
-            'targets=lambda batch: batch["input_ids"][:, 1:], or shift=True'
+            f"{call}targets=lambda batch: {source}[:, 1:], or shift=True)"
         )
     if more < 0 and logits[1] > 1:
-        return f"if they are of the last {logits[1]} columns, give targets[:, -{logits[1]}:] with shift=True"
+        return (
+            f"if they are of the last {logits[1]} columns: {call}targets=lambda batch: {source}[:, -{logits[1]}:], "
+            "shift=True)"
+        )
     return "logits [B, T, V] need targets [B, T], and [N, V] need [N]; calls that generate are not counted"

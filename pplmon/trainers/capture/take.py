@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pplmon.measure.tokens import is_dtensor
 from pplmon.trainers.capture.choose import Choice
-from pplmon.trainers.capture.chunked_head import Pieces
+from pplmon.trainers.capture.chunked_head import Pieces, guesses
 from pplmon.trainers.capture.count import Counter
-from pplmon.trainers.capture.help_text import no_fit
+from pplmon.trainers.capture.help_text import no_fit, origin_of
 from pplmon.trainers.capture.modules import fitted
 from pplmon.trainers.capture.silent_steps import returned_nothing
 from pplmon.trainers.capture.sources.source import Called, Found, Source
@@ -22,8 +22,8 @@ from pplmon.trainers.capture.sources.source import Called, Found, Source
 class Takes:
     """Takes logits from the sources, of a model's calls and of what a step returned, and has them counted."""
 
-    def __init__(self, sources: tuple[Source, ...]) -> None:
-        self._sources = sources
+    def __init__(self, sources: tuple[Source, ...], wire: str) -> None:
+        self._sources, self._wire = sources, wire
         self._choice = Choice()
         self._counter = Counter(self._choice)
         self._excuse: Exception | None = None  # why a source that was tried on the first batch failed
@@ -68,7 +68,7 @@ class Takes:
             return
         fit = fitted(found.logits, found.targets)
         if fit is None:
-            raise ValueError(no_fit("the step's logits", found.logits.shape, found.targets.shape))
+            raise ValueError(self._no_fit("the step", found, found.logits.shape))
         model = self._models.get(_memory(found.logits))
         if model is not None and found.shift is None:  # the model knows its own shift, whoever hands its logits on
             found = found._replace(
@@ -92,7 +92,7 @@ class Takes:
             self._whole = None
             self._count(source, found._replace(logits=fit), called.kwargs)
         elif not self._take_piece(source, found, keywords=called.kwargs):
-            self._complain(no_fit(f"a call of {type(called.module).__name__}", found.logits.shape, found.targets.shape))
+            self._complain(self._no_fit(f"a call of {type(called.module).__name__}", found, found.logits.shape))
 
     def _end_of_pieces(self) -> None:
         """Count pieces that lack the last column, where no target is expected of it; else say what is missing."""
@@ -105,7 +105,11 @@ class Takes:
                 self._whole()
             return
         given = (*found.targets.shape[:1], self._pieces.width, found.logits.shape[-1])
-        self._complain(no_fit(f"calls of {found.call}", given, found.targets.shape))
+        self._complain(self._no_fit(f"calls of {found.call}", found, given))
+
+    def _no_fit(self, who: str, found: Found, logits: Sequence[int]) -> str:
+        origin = origin_of(found.targets, self._counter.batch)
+        return no_fit(who, logits, found.targets.shape, origin, self._wire)
 
     def _complain(self, text: str) -> None:
         """Say that a call is not counted; where nothing else is found, that is why."""
@@ -131,6 +135,11 @@ class Takes:
         assert counter.stage is not None
         chosen = self._choice.by_stage.get(counter.stage)
         if chosen is not None and chosen.source is not source:
+            return True
+        if not is_rest and (chosen is None or chosen.name != found.call):
+            for guess in guesses(found, counter.tally.shift):
+                self._count(source, guess, keywords)
+        if chosen is not None and chosen.name != found.call:
             return True
         self._piece = source, found
         shift = counter.tally.shift if found.shift is None else found.shift

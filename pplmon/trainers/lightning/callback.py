@@ -12,7 +12,7 @@ except ImportError:  # the same classes under the other name
 
 from pplmon.alerts import Rule
 from pplmon.monitor.delivery import Handler
-from pplmon.report.worst import Decode
+from pplmon.report.texts import Decode
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture import Logits, Targets
 from pplmon.trainers.lightning import private_names as facts
@@ -76,6 +76,7 @@ class PerplexityMonitor(Callback):
         self._session: Session | None = None
         self._fitting = False
         self._resumed: dict[str, Any] | None = None  # a state that no session has loaded yet
+        self._before: dict[str, Any] | None = None  # the state in which the same trainer's last fit ended
         where = getattr(logits, "__qualname__", type(logits).__name__) if callable(logits) else repr(logits)
         self._state_key = f"PerplexityMonitor(prefix={prefix!r}, logits={where})"
 
@@ -88,15 +89,19 @@ class PerplexityMonitor(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Start anew: a run that ended in an exception may have left hooks."""
-        self._resumed, self._fitting = None, stage == "fit"
+        self._resumed, self._before, self._fitting = None, None, stage == "fit"
         if self._session is not None:
             self._session.stop_listening()
             if self._fitting or self._session.monitor.ended:
+                if self._session.closed and self._session.monitor.trainer is trainer:
+                    self._before = self._session.monitor.closed_state()
                 self._session = None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the session of this run."""
         self._session = self._begin(trainer, pl_module)
+        if self._resumed is None and self._before is not None and facts.step_of(trainer) == self._before["step"]:
+            self._resumed = self._before  # the trainer fits further
         self._resume()
 
     def _begin(self, trainer: Any, pl_module: Any) -> Session:
@@ -132,6 +137,8 @@ class PerplexityMonitor(Callback):
         session.end_batch(outputs, trainer.accumulate_grad_batches)
         if facts.optimizer_stepped(trainer):
             session.step_to(facts.step_of(trainer))
+            if session.watched:
+                session.show_watched(facts.watchers_ask(trainer, batch_idx))
             trainer.should_stop = trainer.should_stop or session.should_stop
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -199,7 +206,9 @@ class PerplexityMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the open window, the rules' states and the counts. Lightning asks every rank, and saves one."""
-        return {} if self._session is None else {"monitor": self._session.state_dict()}
+        if self._session is None:
+            return {}
+        return {"monitor": self._session.state_dict(facts.repeats_batch(self._session.monitor.trainer))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written, on any number of ranks; only ``fit`` does."""

@@ -1,4 +1,4 @@
-"""Use a Lightning logger as a sink: scalars go through the logger, alerts and tables straight to its backend."""
+"""Use a Lightning logger as a sink: scalars go through the logger, alerts and pictures straight to its backend."""
 
 from __future__ import annotations
 
@@ -8,61 +8,100 @@ from enum import Enum
 from typing import Any
 
 from pplmon.alerts import Alert
-from pplmon.alerts.text import alert_markdown, title
+from pplmon.alerts.message import few_lines
+from pplmon.alerts.text import title
 from pplmon.report.report import Report
+from pplmon.sinks.alert_counts import AlertCounts
 from pplmon.sinks.base import Sink
 from pplmon.sinks.tensorboard import TensorBoard
 from pplmon.sinks.wandb import LEVELS, WandB
 
 
 class LightningLogger(Sink):
-    """One of the trainer's loggers. Never opens a run of its own."""
+    """One of the trainer's loggers, ``trainer.loggers[number]``. Never opens a run of its own."""
 
-    def __init__(self, logger: Any) -> None:
-        self._logger = logger
-        self._board, self._run = _backend(logger)
+    def __init__(self, logger: Any, number: int = 0) -> None:
+        self._logger, self._number = logger, number
+        self._backend = _backend(logger)
+
+    def start(self, run: Mapping[str, Any]) -> None:
+        """Begin a run: charts and settings, where the backend has room for them."""
+        hyperparameters = dict(getattr(self._logger, "hparams", None) or {})
+        self._backend.start({**run, **({"hyperparameters": hyperparameters} if hyperparameters else {})})
+
+    @property
+    def name(self) -> str:
+        """Return which logger it is. Its own name may have to be asked for over the network that just failed."""
+        return f"{type(self._logger).__name__} (trainer.loggers[{self._number}])"
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
-        """Log the scalars at the report's step."""
-        self._logger.log_metrics(metrics=dict(scalars), step=report.step)
-        if self._board is not None:
-            self._board.layout(scalars)
-        if self._run is not None:
-            self._run.best(scalars)
+        """Log the scalars at the report's step, and what else the backend can draw."""
+        self._backend.report(report, scalars)
 
     def alert(self, alert: Alert) -> None:
-        """Send the alert if the backend has alerts, text or tables."""
-        if self._board is not None:
-            self._board.alert(alert)
-        if self._run is not None:
-            self._run.alert(alert)
-        if self._board is None and self._run is None:
-            _alert_by_experiment(getattr(self._logger, "experiment", None), alert)
+        """Count the alert, and send it if the backend has alerts, text or tables."""
+        self._backend.alert(alert)
 
     def notice(self, alert: Alert) -> None:
-        """Mark the alert where the backend has room for more than scalars."""
-        for backend in (self._board, self._run):
-            if backend is not None:
-                backend.notice(alert)
+        """Count the alert, and mark it where the backend has room for more than scalars."""
+        self._backend.notice(alert)
 
     def finished(self, report: Report) -> None:
         """Send the run's worst tokens if the backend has text or tables."""
-        if self._board is not None:
-            self._board.finished(report)
-        if self._run is not None:
-            self._run.finished(report)
+        self._backend.finished(report)
 
     def close(self) -> None:
         """Flush the logger; the trainer owns it and closes it."""
         self._logger.save()
 
 
-def _backend(logger: Any) -> tuple[TensorBoard | None, WandB | None]:
+class _Board(TensorBoard):
+    """TensorBoard, whose scalars the logger writes."""
+
+    def __init__(self, logger: Any) -> None:
+        super().__init__(writer=logger.experiment)
+        self._logger = logger
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        self._logger.log_metrics(metrics=dict(values), step=step)
+
+
+class _Run(WandB):
+    """A run of W&B, whose rows the logger writes: they carry its own step."""
+
+    def __init__(self, logger: Any) -> None:
+        super().__init__(run=logger.experiment)
+        self._logger = logger
+
+    def row(self, values: Mapping[str, Any], step: int | None) -> None:
+        self._logger.log_metrics(metrics=dict(values), step=step)
+
+
+class _Scalars(Sink):
+    """Any other logger: numbers, and alerts where its backend has them."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self._counts = AlertCounts()
+
+    def start(self, run: Mapping[str, Any]) -> None:
+        self._counts.start(run)
+
+    def report(self, report: Report, scalars: Mapping[str, float]) -> None:
+        self._logger.log_metrics(metrics={**scalars, **self._counts.curves()}, step=report.step)
+
+    def alert(self, alert: Alert) -> None:
+        self.notice(alert)
+        _alert_by_experiment(getattr(self._logger, "experiment", None), alert)
+
+    def notice(self, alert: Alert) -> None:
+        self._counts.add(alert)
+
+
+def _backend(logger: Any) -> Sink:
     if is_a(logger, "TensorBoardLogger"):
-        return TensorBoard(writer=logger.experiment), None
-    if is_a(logger, "WandbLogger"):
-        return None, WandB(run=logger.experiment)
-    return None, None
+        return _Board(logger)
+    return _Run(logger) if is_a(logger, "WandbLogger") else _Scalars(logger)
 
 
 def is_a(thing: Any, name: str) -> bool:
@@ -81,4 +120,4 @@ def _alert_by_experiment(experiment: Any, alert: Alert) -> None:
     if isinstance(usual, Enum):  # trackio wants a member of its own enum, which has the same names
         level = type(usual)[level]
     step = {"step": alert.step} if "step" in known and alert.step is not None else {}
-    tell(title=title(alert), text=alert_markdown(alert), level=level, **step)
+    tell(title=title(alert), text=few_lines(alert), level=level, **step)

@@ -20,7 +20,7 @@ class TrainerPlaces(Places):
 
     def __init__(self, trainer: Any, own_group: bool) -> None:
         self.trainer = trainer
-        self.log_dir = trainer.log_dir or trainer.default_root_dir  # on every rank: asking is a collective
+        self.log_dir = facts.directory_of(trainer)  # on every rank: asking is a collective
         # Of several data-parallel groups (tensor-parallel replicas) one writes; a group of the user's writes by itself.
         self.may_write = trainer.is_global_zero or own_group
         self._renamed: set[str] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 from pplmon.sinks import Console, Journal, Sink
@@ -16,6 +17,12 @@ def step_of(trainer: Any) -> int:
 def optimizer_stepped(trainer: Any) -> bool:
     """Return True in ``on_train_batch_end`` of a micro-batch that completed an optimizer step."""
     return not trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def repeats_batch(trainer: Any) -> bool:
+    """Return True in the middle of a micro-batch, where a state is saved on a signal: a resumed run repeats the batch."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(progress.processed < progress.ready)
 
 
 def module_keys(trainer: Any) -> set[str]:
@@ -34,22 +41,46 @@ def watched_keys(trainer: Any) -> set[str]:
     return {key for key in keys if isinstance(key, str)}
 
 
+def watchers_ask(trainer: Any, batch_index: int) -> bool:
+    """Return True after an optimizer step at which a checkpoint or a scheduler looks at the key that it monitors."""
+    savers = [getattr(callback, "_every_n_train_steps", 0) for callback in trainer.callbacks]
+    schedulers = [config.frequency for config in trainer.lr_scheduler_configs if config.interval == "step"]
+    return any(n and trainer.global_step % n == 0 for n in savers) or any(
+        (batch_index + 1) % n == 0 for n in schedulers
+    )
+
+
 def sinks_of(trainer: Any, prefix: str) -> list[Sink]:
     """Return the trainer's loggers, the journal beside them, and the console through the progress bar.
 
     Every rank calls it (asking for the directory is a collective). Lightning has loggers on its first rank only; the
     others need a journal for what they could not merge, or when the group that they lead writes by itself.
     """
-    directory = trainer.log_dir
+    directory = directory_of(trainer)
     bar = trainer.progress_bar_callback
     # A bar that is switched off prints nothing at all.
     console = Console(print=bar.print if getattr(bar, "is_enabled", False) else None, reports=False)
     if trainer.fast_dev_run:
         return [console]  # its loggers are dummies, and it leaves no files
     if not trainer.is_global_zero:
-        return [Journal(directory or trainer.default_root_dir, prefix=prefix), console]
-    journal = Journal(_wandb_directory(trainer) or directory or trainer.default_root_dir, prefix=prefix)
-    return [journal, *(LightningLogger(logger) for logger in trainer.loggers), console]
+        return [Journal(directory, prefix=prefix), console]
+    journal = Journal(_wandb_directory(trainer) or directory, prefix=prefix)
+    return [journal, *map(LightningLogger, trainer.loggers, count()), console]
+
+
+def directory_of(trainer: Any) -> str:
+    """Return the directory for files of the run: its first logger's, or the trainer's where that logger has none.
+
+    Every rank calls it: asking is a collective. A disabled W&B run says the working directory, and writes nothing there.
+    """
+    directory = trainer.log_dir
+    if directory is None or (trainer.loggers and _is_disabled(trainer.loggers[0])):
+        return str(trainer.default_root_dir)
+    return str(directory)
+
+
+def _is_disabled(logger: Any) -> bool:
+    return is_a(logger, "WandbLogger") and getattr(logger.experiment, "disabled", False) is True
 
 
 def decoder_of(trainer: Any, module: Any) -> Any:
@@ -90,7 +121,7 @@ def finish_forked_runs(trainer: Any) -> None:
 
 def _wandb_directory(trainer: Any) -> str | None:
     """Return the directory of the first logger's W&B run, which W&B uploads when the run ends."""
-    if trainer.loggers and is_a(trainer.loggers[0], "WandbLogger"):
+    if trainer.loggers and is_a(trainer.loggers[0], "WandbLogger") and not _is_disabled(trainer.loggers[0]):
         directory = getattr(trainer.loggers[0].experiment, "dir", None)
         return directory if isinstance(directory, str) else None
     return None

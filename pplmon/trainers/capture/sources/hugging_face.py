@@ -48,6 +48,7 @@ class HuggingFace(Source):
         if logits is None or (own is None and self._targets is None):
             return None  # called for something else, or for its logits alone
         learns = logits.requires_grad or not called.training
+        frozen = not called.training and not any(p.requires_grad for p in called.module.parameters())
         if own is None and not learns:
             return None  # a teacher, a reference, or generation
         targets = own if own is not None else _named(self._targets, given, batch)
@@ -65,12 +66,12 @@ class HuggingFace(Source):
             shifts_labels(called.module) if shift is None else shift,
             stated=shift is not None,
             call=f"{called.path or type(unwrapped(called.module)).__name__}{words}",
-            rank=2 * (not learns) + (own is None),
+            rank=2 * (not learns or frozen) + (own is None),
             columns=columns,
             loss=own_loss(called.module, called.output),
             items=_number(given.get("num_items_in_batch")),
             input_ids=None if _reads_elsewhere(called.module) else given.get("input_ids"),
-            attention_mask=given.get("attention_mask"),
+            attention_mask=None if _reads_elsewhere(called.module) else given.get("attention_mask"),
         )
 
 

@@ -30,6 +30,7 @@ class Found(NamedTuple):
     stated: bool = False  # by the user, or by the model's own arguments: evidence does not change it
     call: str = ""  # the call in words; of one source, calls of one name are counted together
     rank: int = 0  # of two calls the lower counts
+    guess: bool = False  # of columns that nobody named
     columns: slice | None = None  # of the batch that the targets are, where they are a part of it
     loss: Tensor | None = None  # what the same call made of its logits
     items: float | None = None  # what that loss is divided by, where it is not the tokens

@@ -1,4 +1,4 @@
-"""Text and numbers from a run, as a page may show them: every character visible, and of a bounded length."""
+"""Text and numbers from a run, as any place may show them: every character visible, and of a bounded length."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 from pplmon.alerts.text import brief, visible
 
+SHORT = 60  # characters of one token
 LABEL = 120  # characters of a name, a path, a rule
 SENTENCE = 600  # of an alert's text
 WHOLE = 20_000  # of a text that is shown as a whole

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pplmon.page.words import WHOLE, number, shown
+from pplmon.alerts.words import WHOLE, number, shown
 from pplmon.report.worst import WorstToken
 
 PIECE = 40  # characters of one token in the map; those at fault are shown whole beside it
@@ -26,7 +26,8 @@ class Cell:
     target: str = ""  # of a worst token: its text, or its id
     predicted: str = ""
     top: str = ""  # the probability of the prediction
-    worst: bool = False
+    worst: bool = False  # one of those that were given
+    gravest: bool = False  # the worst one of its sequence
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def _text(group: Sequence[WorstToken]) -> Text:
                 cells.setdefault(place, _cell(_shown_piece(piece, identity), loss))
     for token in group:
         known = cells.get(token.position, _cell(_shown_piece(token.target_text, token.target), token.loss))
-        cells[token.position] = _named(known, token)
+        cells[token.position] = replace(_named(known, token), gravest=token is group[0])
     cut = any("…" in cell.text for cell in cells.values()) or any(token.context_pieces is None for token in group)
     wholes = [shown(token.context_text, WHOLE) for token in group if token.context_text] if cut else []
     return Text(group[0], _stretches(cells), wholes)
