@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from pplmon.alerts.text import one_line
 from pplmon.replay.against import read_earlier
 from pplmon.replay.judge import run
 from pplmon.replay.own_file import run_file
@@ -34,7 +35,6 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     replay = commands.add_parser("replay", help=text, description=f"{text[0].upper()}{text[1:]}.")
     replay.add_argument(
         "path",
-        type=Path,
         help=f"the run, its file or its directory; kinds: {', '.join(reader.kind for reader in readers())}",
     )
     replay.add_argument("--rule", action="append", default=[], metavar="RULE", help=RULE_HELP)
@@ -62,6 +62,12 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--step", metavar="COLUMN", help="the column that counts optimizer steps, where it is not found"
     )
     replay.add_argument(
+        "--pattern",
+        metavar="REGEX",
+        help=r"how a line of a text log looks, with a group for the step and one for each number: "
+        r"'it (?P<step>\d+) ce (?P<loss>\S+)'",
+    )
+    replay.add_argument(
         "--against",
         type=Path,
         metavar="RUN",
@@ -81,7 +87,7 @@ def _replay(options: argparse.Namespace) -> int:
             run_file(file, f"--rules {file}")
         incidents = [Incident.parse(text) for text in options.incident]
         mapped = dict(map(parse_map, options.map))
-        series = read(options.path, mapped, options.step)
+        series = read(options.path, mapped, options.step, options.pattern)
         rules = Rules(options.rule, series)
         earlier = None if options.against is None else read_earlier(options.against, mapped, options.step)
         result = run(series, rules, earlier)
@@ -90,7 +96,7 @@ def _replay(options: argparse.Namespace) -> int:
         tunable = [rule for rule in tuned if rule.tuned_by is not None]
         suggestions = [suggest(rule, options.wanted_rate, series, watch) for rule in tunable]
     except (ReplayError, OSError) as error:
-        print(f"pplmon replay: {error}", file=sys.stderr)
+        print(f"pplmon replay: {one_line(error)}", file=sys.stderr)
         return 2
     scored = scores(watch, result.rules, result.fired)
     if options.json:
