@@ -22,6 +22,7 @@ from pplmon.extras.vocabulary import bytes_per_token
 from pplmon.measure.tokens import TokenStats, token_stats
 from pplmon.measure.vocab_parallel import VocabShard
 from pplmon.monitor import Monitor
+from pplmon.monitor.probes import FreeRunningProbe, rename_gap
 from pplmon.report.numbers import Number
 from pplmon.report.report import Report
 from pplmon.report.totals import Totals
@@ -29,7 +30,7 @@ from pplmon.report.version import VERSION
 from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.tally import TokenTally
 from pplmon.tally.single_numbers import CrossEntropy, MaxTokenLoss, Perplexity, TokenAccuracy, TokenLossQuantile
-from pplmon.trainers.capture import observe
+from pplmon.trainers.capture import log, observe
 
 if TYPE_CHECKING:
     from pplmon.alerts import Above as Above
@@ -57,6 +58,7 @@ __all__ = [
     "CrossEntropy",
     "Extra",
     "Finding",
+    "FreeRunningProbe",
     "MaxTokenLoss",
     "MetricRule",
     "Monitor",
@@ -80,8 +82,10 @@ __all__ = [
     "bytes_per_token",
     "default_alerts",
     "diagnose",
+    "log",
     "observe",
     "page",
+    "rename_gap",
     "sinks",
     "token_stats",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pplmon import __version__
 from pplmon.demo.plan import LOGGERS, Plan
+from pplmon.doctor.command import add_doctor
 from pplmon.page.command import add_report
 from pplmon.replay.command import add_replay
 from pplmon.sinks.tensorboard_view import add_view
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_view(commands)
     add_dashboard(commands)
     add_replay(commands)
+    add_doctor(commands)
     options = parser.parse_args(arguments)
     return int(options.run(options))
 

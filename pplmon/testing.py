@@ -5,14 +5,18 @@ Shapes: B rows, T positions.
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import random
+import signal
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +29,9 @@ from pplmon.monitor.delivery import Delivery
 from pplmon.report.totals import Totals
 from pplmon.tally import TokenTally
 
+JOIN_S = 5.0  # for a process that was killed
+ANSWER_S = 1.0  # for one that is asked where it is
+ASKED = getattr(signal, "SIGUSR1", None)  # there is none on Windows
 CORRUPTIONS = ("garbage", "shuffled", "shifted", "copied", "repeated")
 
 
@@ -34,23 +41,26 @@ def run_on_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s:
     ``fn``, ``args`` and the results have to be picklable (a function at the top of a module).
 
     Raises:
-        RuntimeError: a rank raised; its traceback is in the text. TimeoutError: a rank hung; all are killed.
+        RuntimeError: a rank raised or died; its traceback is in the text. TimeoutError: a rank hung, with the place where it
+            did; all are killed.
     """
     context = _context()
     with tempfile.TemporaryDirectory() as directory:
-        answers = context.SimpleQueue()
-        ranks = [
-            context.Process(target=_rank, args=(fn, rank, world_size, directory, answers, args), daemon=True)
-            for rank in range(world_size)
-        ]
-        for process in ranks:
+        ranks, answers = [], []
+        for rank in range(world_size):
+            ours, theirs = context.Pipe(duplex=False)
+            given = (fn, rank, world_size, directory, theirs, args)
+            process = context.Process(target=_rank, args=given, daemon=True)
             process.start()
+            theirs.close()  # ours then breaks when the process dies, in place of waiting
+            ranks.append(process)
+            answers.append(ours)
         try:
-            return _gathered(ranks, answers, time.monotonic() + timeout_s)
+            return _gathered(ranks, answers, time.monotonic() + timeout_s, Path(directory))
         finally:
             for process in ranks:
                 process.kill()
-                process.join()
+                process.join(JOIN_S)
 
 
 def assert_split_invariant(stats: TokenStats, make: Callable[[], TokenTally] = TokenTally, trials: int = 10) -> None:
@@ -108,36 +118,67 @@ def _context() -> Any:
     return context
 
 
-def _rank(fn: Callable[..., Any], rank: int, size: int, directory: str, answers: Any, args: tuple[Any, ...]) -> None:
+def _rank(
+    fn: Callable[..., Any], rank: int, size: int, directory: str, answer: Connection, args: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    stack = open(_stack(Path(directory), rank), "w")  # noqa: SIM115 - open for as long as the process
+    faulthandler.enable(stack)
+    if ASKED is not None:
+        faulthandler.register(ASKED, stack)
     try:
         dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=size)
-        answer = fn(rank, *args)
+        found = fn(rank, *args)
         dist.barrier()  # a rank that is done early must not close the others' connections
-        answers.put((rank, answer, None))
+        answer.send((found, None))
     except BaseException:
-        answers.put((rank, None, traceback.format_exc()))
+        answer.send((None, traceback.format_exc()))
         raise
 
 
-def _gathered(ranks: list[Any], answers: Any, until: float) -> list[Any]:
+def _gathered(ranks: list[Any], answers: list[Connection], until: float, directory: Path) -> list[Any]:
     found: dict[int, Any] = {}
     while len(found) < len(ranks):
-        if not answers.empty():
-            rank, answer, failure = answers.get()
+        missing = {answer: rank for rank, answer in enumerate(answers) if rank not in found}
+        ready = wait(list(missing), max(until - time.monotonic(), 0))
+        if not ready:
+            stacks = "".join(f"\nrank {rank}:\n{_place(ranks[rank], directory, rank)}" for rank in missing.values())
+            raise TimeoutError(
+                f"ranks {sorted(missing.values())} gave no answer in time: do all ranks call the same collectives?{stacks}"
+            )
+        for answer in map(answers.index, ready):  # type: ignore[arg-type]
+            found[answer], failure = _received(ranks[answer], answers[answer], answer, directory)
             if failure is not None:
-                raise RuntimeError(f"rank {rank} failed:\n{failure}")
-            found[rank] = answer
-            continue
-        dead = [rank for rank, process in enumerate(ranks) if rank not in found and process.exitcode not in (None, 0)]
-        if dead and answers.empty():
-            raise RuntimeError(f"rank {dead[0]} died with exit code {ranks[dead[0]].exitcode}")
-        if time.monotonic() > until:
-            missing = sorted(set(range(len(ranks))) - set(found))
-            raise TimeoutError(f"ranks {missing} gave no answer in time: do all ranks call the same collectives?")
-        time.sleep(0.01)
+                raise RuntimeError(f"rank {answer} failed:\n{failure}")
     return [found[rank] for rank in range(len(ranks))]
+
+
+def _received(process: Any, answer: Connection, rank: int, directory: Path) -> tuple[Any, str | None]:
+    found: tuple[Any, str | None]
+    try:
+        found = answer.recv()
+    except (EOFError, ConnectionError):
+        process.join(JOIN_S)
+        found = None, f"it died with exit code {process.exitcode}\n{_read(directory, rank)}"
+    return found
+
+
+def _place(process: Any, directory: Path, rank: int) -> str:
+    """Return where a rank is."""
+    if ASKED is not None and process.is_alive():
+        os.kill(process.pid, ASKED)
+        process.join(ANSWER_S)
+    return _read(directory, rank)
+
+
+def _stack(directory: Path, rank: int) -> Path:
+    return directory / f"stack{rank}.txt"
+
+
+def _read(directory: Path, rank: int) -> str:
+    path = _stack(directory, rank)
+    return path.read_text() if path.exists() else ""
 
 
 def _in_pieces(stats: TokenStats, make: Callable[[], TokenTally], chance: random.Random) -> Totals:

@@ -77,7 +77,8 @@ class Forks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.communicate(timeout=10)
+        self._server.kill()  # it has no children by now, and its own farewell takes seconds
+        self._server.communicate()
 
     def run(self, case: str, where: Path, *args: Any, size: int = 2, timeout: float = 15.0) -> list[Outcome]:
         """Run a case on so many ranks of a group that waits for ``timeout`` seconds; whoever takes 20 more is killed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -13,16 +14,26 @@ import torch
 import torch.distributed as dist
 
 import pplmon
+from pplmon.monitor import next_writer, patience
 from pplmon.sinks import Journal, Sink
+from pplmon.tally import ranks as groups
 from tests.apart import TOKENS, At
 from tests.fault_script import stats
 
 
 class Shown(Sink):
-    """Keeps the log keys that it was given."""
+    """Keeps the log keys that it was given, the texts of alerts, and how often a run began."""
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
+        self.alerts: list[str] = []
+        self.runs = 0
+
+    def start(self, run: Any) -> None:
+        self.runs += 1
+
+    def alert(self, alert: pplmon.Alert) -> None:
+        self.alerts.append(alert.text)
 
     def report(self, report: pplmon.Report, scalars: Any) -> None:
         self.keys |= set(scalars)
@@ -139,6 +150,32 @@ def one_is_lost(at: At, victim: int, steps: int = 16, ends: bool = True) -> Any:
     return [windows, heard, monitor.should_stop, close(at, monitor)]
 
 
+# 3. The rank that writes is lost.
+
+
+def writer_is_lost(at: At, victims: list[int], late: float = 0.0) -> Any:
+    """Ranks die after five steps, within a window of fifty; a rank that is late notices after the others have decided."""
+    next_writer.WAIT_S = 0.3
+    at.init()
+    shown = Shown()
+    settings = {"every_n_steps": 50, "alerts": [pplmon.Above("max_token_loss", 40.0)]}
+    monitor = monitor_of(at, sinks=[Journal(at.where), shown], **settings)
+    train(at, monitor, 5)
+    monitor.collect()
+    dist.barrier()
+    before = set(shown.keys)
+    if at.rank in victims:
+        die()
+    if at.rank == 0:
+        time.sleep(late)
+    train(at, monitor, 3)
+    time.sleep(0.4)
+    train(at, monitor, 1, worst=50.0)
+    train(at, monitor, 43)
+    last = close(at, monitor)
+    return [last, sorted({key.rsplit("/", 1)[0] for key in shown.keys - before}), shown.runs, shown.alerts]
+
+
 # 4. A pass that lacks ranks.
 
 
@@ -178,6 +215,7 @@ def lost_in_a_pass(at: At, victim: int) -> Any:
 
 def one_validates(at: At, who: int, local: bool, together: bool) -> Any:
     """After six steps one rank validates, and all go on for six more."""
+    patience.LONG_S = 2.0
     at.init()
     monitor = monitor_of(at)
     train(at, monitor, 6, together)
@@ -298,6 +336,20 @@ def one_skips(at: At, together: bool) -> Any:
     return close(at, monitor)
 
 
+def unlike_orders(at: At, made: bool) -> Any:
+    """Two monitors of equal settings are made, or called, in another order on rank 1."""
+    at.init()
+    if made and at.rank == 1:
+        second, first = monitor_of(at, sinks=[]), monitor_of(at)
+    else:
+        first, second = monitor_of(at), monitor_of(at, sinks=[])
+    errors = []
+    for _ in range(4):
+        for monitor in (second, first) if at.rank == 1 and not made else (first, second):
+            errors.append(caught(at, train, at, monitor, 1))
+    return [errors, close(at, first), close(at, second)]
+
+
 # 6. Groups that end early, or begin late.
 
 
@@ -364,6 +416,47 @@ def one_abandons(at: At) -> Any:
     time.sleep(0.5)
     train(at, monitor, 7)
     return close(at, monitor)
+
+
+def one_abandons_beside_a_read_out(at: At) -> Any:
+    """Rank 1 abandons while a read-out waits for rank 0, which is late; then rank 0 ends its group."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 5)
+    monitor.collect()
+    dist.barrier()
+    if at.rank == 1:
+        train(at, monitor, 1)
+        with at.timed():
+            monitor.abandon(seconds=0.1)
+        time.sleep(4)
+        return None
+    time.sleep(0.5)
+    train(at, monitor, 7)
+    last = close(at, monitor)
+    del monitor
+    groups._own.clear()
+    with at.timed():
+        dist.destroy_process_group()
+        gc.collect()  # as at the end of a process
+    return last
+
+
+def one_abandons_before_a_pass(at: At) -> Any:
+    """Rank 0 is at the end of a pass, where rank 1 does not come, with a read-out of its own under way."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 5)
+    monitor.collect()
+    if at.rank == 1:
+        train(at, monitor, 1)
+        monitor.abandon(seconds=0.1)
+        time.sleep(4)
+        return None
+    time.sleep(0.5)
+    train(at, monitor, 1)
+    passed = validate(at, monitor)
+    return [passed, close(at, monitor)]
 
 
 def forked(at: At) -> Any:

@@ -50,7 +50,11 @@ class Ranks:
             if not pipe.poll(timeout):
                 self.kill()
                 raise RankFailure(f"rank {rank} of {self.size} gave no answer within {timeout} s: a collective hangs")
-            ok, result = pipe.recv()
+            try:
+                ok, result = pipe.recv()
+            except EOFError:
+                self.kill()
+                raise RankFailure(f"rank {rank} of {self.size} died") from None
             if not ok:
                 self.kill()  # its partner may wait for it
                 raise RankFailure(f"rank {rank} raised\n{result}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from typing import Any
 
 import pytest
@@ -110,8 +113,6 @@ def hangs(rank: int) -> None:
     if rank == 0:
         dist.all_reduce(torch.ones(1))
     else:
-        import time
-
         time.sleep(60)
 
 
@@ -121,10 +122,19 @@ def raises(rank: int) -> None:
         raise KeyError("planned")
 
 
+def dies(rank: int) -> None:
+    """Rank 1 is killed, while rank 0 waits for it."""
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
 def test_the_kit_ends_hangs_and_shows_failures() -> None:
-    """A hang is a TimeoutError that names the ranks; a failure carries its traceback."""
-    with pytest.raises(TimeoutError, match=r"ranks \[0, 1\] gave no answer"):
+    """A hang is a TimeoutError that names the ranks and the place; a failure carries its traceback, a death its exit code."""
+    with pytest.raises(TimeoutError, match=r"ranks \[0, 1\] gave no answer(.|\n)*in hangs"):
         run_on_ranks(hangs, 2, timeout_s=8.0)
+    with pytest.raises(RuntimeError, match="rank 1 failed(.|\n)*died with exit code -9"):
+        run_on_ranks(dies, 2)
     with pytest.raises(RuntimeError, match="rank 1 failed(.|\n)*planned"):
         run_on_ranks(raises, 2)
 

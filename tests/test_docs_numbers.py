@@ -29,8 +29,9 @@ def test_every_number_stands_there_once() -> None:
 
 
 def test_every_number_of_an_extra_stands_there_once() -> None:
-    """With its unit, under the name of the extra."""
-    declared = [(name, n.name, n.unit or "–") for name, extra in extras.ALL.items() for n in extra.declares]
+    """With its unit, under the name of the extra or the probe."""
+    measures = {**extras.ALL, "FreeRunningProbe": pplmon.FreeRunningProbe}
+    declared = [(name, n.name, n.unit or "–") for name, measure in measures.items() for n in measure.declares]
     assert declared == EXTRA_ROWS
 
 

@@ -47,7 +47,16 @@ def scalars(directory: Path, tag: str) -> dict[int, float]:
 
 def test_each_example_has_its_test() -> None:
     """A new example comes with a test here."""
-    assert EXAMPLES == ["alerts", "fused_losses", "lightning_lm", "packed_sft", "plain_loop", "vocab_parallel"]
+    assert EXAMPLES == [
+        "alerts",
+        "fused_losses",
+        "lightning_lm",
+        "packed_sft",
+        "plain_loop",
+        "python_source",
+        "python_source_pictures",
+        "vocab_parallel",
+    ]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -180,3 +189,32 @@ def test_vocab_parallel(tmp_path: Path) -> None:
     assert number(r"gather the logits it would give (\d+)", two) == 4 * 2000
     assert number(r"losses differ by at most (\S+) nats", two) <= 4e-6
     assert number(r"losses differ by at most (\S+) nats", one) == 0
+
+
+@pytest.fixture(scope="module")
+def source_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run of a few steps on Python source: its directory, and what it printed."""
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    folder = tmp_path_factory.mktemp("source")
+    return folder, run("python_source", folder, "--steps", "8")
+
+
+@pytest.mark.slow
+def test_python_source(source_run: tuple[Path, str]) -> None:
+    """Every measurement gives its number, and what other names cost is printed."""
+    _, printed = source_run
+    names = ["structure_perplexity", "novel_share", "rollout_match_2", "overconfidence", "group/json/perplexity"]
+    names += ["position/64/cross_entropy", "perplexity_high", "bits_per_byte", "free_running/after/cross_entropy"]
+    for name in names:
+        assert re.search(rf"^val/{name} +[\d.-]+$", printed, re.MULTILINE), name
+    assert "renamed names: " in printed and "everything else: " in printed
+
+
+@pytest.mark.slow
+def test_python_source_pictures(source_run: tuple[Path, str]) -> None:
+    """Four pictures, drawn from the run's journal."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    folder, _ = source_run
+    printed = run("python_source_pictures", folder, "runs/python_source", "--out", ".")
+    pictures = sorted(folder.glob("beyond_*.png"))
+    assert len(pictures) == 4 and all(picture.name in printed for picture in pictures)

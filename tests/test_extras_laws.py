@@ -23,7 +23,7 @@ from pplmon.testing import assert_split_invariant, run_on_ranks
 from tests import extras_reference as reference
 from tests.extras_cases import CASES, all_extras, all_numbers, feed, real_text, tally_of
 from tests.extras_reference import Batch, Numbers, random_batch, without
-from tests.models import make_module, rows
+from tests.models import loader, make_module, rows
 from tests.test_laws import watched
 from tests.test_lightning import trainer_for, windows
 
@@ -325,3 +325,26 @@ def test_the_callback_takes_what_extras_read_from_the_batch(tmp_path: Any) -> No
     expected = reference.groups(batch, names, 1) | reference.novelty(batch)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.parametrize(("numbers", "logged"), [("core", False), ("all", True)])
+def test_without_a_tally_passes_have_two_extras(numbers: str, logged: bool, tmp_path: Any) -> None:
+    """Rollouts and Novelty, in val only, in the journal always, and in loggers where all numbers are asked for."""
+    pl = pytest.importorskip("pytorch_lightning")
+    logger = pl.loggers.CSVLogger(tmp_path, name="", version="")
+    trainer = trainer_for(tmp_path, pplmon.PerplexityMonitor(numbers=numbers), max_epochs=1, logger=logger)
+    trainer.fit(make_module(pl.LightningModule), loader(16), loader(16))
+    header = (tmp_path / "metrics.csv").read_text().splitlines()[0].split(",")
+    extra = {name for name in header if "rollout" in name or "novel" in name}
+    assert "val/rollout_match_2" in trainer.callback_metrics, "callbacks may watch any number"
+    assert bool(extra) == logged and all(name.startswith("val/") for name in extra)
+    assert "rollout_match_2" in windows(tmp_path, "val")[0]["numbers"]
+    assert "rollout_match_2" not in windows(tmp_path)[0]["numbers"]
+
+
+def test_a_tally_that_is_given_is_taken_as_it_stands(tmp_path: Any) -> None:
+    """Nothing is measured that it does not name."""
+    pl = pytest.importorskip("pytorch_lightning")
+    monitor = pplmon.PerplexityMonitor(numbers="all", tally=TokenTally())
+    trainer_for(tmp_path, monitor, max_epochs=1).fit(make_module(pl.LightningModule), loader(16), loader(16))
+    assert "rollout_match_2" not in windows(tmp_path, "val")[0]["numbers"]

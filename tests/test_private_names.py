@@ -13,10 +13,13 @@ import torch
 import torch.distributed as dist
 import torchmetrics
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from pplmon import TokenTally
 from pplmon.alerts.actions import save_batch
 from pplmon.measure import private_names as of_torch
+from pplmon.tally import GradNorm
+from pplmon.tally.ranks import Group
 from pplmon.tally.states import States
 from tests.models import loader, make_module
 
@@ -42,6 +45,34 @@ def test_torch_copies_a_list_of_tensors_in_place() -> None:
     where = [target.data_ptr() for target in targets]
     of_torch.copy_each(targets, [torch.tensor([3, 4]), torch.zeros(0, dtype=torch.int64)])
     assert targets[0].tolist() == [3, 4] and [t.data_ptr() for t in targets] == where, f"{TORCH} _foreach_copy_"
+
+
+def test_torch_takes_the_norm_of_each_of_a_list() -> None:
+    """In a wider type where that is named."""
+    parts = [torch.full((3,), 2.0, dtype=torch.bfloat16), torch.full((1,), 1.0, dtype=torch.bfloat16)]
+    norms = of_torch.norm_each(parts, 2, torch.float32)
+    assert [norm.dtype for norm in norms] == [torch.float32] * 2, f"{TORCH} _foreach_norm"
+    assert [norm.item() for norm in norms] == pytest.approx([12**0.5, 1.0]), f"{TORCH} _foreach_norm"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_torch_marks_the_flat_parts_of_parameters(tmp_path: Path) -> None:
+    """Those of FullyShardedDataParallel, with and without the original parameters, and no others; no norm is taken of them."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for original in (False, True):
+            parts = list(
+                FullyShardedDataParallel(
+                    nn.Linear(2, 2), use_orig_params=original, device_id=torch.device("cpu")
+                ).parameters()
+            )
+            assert all(map(of_torch.is_flat_shard, parts)), f"{TORCH} _fsdp_flattened"
+            parts[0].grad = torch.ones_like(parts[0])
+            with pytest.raises(TypeError, match="FullyShardedDataParallel: use fully_shard"):
+                GradNorm().squares(parts, Group())
+    finally:
+        dist.destroy_process_group()
+    assert not of_torch.is_flat_shard(nn.Linear(2, 2).weight)
 
 
 def test_torch_keeps_the_module_inside_a_compiled_one() -> None:

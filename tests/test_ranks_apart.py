@@ -83,7 +83,7 @@ def test_a_pass_on_one_rank_only_beside_training_ends_with_the_users_timeout(for
     """The others wait in the training's own collective, and cannot answer: whoever validates is told what to write."""
     first, second = forks.run("one_validates", tmp_path, 0, False, True, timeout=4)
     assert max(first.seconds, second.seconds) < 6
-    assert any("a collective failed" in text for text in first.warnings)
+    assert "a collective failed" in first.warnings[1] and 'alone is stage("val", local=True)' in first.warnings[0]
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -156,6 +156,17 @@ def test_a_rank_that_skipped_an_optimizer_step_is_told(forks: Forks, tmp_path: P
     assert on_disk(tmp_path) == 12 * BOTH
 
 
+@pytest.mark.parametrize("made", [False, True])
+def test_two_equal_monitors_in_unlike_orders_are_an_error_on_every_rank(
+    forks: Forks, tmp_path: Path, made: bool
+) -> None:
+    """In place of numbers of which nobody knows what they are of."""
+    outcomes = forks.run("unlike_orders", tmp_path, made)
+    errors = [outcome.answer[0] for outcome in outcomes]
+    assert errors[0] == errors[1] and "give each monitor a prefix of its own" in errors[0][0]
+    assert all(outcome.seconds < 3 for outcome in outcomes) and on_disk(tmp_path) == 4 * BOTH
+
+
 # 2.
 
 
@@ -190,7 +201,36 @@ def test_the_larger_part_goes_on_too(forks: Forks, tmp_path: Path) -> None:
     assert on_disk(tmp_path) == 5 * sum(TOKENS) + 13 * BOTH
 
 
-# 3. and 4.
+# 3.
+
+
+@pytest.mark.parametrize("victims", [[0], [0, 1], [1]])
+def test_the_lowest_survivor_shows_numbers_in_place_of_a_lost_writer(
+    forks: Forks, tmp_path: Path, victims: list[int]
+) -> None:
+    """In loggers under keys that say whose they are, after the last whole window; what was merged is on disk, and all else."""
+    outcomes = forks.run("writer_is_lost", tmp_path, victims, size=3)
+    left = [rank for rank in range(3) if rank not in victims]
+    for rank in left:
+        last, keys, runs, alerts = outcomes[rank].answer
+        first = rank == left[0]
+        assert last == [51, 2 * TOKENS[rank], 2] and outcomes[rank].seconds < 3 and outcomes[rank].error == ""
+        assert keys == (sorted(["train", f"rank{rank}/train"]) if first else []) and runs == int(first or rank == 0)
+        assert len(alerts) == int(first) and all(
+            f"rank {rank} alone, 2 of its group missing" in text for text in alerts
+        )
+        assert (rank == 0) == (("merged", 4, 5 * sum(TOKENS), 0) not in rows(tmp_path, rank))
+    assert on_disk(tmp_path) == 5 * sum(TOKENS) + 47 * sum(TOKENS[rank] for rank in left)
+
+
+def test_a_writer_that_notices_late_stays_one(forks: Forks, tmp_path: Path) -> None:
+    """Another has taken its place by then: both show what is theirs, under unlike keys, and nothing is lost."""
+    outcomes = forks.run("writer_is_lost", tmp_path, [2], 1.0, size=3)
+    assert [outcome.answer[1] for outcome in outcomes[:2]] == [["rank0/train", "train"], ["rank1/train", "train"]]
+    assert on_disk(tmp_path) == 5 * sum(TOKENS) + 47 * BOTH
+
+
+# 4.
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -263,6 +303,21 @@ def test_a_rank_that_abandons_and_lives_on_leaves_nobody_waiting(forks: Forks, t
     assert first.error == second.error == "" and first.seconds < 3 and second.seconds < 3
     assert "a collective failed" in first.warnings[0]
     assert on_disk(tmp_path) == 5 * BOTH + 7 * ONE
+
+
+def test_who_abandons_beside_a_read_out_leaves_nobody_waiting(forks: Forks, tmp_path: Path) -> None:
+    """The others hear of it within seconds, and can end, although what waits for the rank goes on waiting."""
+    first, second = forks.run("one_abandons_beside_a_read_out", tmp_path, timeout=60)
+    assert first.error == second.error == "" and first.seconds < 3 and second.seconds < 3
+    assert "another rank has left the run" in first.warnings[0]
+    twice = TWO  # of the read-out that rank 1 no longer waited for, and rank 0 took in
+    assert on_disk(tmp_path) == 6 * BOTH + 6 * ONE + twice
+
+
+def test_who_abandons_is_not_waited_for_at_the_end_of_a_pass(forks: Forks, tmp_path: Path) -> None:
+    """It bears the missing rank."""
+    first, _ = forks.run("one_abandons_before_a_pass", tmp_path, timeout=60)
+    assert first.answer[0] == [1000 * ONE, 1] and first.error == "" and first.seconds < 3
 
 
 def test_a_forked_child_writes_nothing_that_it_inherited(forks: Forks, tmp_path: Path) -> None:

@@ -312,7 +312,9 @@ def test_names_in_the_text_are_ours(page: Path) -> None:
         for name in path.split("."):
             thing = getattr(thing, name)
     declared = set(re.findall(r"\bNumber\(\"([^\"]+)\"", text))  # by an extra that the page defines
-    for name in re.findall(r"(?:train|val|test)/([a-z]\w+)|\b(?:Above|Below|Spike)\(\"(\w+)\"", text):
+    for name in re.findall(
+        r"(?:train|val|test)/([a-z]\w+(?:/[a-z]+_[a-z]+)*)|\b(?:Above|Below|Spike)\(\"(\w+)\"", text
+    ):
         known = next(filter(None, name))
         assert known in declared or find(known) is not None
 

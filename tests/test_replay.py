@@ -50,7 +50,7 @@ def rules() -> list[Any]:
         pplmon.Above("token_loss_p999", 1.5, hysteresis=0.75, stage="val"),
         pplmon.Below("cross_entropy", 0.9, after_step=3),
         pplmon.Above("perplexity", math.pi),
-        pplmon.Above("cross_entropy", -math.inf, for_steps=5),
+        pplmon.Above("max_token_excess", -math.inf, for_steps=5),
     ]
 
 

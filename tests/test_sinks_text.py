@@ -12,8 +12,9 @@ from pplmon.alerts import Alert
 from pplmon.alerts.addresses import address, sequence_of
 from pplmon.alerts.markdown import step_markdown
 from pplmon.alerts.message import few_lines
-from pplmon.alerts.text import markdown, sequence_table, token_table, visible
+from pplmon.alerts.text import markdown, sequence_table, token_table
 from pplmon.report.log_keys import Key, split_key
+from pplmon.report.visible import visible
 from pplmon.report.worst import WorstSequence, WorstToken
 
 

@@ -319,9 +319,19 @@ def expected(values: Sequence[float], window: int, gap: int) -> tuple[float, flo
     spread = (steps[3 * count // 4] - steps[count // 4]) / 1.349 / math.sqrt(2)
     newest, straight = np.sort(old[-level:]), np.sort(old[-level:] - trend / lag * np.arange(level))
     level_spread = min((some[3 * level // 4] - some[level // 4]) / 1.349 * 2 / 3 for some in (newest, straight))
-    scale, hard = max(spread, level_spread, 1e-3 * abs(middle), 1e-6), max(1, count // 32)
+    scale, hard = max(spread, level_spread, 1e-3 * abs(middle), 1e-6), min(count, max(3, count // 32))
     above, below = max(scale, (steps[-hard] - trend) / 4), max(scale, (trend - steps[hard - 1]) / 4)
     return middle, above, below, middle + 1.5 * min(0.0, trend) / lag * (level / 2 + gap + block / 2)
+
+
+def test_two_early_hard_batches_hide_no_later_one() -> None:
+    """They do not widen the scale: a value of 9.8 against a median of 3 is told, as a notice or, as the third, a warning."""
+    noise = random.Random(0)
+    for places in ((40, 80), (70, 90), (66, 97)):
+        values = [3.0 + noise.gauss(0, 0.2) + 6.0 * (step in places) + 6.8 * (step == 130) for step in range(131)]
+        rule = pplmon.Spike("cross_entropy", quiet_steps=30)
+        alerts = [rule(pplmon.Report(step, numbers={"cross_entropy": value})) for step, value in enumerate(values)]
+        assert alerts[130] is not None, places
 
 
 @given(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -32,13 +33,34 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ask(board: Path) -> Ask:
     """Ask the server of ``pplmon view`` for one of its answers."""
-    url = tensorboard_view.start(board)
+    return asking(tensorboard_view.start(board))
+
+
+@pytest.fixture(scope="module")
+def ask_default(board: Path) -> Ask:
+    """Ask a server that was started as TensorBoard's own page says, without any flag of ours."""
+    from tensorboard import program
+
+    server = program.TensorBoard()
+    server.configure(argv=["tensorboard", "--logdir", str(board), "--port", "0"])
+    return asking(server.launch().rstrip("/"))
+
+
+def asking(url: str) -> Ask:
+    """Return a function that asks a server, and waits until it has read the last point."""
 
     def of(route: str, **query: str) -> Any:
         with urllib.request.urlopen(f"{url}/data/plugin/{route}?{urllib.parse.urlencode(query)}") as answer:
             return json.load(answer)
 
-    return of
+    for _ in range(300):
+        try:
+            if of("scalars/scalars", tag="pplmon/alerts_total", run=".")[-1][1] == STEPS - 1:
+                return of
+        except (OSError, IndexError):  # it has not read the tag yet
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"{url} has not read the run")
 
 
 def test_every_spike_is_among_the_points(ask: Ask) -> None:
@@ -66,6 +88,15 @@ def test_every_alert_is_visible_as_text(ask: Ask) -> None:
             "loss (nats)",
             "where",
         ]
+
+
+def test_a_default_server_shows_every_alert_too(ask_default: Ask) -> None:
+    """Its curve lost most spikes, but their texts are there, both alerts of a step in one, and so is their count."""
+    points = ask_default("scalars/scalars", tag="train/max_sequence_loss", run=".")
+    assert len(points) == 1_000 and sum(value > LIMIT for _, _, value in points) < SPIKES
+    texts = ask_default("text/text", tag="pplmon/alerts/text_summary", run=".")
+    assert len(texts) == SPIKES and all("second rule" in entry["text"] for entry in texts)
+    assert ask_default("scalars/scalars", tag="pplmon/alerts_total", run=".")[-1][2] == 2 * SPIKES
 
 
 def test_the_distributions_show_every_spike(ask: Ask) -> None:

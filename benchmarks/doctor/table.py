@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from benchmarks.doctor.mistakes import MISTAKES
+from benchmarks.doctor.mistakes import Mistake
 from benchmarks.doctor.trial import PRECISIONS, Outcome
 
 
-def rows_of(outcomes: Sequence[Outcome], models: Sequence[str]) -> Iterator[str]:
+def rows_of(outcomes: Sequence[Outcome], models: Sequence[str], mistakes: Mapping[str, Mistake]) -> Iterator[str]:
     """Yield a row for each mistake: for each model the batch at which it is named, fresh and trained, in fp32 and in bf16."""
     yield f"| planted mistake | named | {' | '.join(models)} |"
     yield f"|---|---|{'---|' * len(models)}"
-    for name, mistake in MISTAKES.items():
+    for name, mistake in mistakes.items():
         cells = []
         for model in models:
             of = {(o.trained, o.precision): o.sign for o in outcomes if o.mistake == name and o.model == model}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.doctor.examples import Size, examples, in_dtype
-from benchmarks.doctor.mistakes import MISTAKES, Cross, Given
-from benchmarks.doctor.right import ALONE, RIGHT
+from benchmarks.doctor.examples import Example, Size, examples, in_dtype
+from benchmarks.doctor.mistakes import Cross, Given, Mistake
 from pplmon.doctor import Finding, Loss, Observation, judge, measure
 
 BATCHES = 3
+InModel = tuple[str, Callable[[Example, Cross], Given]]
+Alone = tuple[str, Callable[[], list[Given]]]
 # Logits and loss: rounded to bf16 or not, and the loss of them in fp32, as transformers compute it, or in bf16.
 PRECISIONS = {"fp32": (torch.float32, True), "bf16": (torch.bfloat16, True), "bf16 loss": (torch.bfloat16, False)}
 UNDECIDED = {"several_fit", "low_precision_loss"}  # these ask for more, and name nothing else
@@ -52,8 +53,10 @@ def findings(batches: Sequence[Given]) -> list[list[Finding]]:
     return [judge(seen[:number], batches[0].ignore_index) for number in range(1, len(seen) + 1)]
 
 
-def outcome(mistake: str, model: str, trained: bool, precision: str, batches: Sequence[Given]) -> Outcome:
-    kinds, said = MISTAKES[mistake].kinds, findings(batches)
+def outcome(
+    mistake: str, kinds: Sequence[str], model: str, trained: bool, precision: str, batches: Sequence[Given]
+) -> Outcome:
+    said = findings(batches)
     named = [any(f.kind in kinds for f in found) for found in said]
     other = [any(f.kind not in {*kinds, *UNDECIDED} for f in found) for found in said]
     found_at = len(named) - named[::-1].index(False) + 1 if False in named else 1
@@ -61,28 +64,30 @@ def outcome(mistake: str, model: str, trained: bool, precision: str, batches: Se
     return Outcome(mistake, model, trained, precision, found_at if named[-1] else 0, misnamed_at, said[-1])
 
 
-def of_mistakes(models: Sequence[str], size: Size, seed: int) -> Iterator[Outcome]:
+def of_mistakes(models: Sequence[str], size: Size, seed: int, mistakes: Mapping[str, Mistake]) -> Iterator[Outcome]:
     """Yield the outcome of every mistake, planted in every model, fresh and trained, in every precision."""
     for model in models:
         for trained in (False, True):
             made = examples(model, size, seed, trained, BATCHES)
             for precision, (dtype, in_fp32) in PRECISIONS.items():
                 rounded = [in_dtype(example, dtype) for example in made]
-                for name, mistake in MISTAKES.items():
+                for name, mistake in mistakes.items():
                     batches = [mistake.plant(example, Cross(in_fp32)) for example in rounded]
-                    yield outcome(name, model, trained, precision, batches)
+                    yield outcome(name, mistake.kinds, model, trained, precision, batches)
 
 
-def of_right(models: Sequence[str], size: Size, seed: int) -> Iterator[tuple[str, list[Finding]]]:
+def of_right(
+    models: Sequence[str], size: Size, seed: int, setups: Mapping[str, InModel], alone_ones: Mapping[str, Alone]
+) -> Iterator[tuple[str, list[Finding]]]:
     """Yield each right set-up, in every model, state and precision, with all that was said of it, which should be nothing."""
-    for name, (_, alone) in ALONE.items():
+    for name, (_, alone) in alone_ones.items():
         yield name, [f for found in findings(alone()) for f in found]
     for model in models:
         for trained in (False, True):
             made = examples(model, size, seed, trained, BATCHES)
             for precision, (dtype, in_fp32) in PRECISIONS.items():
                 rounded = [in_dtype(example, dtype) for example in made]
-                for name, (_, plain) in RIGHT.items():
+                for name, (_, plain) in setups.items():
                     said = findings([plain(example, Cross(in_fp32)) for example in rounded])
                     yield (
                         f"{name}, {model}, {'trained' if trained else 'fresh'}, {precision}",

@@ -45,6 +45,9 @@ class Alert:
         blame_sequence: the share, 0 to 1, of the rise of the cross-entropy that the worst sequence explains; ``None`` where
             it did not rise, or where too few earlier steps are known.
         blame_token: the same for the worst token.
+        ranks_missing: how many ranks are not in what the rule saw, because they were lost: each of those that are left then
+            raises alerts of its own. ``None`` where none is missing.
+        cause: beside an earlier run: "data" where it shows the same, "model" where only this run does; else ``None``.
     """
 
     rule: str
@@ -59,6 +62,8 @@ class Alert:
     worst_sequences: tuple[WorstSequence, ...] = ()
     blame_sequence: float | None = None
     blame_token: float | None = None
+    ranks_missing: int | None = None
+    cause: str | None = None
 
     def __post_init__(self) -> None:
         check_severity(self.severity)
@@ -124,11 +129,13 @@ class MetricRule:
         numbers_only: True if it reads no worst tokens, so that ranks need not gather them before judging.
         tuned_by: the argument that ``pplmon replay --wanted-rate`` may choose: above 0, and larger means fewer alerts.
         warns: True if a number that a report lacks gives one warning.
+        compares: True if it holds values against earlier ones: beside an earlier run it then judges the difference, too.
     """
 
     numbers_only = True
     severity = "warning"
     tuned_by: str | None = None
+    compares = False
     _made_with: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -170,6 +177,13 @@ class MetricRule:
             threshold=threshold,
             severity=severity or self.severity,
         )
+
+    def for_difference(self) -> MetricRule:
+        """Return a fresh rule like this one that judges the difference to an earlier run. For a rule that compares."""
+        return type(self)(**options(self))
+
+    def keep_scale_above(self, least: float) -> None:
+        """Take smaller changes than ``least``, in the number's unit, for none. For a rule that compares."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the rule remembers, as plain values."""

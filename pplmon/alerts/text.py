@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from pplmon.alerts import Alert
 from pplmon.report.strict_json import finite_or_text
+from pplmon.report.visible import visible
 from pplmon.report.worst import WorstSequence, WorstToken
 
 END = 1000  # characters of a long error that are shown at either end
@@ -85,14 +86,6 @@ def title(alert: Alert) -> str:
     what = alert.rule if alert.metric is None else f"{alert.rule}: {alert.stage}/{alert.metric}"
     line = visible(what).replace("\n", " ")
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
-
-
-def visible(text: str) -> str:
-    """Return ``text`` with every unprintable character except the newline replaced by its escape.
-
-    So no escape sequence reaches a terminal, and a lone surrogate does not break UTF-8.
-    """
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(error: Exception) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from pplmon.alerts.text import brief, visible
+from pplmon.alerts.text import brief
+from pplmon.report.visible import visible
 
 SHORT = 60  # characters of one token
 LABEL = 120  # characters of a name, a path, a rule

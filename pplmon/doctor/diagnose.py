@@ -39,6 +39,20 @@ def diagnose(
     Raises:
         ValueError: shapes that do not fit each other. TypeError: integer logits, non-integer targets or ids, a loss that is none.
     """
+    seen = observation(logits, targets, loss, shift, input_ids, attention_mask, ignore_index)
+    return judge([seen], ignore_index)
+
+
+def observation(
+    logits: Tensor,
+    targets: Tensor,
+    loss: Tensor | float | None,
+    shift: bool,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    ignore_index: int | None,
+) -> Observation:
+    """Check the arguments of ``diagnose``, and measure them."""
     check_logits(logits, targets, is_shard=False)
     if is_dtensor(logits):
         raise ValueError("diagnose needs whole logits, got a DTensor; give logits.full_tensor()")
@@ -54,7 +68,7 @@ def diagnose(
     _check("attention_mask", attention_mask, targets)
     known = None if loss is None else Loss.of(loss)
     measured = measure(logits, targets, shift, input_ids, attention_mask, ignore_index)
-    return judge([Observation(measured.facts(), known, measured=measured)], ignore_index)
+    return Observation(measured.facts(), known, measured=measured)
 
 
 def _check(name: str, value: Tensor | None, targets: Tensor) -> None:

@@ -41,7 +41,7 @@ KINDS = {
     "accumulation": "the loss is divided by the accumulated batches twice, or not at all",
     "ranks": "the loss is multiplied or divided by the number of ranks",
     "scaled_loss": "the loss is a multiple of the cross-entropy",
-    "unit": "the loss is in bits, or is a perplexity",
+    "unit": "the loss is in bits or digits, or is a perplexity",
     "label_smoothing": "the loss smooths its labels",
     "z_loss": "the loss holds a z-loss",
     "further_term": "the loss holds a further, positive term",
@@ -50,3 +50,7 @@ KINDS = {
     "several_fit": "the loss is not the cross-entropy, and several explanations fit",
     "repeated_rows": "ranks train on the same rows",
 }
+
+# What a loss may well be meant to hold, and what is no more than a rounding.
+OFTEN_MEANT = {"further_term", "label_smoothing", "z_loss", "per_sequence_mean", "low_precision_loss", "several_fit"}
+TOLD_ELSEWHERE = {"not_logits", "outside_vocabulary", "nonfinite"}  # by a warning, an error and an alert of their own

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from pplmon.doctor.alignment import TokenSet
+from pplmon.doctor.alignment import TOLD, TokenSet
 from pplmon.doctor.facts import Facts, Sums
 from pplmon.doctor.loss import Loss, Run
 from pplmon.doctor.measured import Measured
 
 MEAN = "token mean"
-UNITS = ("bits", "perplexity")
+UNITS = ("bits", "digits", "perplexity")
 AS_IT_SHOULD_BE = (MEAN, "items", "items of all ranks")
 LOGITS_ROUNDING = 2  # half a unit in the last place, and four deviations of the mean of so many
 TIGHT = 0.15  # of the tolerance: what is not a plain mean fits by chance more easily, and has to fit better
 NEAR, CROWDED = 50, 5  # times the tolerance: of so many within it one in ten such losses is met by chance
 APART = 3  # times the tolerance
-LN2 = math.log(2)
+LN2, LN10 = math.log(2), math.log(10)
 
 
 class Hypothesis(NamedTuple):
@@ -59,6 +59,12 @@ class Observation:
         assert self.loss is not None
         times = max(1.0, abs(expected) / max(self.facts.sums[self.facts.told].mean, 1e-9))  # a sum's rounding is larger
         return self.loss.tolerance(expected, self.facts.rounding * times)
+
+    def without(self, factor: str) -> Observation:
+        """Return the batch as it would be if its loss had not been multiplied by a known factor."""
+        assert self.loss is not None
+        times = dict(_factors(self.run))[factor] / self.run.share
+        return replace(self, loss=Loss(self.loss.value / times, self.loss.dtype))
 
     def rest(self, tokens: TokenSet) -> float:
         """Return what the loss has above the cross-entropy of a candidate, in nats."""
@@ -173,10 +179,17 @@ def _reductions(sums: Sums, tokens: TokenSet, facts: Facts, run: Run) -> Iterato
     if sums.rows != facts.rows:
         yield "sequence mean, empty ones as 0", sums.row_means / facts.rows
     yield "sum", sums.nll
+    if tokens.scored != TOLD and (told := facts.sums[TokenSet(tokens.shift)].tokens):
+        yield "sum / told", sums.nll / told
     yield "sum / sequences", sums.nll / facts.rows
     yield "sum / positions", sums.nll / (facts.rows * facts.columns)
     if tokens.shift and facts.columns > abs(tokens.shift):
         yield "sum / positions left", sums.nll / (facts.rows * (facts.columns - abs(tokens.shift)))
+
+
+def known_factors(run: Run) -> list[str]:
+    """Return the names of what the loss may have been multiplied by, by what is known of the run."""
+    return [name for name, _ in _factors(run) if name and name not in UNITS]
 
 
 def _factors(run: Run) -> Iterator[tuple[str, float]]:
@@ -189,3 +202,4 @@ def _factors(run: Run) -> Iterator[tuple[str, float]]:
         yield "times ranks", run.share * run.ranks
         yield "by ranks", run.share / run.ranks
     yield "bits", run.share / LN2
+    yield "digits", run.share / LN10

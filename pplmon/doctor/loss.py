@@ -26,20 +26,9 @@ class Loss:
     @classmethod
     def of(cls, loss: Any) -> Loss:
         """Take a number or a tensor of one. Waits for the device."""
-        if isinstance(loss, bool) or not isinstance(loss, (Real, Tensor)):
-            raise TypeError(
-                f"loss must be a number or a tensor of one number, got {type(loss).__name__}; give output.loss"
-            )
+        check_loss(loss)
         if not isinstance(loss, Tensor):
             return cls(float(loss), torch.float64)
-        if loss.numel() != 1:
-            raise ValueError(
-                f"loss must be one number, got shape {tuple(loss.shape)}; give the mean that backward() is called on"
-            )
-        if not loss.is_floating_point():
-            raise TypeError(
-                f"loss must be floating point, got {loss.dtype}; give the mean that backward() is called on"
-            )
         return cls(float(loss.detach()), loss.dtype)
 
     @property
@@ -62,6 +51,20 @@ class Loss:
             return RELATIVE * abs(expected) + rounding
         kind = torch.finfo(self.precision)
         return UNITS * kind.eps * abs(expected) + kind.tiny + rounding
+
+
+def check_loss(loss: Any) -> None:
+    """Raise unless it is a number or a floating-point tensor of one. Never waits for the device."""
+    if isinstance(loss, bool) or not isinstance(loss, (Real, Tensor)):
+        raise TypeError(f"loss must be a number or a tensor of one number, got {type(loss).__name__}; give output.loss")
+    if not isinstance(loss, Tensor):
+        return
+    if loss.numel() != 1:
+        raise ValueError(
+            f"loss must be one number, got shape {tuple(loss.shape)}; give the mean that backward() is called on"
+        )
+    if not loss.is_floating_point():
+        raise TypeError(f"loss must be floating point, got {loss.dtype}; give the mean that backward() is called on")
 
 
 @dataclass(frozen=True)

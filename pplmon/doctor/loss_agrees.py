@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pplmon.doctor.late import Late
 from pplmon.report import layout
 from pplmon.tally import TokenTally
 
@@ -30,10 +31,10 @@ class Gap(NamedTuple):
         """True where they are more than 5 % apart."""
         return abs(self.loss - self.cross_entropy) > FAR * abs(self.cross_entropy)
 
-    def text(self, step: str) -> str:
-        """Return both values, and what usually is the cause; ``step`` names what returned the loss."""
+    def text(self, step: str, gave: str = "returned") -> str:
+        """Return both values, and what usually is the cause; ``step`` names what gave the loss."""
         return (
-            f"the measured cross-entropy is {self.cross_entropy:.4f} nats per token, but {step} returned a loss of "
+            f"the measured cross-entropy is {self.cross_entropy:.4f} nats per token, but {step} {gave} a loss of "
             f"{self.loss:.4f}. Usual causes: logits and targets are off by one (set shift=True, or False), padding or "
             "prompts are scored by one of them only (ignore_index, mask), the loss holds an auxiliary term, label smoothing "
             "or another scale, or it wrote over its logits before they were measured. Both cannot be the model's "
@@ -48,8 +49,7 @@ class LossGuard:
         self._window = 1  # the one under way
         self._before: Tensor | None = None
         self._sums: Tensor | None = None  # [3] float64: Σ loss · denominator, Σ nll, tokens
-        self._sent: Tensor | None = None  # of a window that is over
-        self._copied: torch.cuda.Event | None = None
+        self._sent: Late | None = None  # of a window that is over
 
     @property
     def looks(self) -> bool:
@@ -61,15 +61,15 @@ class LossGuard:
         self._before = tally.sums.clone() if self.looks else None
 
     @torch.no_grad()
-    def after(self, tally: TokenTally, loss: Tensor | None, items: float | None = None) -> None:
-        """Take in a micro-batch and the loss that its step returned: a mean over its tokens, or over ``items``."""
+    def after(self, tally: TokenTally, loss: Tensor | float | None, items: float | None = None) -> None:
+        """Take in a micro-batch and the loss that its step gave: a mean over its tokens, or over ``items``."""
         before, self._before = self._before, None
-        if before is None or not isinstance(loss, Tensor) or loss.numel() != 1:
+        if before is None or loss is None or (isinstance(loss, Tensor) and loss.numel() != 1):
             return
         change = (tally.sums - before.to(tally.sums.device)).double()
         tokens, nll = change[_TOKENS], change[_WHOLE] + change[_FRACTION] * 2.0**-layout.FRACTION_BITS
-        loss = loss.detach().double().reshape(()).to(tokens.device)
-        part = torch.stack([loss * (tokens if items is None else items), nll, tokens])
+        given = loss.detach().double().reshape(()) if isinstance(loss, Tensor) else tokens.new_full((), loss)
+        part = torch.stack([given.to(tokens.device) * (tokens if items is None else items), nll, tokens])
         # A batch that counted nothing here (none of its targets, or not yet) has no part; its loss may be NaN.
         part = torch.where(tokens > 0, part, 0.0)
         self._sums = part if self._sums is None else self._sums + part
@@ -80,23 +80,13 @@ class LossGuard:
         sums, self._sums = self._sums, None
         if sums is None or self._sent is not None:
             return
-        self._sent = sums
-        if sums.is_cuda:
-            self._sent = torch.empty(sums.shape, dtype=sums.dtype, device="cpu", pin_memory=True)
-            self._sent.copy_(sums, non_blocking=True)
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record(torch.cuda.current_stream(sums.device))
+        self._sent = Late(sums)
 
     def gap(self, wait: bool = False) -> Gap | None:
         """Return the disagreement of the last window, if there is one and it has arrived."""
-        if self._sent is None:
+        if self._sent is None or not (wait or self._sent.arrived):
             return None
-        if self._copied is not None:
-            if wait:
-                self._copied.synchronize()
-            if not self._copied.query():  # type: ignore[no-untyped-call]
-                return None
-        (loss, nll, tokens), self._sent, self._copied = self._sent.tolist(), None, None
+        (loss, nll, tokens), self._sent = self._sent.values(), None
         # A loss of NaN is what NonFinite alerts on; the measured number leaves non-finite tokens out.
         if not tokens or not math.isfinite(loss) or abs(loss - nll) <= NEAR * abs(nll):
             return None

@@ -9,7 +9,7 @@ from pplmon.doctor import fitted, loss_words
 from pplmon.doctor.alignment import TOLD, TokenSet
 from pplmon.doctor.batch_rules import mean_of, total
 from pplmon.doctor.finding import Finding
-from pplmon.doctor.hypotheses import AS_IT_SHOULD_BE, Hypothesis, Observation, simplest
+from pplmon.doctor.hypotheses import AS_IT_SHOULD_BE, Hypothesis, Observation, known_factors, simplest
 from pplmon.doctor.words import TARGETS
 
 UNEXPLAINED = 1e-4  # of the cross-entropy: a smaller rest is that of sums in another order or precision
@@ -55,6 +55,8 @@ def explain(batches: Sequence[Observation], base: TokenSet, by_ids: bool, padded
         found, _ = simplest(batches, base, 2)
         if len(found) == 1:
             return list(_of(found[0], base, batches, by_ids))
+        if both := _of_a_factor_and_a_number(batches, base):
+            return both
     return list(_of_the_rest(batches, base, loss, mean, low))
 
 
@@ -108,6 +110,17 @@ def _of_a_number(batches: Sequence[Observation], tokens: TokenSet) -> Finding | 
     if len(found) > 1:
         return loss_words.several_fit(loss, mean, [finding.kind for finding in found])
     return found[0] if found else None
+
+
+def _of_a_factor_and_a_number(batches: Sequence[Observation], base: TokenSet) -> list[Finding]:
+    """Return what a factor that the run may have and a fitted number give together: one of each, and only one pair."""
+    loss, mean = _values(batches, base)
+    run, found = batches[0].run, []
+    for factor in known_factors(run):
+        finding = _of_a_number([batch.without(factor) for batch in batches], base)
+        if finding is not None and finding.kind in ("label_smoothing", "z_loss"):
+            found.append([loss_words.factor(factor, loss, mean, run.accumulation, run.ranks), finding])
+    return found[0] if len(found) == 1 else []
 
 
 def _of_the_rest(

@@ -91,7 +91,8 @@ def reduction(name: str, loss: float, mean: float) -> Finding:
             "loss = nll.sum() / mask.sum(), if every token is to count the same",
             evidence,
         )
-    by = {"sum": "nothing", "sum / sequences": "the sequences"}.get(name, "all positions, the ignored ones too")
+    divisors = {"sum": "nothing", "sum / sequences": "the sequences", "sum / told": "the tokens that pplmon scores"}
+    by = divisors.get(name, "all positions, the ignored ones too")
     return Finding(
         "denominator",
         f"{both(loss, mean)}: the loss is a sum over tokens divided by {by}",
@@ -104,8 +105,13 @@ def factor(name: str, loss: float, mean: float, accumulation: int, ranks: int) -
     """Say what the loss was multiplied or divided by, or its unit."""
     evidence: dict[str, Any] = {"loss": loss, "cross_entropy": mean, "factor": name}
     values = both(loss, mean)
-    if name in ("bits", "perplexity"):
-        what = "in bits: divided by ln 2" if name == "bits" else "a perplexity: exp of it"
+    units = {
+        "bits": "in bits: divided by ln 2",
+        "digits": "in digits: divided by ln 10",
+        "perplexity": "a perplexity: exp of it",
+    }
+    if name in units:
+        what = units[name]
         return Finding(
             "unit", f"{values}: the loss is {what}", "Call backward() on the cross-entropy itself, in nats", evidence
         )

@@ -18,8 +18,23 @@ def check_logits(logits: Tensor, targets: Tensor, is_shard: bool) -> None:
         raise ValueError(f"logits must be [B, T, V] or [N, V], got shape {tuple(logits.shape)}")
     if logits.shape[-1] == 0 and not is_shard:  # more ranks than ids leave some with none
         raise ValueError(f"logits have an empty vocabulary: shape {tuple(logits.shape)}; the last dimension is V")
-    fix = "pass logits [B, T, V] with targets [B, T], or [N, V] with [N]"
+    fix = _line(logits.shape, targets.shape) if isinstance(targets, Tensor) else ""
     check_targets(targets, tuple(logits.shape[:-1]), f"logits {tuple(logits.shape)} without V", fix)
+
+
+def _line(logits: torch.Size, targets: torch.Size) -> str:
+    """Return what to write where the two do not fit."""
+    if len(logits) == 2 and len(targets) == 2 and logits[0] == targets.numel():
+        return "give targets.flatten()"
+    if len(logits) == 3 and len(targets) == 1 and logits[0] * logits[1] == targets[0]:
+        return "give logits.flatten(0, 1)"
+    more = logits[1] - targets[1] if len(logits) == 3 and len(targets) == 2 and logits[0] == targets[0] else 0
+    if more == -1:
+        return "if the last id has no logits, give targets[:, 1:]"
+    if more > 0:
+        prefix = f"logits[:, {more}:] if {'a column stands' if more == 1 else f'{more} columns stand'} before the text"
+        return f"give {'logits[:, :-1] if the targets are shifted, or ' if more == 1 else ''}{prefix}"
+    return "pass logits [B, T, V] with targets [B, T], or [N, V] with [N]"
 
 
 def check_targets(targets: Tensor, shape: tuple[int, ...], of: str, fix: str) -> None:

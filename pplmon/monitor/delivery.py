@@ -47,6 +47,7 @@ class Delivery:
         self._min_severity = check_severity(min_severity, "min_severity")
         self.watchers = [handler for handler in self.handlers if callable(getattr(handler, "see", None))]
         self.guard = Guard()
+        self._aside: list[Sink] = []  # of a rank that does not write
 
     def folders(self) -> list[str]:
         """Return the directories that handlers write files about alerts to."""
@@ -118,8 +119,28 @@ class Delivery:
             if not isinstance(sink, Journal):
                 self.guard(sink, "report", sink.report, report, scalars)
 
+    @property
+    def beside(self) -> Path | None:
+        """Return the directory of the journal, ``None`` without one."""
+        return next((sink.path.parent for sink in self._sinks if isinstance(sink, Journal)), None)
+
+    @property
+    def can_take_over(self) -> bool:
+        """Return True while there are sinks that another rank writes."""
+        return bool(self._aside)
+
+    def take_over(self, run: Mapping[str, Any], last: Report | None, scalars: Mapping[str, float]) -> None:
+        """Use the sinks that another rank wrote, beginning with the last whole window. The journal stays this rank's own."""
+        taken, self._aside = self._aside, []
+        self._sinks += taken
+        for sink in taken:
+            self.guard(sink, "start", sink.start, run)
+            if last is not None:
+                self.guard(sink, "report", sink.report, last, scalars)
+
     def keep_own_journal_only(self, rank: int) -> None:
         """Leave all sinks alone that another rank writes, but for a journal, which goes on in the rank's own file."""
+        self._aside = [sink for sink in self._sinks if not isinstance(sink, Journal)]
         self._sinks = [sink for sink in self._sinks if isinstance(sink, Journal)]
         for sink in self._sinks:
             self.guard(sink, "move_to_own", sink.move_to_own, rank)  # type: ignore[attr-defined]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from pplmon.report.numbers import CATALOGUE, Value
 from pplmon.report.report import Report
 from pplmon.report.totals import Totals
 from pplmon.tally import TokenTally
@@ -18,13 +21,26 @@ class Pass:
         self.tallies = [pattern.clone() for _ in range(loaders)]
         for tally in self.tallies:
             tally.reset()
+        self.probed: list[TokenTally] = []  # what probes counted on this rank
+        self.probe_numbers: dict[str, Value] = {}
         self.batches = [0] * loaders  # begun, of each loader
         self.report: Report | None = None  # over all loaders
         self.loader_reports: tuple[Report, ...] = ()  # one for each of several
 
+    @property
+    def counted_as(self) -> str:
+        """Return the name by which its shift is chosen; what one rank chose alone is no choice of the others."""
+        return f"local {self.stage}" if self.local else self.stage
+
     def local_totals(self) -> Totals:
         """Return this rank's own, over all loaders."""
         return sum((tally.local_totals() for tally in self.tallies), Totals())
+
+    def add_numbers(self, counted: Iterable[Totals]) -> None:
+        """Keep the numbers that probes declared, of what they counted over all ranks."""
+        for totals in counted:
+            numbers = totals.report(stage=self.stage).numbers
+            self.probe_numbers |= {name: value for name, value in numbers.items() if name not in CATALOGUE}
 
     def begin_batch(self, loader: int = 0) -> int:
         """Return the number of the loader's next batch, 0-based."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pplmon.alerts import Alert, MetricRule, Rule, TargetCheck, checked, remembered, remind
+from pplmon.alerts.against import Against
+from pplmon.alerts.earlier import Earlier
 from pplmon.alerts.rules.baseline import Baseline
 from pplmon.monitor.delivery import Delivery
 from pplmon.monitor.ranks import Link
@@ -17,6 +21,8 @@ from pplmon.report.formulas import share_of_jump
 from pplmon.report.report import Report
 from pplmon.report.totals import Totals
 from pplmon.report.worst import WorstSequence, WorstToken
+
+log = logging.getLogger("pplmon")
 
 
 class Judge:
@@ -29,6 +35,14 @@ class Judge:
         self._targets = TargetCheck()
         self._usual = Baseline()  # the cross-entropy of earlier read-outs, for blame
         self.raised = {"alerts": 0, "notices": 0}  # in the run, before a resume too
+        self._against: Against | None = None
+        self._memory: Mapping[str, Any] | None = None  # of the comparison, until there is an earlier run
+
+    def compare_to(self, earlier: Earlier) -> None:
+        """Judge beside an earlier run from here on. Every rank is given the same one."""
+        self._against = Against(earlier)
+        if self._memory is not None:
+            self._against.load_state_dict(self._memory)
 
     def __call__(self, totals: Totals, report_of: Callable[[Totals, bool], Report], gathered: bool = False) -> None:
         """Judge one read-out.
@@ -50,7 +64,11 @@ class Judge:
         alerts = self._check_targets(totals, report)
         if self._link.writes:
             self._delivery.judged(report)  # not before: a replay assumes that the rules saw this row
-        raised = [self._delivery.guard(rule, "judging", rule, report) for rule in self.rules]
+        if self._against is not None:
+            told = self._against.begin(report)
+            if told is not None and self._link.writes:
+                self._tell(f"step {report.step}: {told}", self._against.matches)
+        raised = [self._delivery.guard(rule, "judging", self._ask, rule, report) for rule in self.rules]
         alerts += [checked(rule, alert) for rule, alert in zip(self.rules, raised) if alert is not None]
         usual = self._usual.middle if report.stage == "train" else None
         self._learn(report)
@@ -68,12 +86,15 @@ class Judge:
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the rules as plain values; a user's rule takes part if it has the same method."""
         own = {"usual": self._usual.state_dict(), "raised": dict(self.raised)}
-        return {**self._targets.state_dict(), "rules": remembered(self.rules), **own}
+        return {**self._targets.state_dict(), "rules": remembered(self.rules), **own, **self._compared()}
 
     def memory(self) -> dict[str, Any]:
         """Return the states of pplmon's own rules for the journal, where a replay of a resumed run begins."""
         ours = [rule for rule in self.rules if isinstance(rule, MetricRule)]
-        return {**self._targets.state_dict(), "rules": remembered(ours)}
+        return {**self._targets.state_dict(), "rules": remembered(ours), **self._compared()}
+
+    def _compared(self) -> dict[str, Any]:
+        return {} if self._against is None else {"against": self._against.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of each rule; a rule that was not there before begins anew."""
@@ -81,6 +102,20 @@ class Judge:
         self._usual.load_state_dict(state["usual"])
         self.raised.update(state.get("raised", {}))
         remind(self.rules, state["rules"])
+        self._memory = state.get("against")
+        if self._against is not None and self._memory is not None:
+            self._against.load_state_dict(self._memory)
+
+    def _tell(self, text: str, matches: bool) -> None:
+        if matches:
+            log.info("pplmon: %s", text)
+        else:
+            warnings.warn(f"pplmon: {text}", RuntimeWarning, stacklevel=2)
+
+    def _ask(self, rule: Rule, report: Report) -> Alert | None:
+        if self._against is None:
+            return rule(report)
+        return self._against.judge(rule, report)
 
     def _learn(self, report: Report) -> None:
         value = report.numbers.get("cross_entropy")
@@ -88,13 +123,17 @@ class Judge:
             self._usual.push(value)
 
     def _raise(self, alert: Alert, evidence: Report, usual: float | None) -> None:
+        missing = evidence.ranks_missing
+        alone = f" (rank {self._link.home.global_rank} alone, {missing} of its group missing)" if missing else ""
         whole = replace(
             alert,
+            text=alert.text + alone,
             blame_sequence=_blame(evidence, usual, evidence.worst_sequences[:1]),
             blame_token=_blame(evidence, usual, [t for t in evidence.worst if math.isfinite(t.loss)][:1]),
             step=evidence.step if alert.step is None else alert.step,
             worst=alert.worst or evidence.worst,
             worst_sequences=alert.worst_sequences or evidence.worst_sequences,
+            ranks_missing=missing or None,
         )
         self.raised["notices" if whole.severity == "info" else "alerts"] += 1
         self._delivery.alert(whole, writes=self._link.acts)

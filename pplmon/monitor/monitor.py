@@ -6,22 +6,24 @@ that is logged every ``every_n_steps``. A read-out is started at one step and ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import nn
 
-from pplmon.measure.tokens import TokenStats, VocabShard
 from pplmon.monitor.evaluation import Pass
-from pplmon.monitor.readouts import Engine
+from pplmon.monitor.observes import Observes
+from pplmon.monitor.own_numbers import Logs
+from pplmon.monitor.probes.base import Probe, Ranks
 from pplmon.monitor.repeated_rows import RepeatedRows
 from pplmon.report.report import Report
 from pplmon.tally import Doing
 
 
-class Monitor(Engine):
+class Monitor(Observes, Logs):
     """Watches a training loop: ``observe`` every micro-batch, ``step`` every optimizer step, ``close`` at the end.
 
     Args:
@@ -37,65 +39,14 @@ class Monitor(Engine):
         min_severity: "info", "warning" or "critical": what ``on_alert`` and W&B's own alerts hear of. What is below is a
             notice: in the journal, marked in the loggers, a line on the console.
         places: a trainer's own places for numbers, passed by the code that connects the trainer.
+        reference: the journal of an earlier run on the same data, or its directory, read by the first rank: alerts say what
+            both show (*data*) and what only this run does (*model*).
+        grad_norm: ``log_grad_norm`` is called before each optimizer step: makes room for it, and adds a rule to the default set.
 
     Raises:
         ValueError: a cadence below 1, or an unknown name. Also at the first read-out, on every rank, if there were
             targets outside the vocabulary (the counts are kept). Later ones are an alert.
     """
-
-    _repeated: RepeatedRows | None = None  # of the pass under way
-
-    def observe(
-        self,
-        logits: Tensor | TokenStats,
-        targets: Tensor | None = None,
-        mask: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        sample_ids: Tensor | None = None,
-        vocab_shard: VocabShard | None = None,
-        **batch_data: Tensor,
-    ) -> None:
-        """Count one micro-batch (arguments as ``TokenTally.update``). Never waits for the device.
-
-        One thread calls ``observe`` and ``step``: RuntimeError where another is inside.
-        """
-        if not self._link.takes_part:
-            return
-        with self._one_thread:
-            self._count(logits, targets, mask, document_ids, sample_ids, vocab_shard, batch_data)
-
-    def _count(
-        self,
-        logits: Tensor | TokenStats,
-        targets: Tensor | None,
-        mask: Tensor | None,
-        document_ids: Tensor | None,
-        sample_ids: Tensor | None,
-        vocab_shard: VocabShard | None,
-        batch_data: dict[str, Tensor],
-    ) -> None:
-        training = self._pass is None
-        if self._pass is None:
-            tally, step, micro_batch = self._link.tally, self._step, self._micro_batch
-            self._micro_batch += 1
-            if self._delivery.watchers:
-                self.see(step, micro_batch, _batch(logits, targets, mask, document_ids, sample_ids, batch_data))
-        else:
-            tally, step, micro_batch = self._pass.tallies[0], self.last_step, self._pass.begin_batch()
-        data: dict[str, Any] = {"mask": mask, "document_ids": document_ids, "sample_ids": sample_ids, **batch_data}
-        if self._pass is not None:
-            data = self._once(self._pass, data, targets)
-        tally.update(logits, targets, step=step, micro_batch=micro_batch, vocab_shard=vocab_shard, **data)
-        if training and isinstance(logits, Tensor) and targets is not None:
-            self._overwritten.look(logits, targets, tally.ignore_index, tally.shift)
-
-    def _once(self, opened: Pass, data: dict[str, Any], targets: Tensor | None) -> dict[str, Any]:
-        """Mask the rows of a pass that were given before, where it can be told which they are."""
-        repeated = self._repeated.in_batch(opened, 0) if self._repeated is not None else None
-        if self._repeated is not None and repeated is not None and targets is not None:
-            data, left_out = repeated.left_out(targets, data)
-            self._repeated.note(0, left_out)
-        return data
 
     def step(self) -> Report | None:
         """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``.
@@ -114,17 +65,22 @@ class Monitor(Engine):
             self._delivery.settle()
             # A pass or a checkpoint in between may have closed the window already.
             report, self._closed = self._closed, None
+            if report is None:
+                self._shifts.look("train")
+            else:
+                self._shifts.end_window("train")
             return report
 
     def _close_step(self, step: int) -> None:
         try:
             if self.cadence.reads_out(step):
-                self._link.launch(Doing("step", step=step))
+                self._launch(Doing("step", step=step))
             else:
                 self._link.connect()  # ranks of unlike cadences would wait for each other's first read-out
         finally:
             self._step, self._micro_batch = step + 1, 0
             self._see_loss()
+        self._take_place()
         if self.wait_for_window and self.cadence.closes_window(step):
             self.collect()
 
@@ -149,14 +105,37 @@ class Monitor(Engine):
             self._repeated = None
         repeated.record(opened)
         self.finish(opened, self.last_step)
+        self._shifts.end_of_pass(opened.counted_as)
 
     def begin_pass(self, stage: str, loaders: int = 1, local: bool = False) -> Pass:
         """Begin a pass over this many loaders, for a framework that ends it itself by ``finish``."""
         if stage not in ("val", "test"):
             raise ValueError(f'a stage is "val" or "test", got {stage!r}; what is outside is "train"')
-        self._passes += not local
-        self._pass = opened = Pass(stage, self._link.pattern, loaders, self._passes, local)
+        if not local:
+            self._passes += 1
+            self._link.patience.begin_pass(self._passes)
+        self._pass = opened = Pass(stage, self._pass_pattern, loaders, self._passes, local)
+        self._shifts.begin_pass(opened.counted_as)
         return opened
+
+    def probe(self, probe: Probe, model: nn.Module) -> None:
+        """Run a probe on a model within a pass: its numbers become the report's. Every rank calls it.
+
+        Call it inside ``with monitor.stage("val")``, at its end. Where the model fails the probe is left out of the pass, with a
+        warning on each rank.
+        """
+        opened = self._pass
+        if opened is None:
+            raise RuntimeError('monitor.probe runs within a pass: call it inside with monitor.stage("val"): …')
+        if not self._link.takes_part or (opened.stage == "val" and not probe.due(opened.number)):
+            return
+        alone = opened.local or self._link.severed
+        sums = list if alone else partial(self.sum_over_ranks, what="probe")
+        ranks = Ranks() if alone else Ranks(self._link.home.rank, self._link.ranks, sums)
+        try:
+            opened.probed.append(probe.run(model, ranks))
+        except Exception as error:
+            warnings.warn(f"pplmon: {error}; this pass has no numbers of it", RuntimeWarning, stacklevel=2)
 
     def request_stop(self) -> None:
         """Ask to stop. With the next read-out ``should_stop`` becomes True on all ranks, at the same step."""
@@ -175,6 +154,7 @@ class Monitor(Engine):
         finally:
             self._all_leave = False
             self._log_rest()
+            self._shifts.look("train", wait=True)
             self._show_worst_of_run()
             if self._link.severed:
                 self._write_own()
@@ -196,6 +176,9 @@ class Monitor(Engine):
         self._see_loss()  # of the others, by this very read-out or long ago
         self._abandoned = True
         self._link.stop()
+        self._delivery.guard(self, "counting", self._shifts.give_up, "train", self._link.tally)
+        for totals in self._shifts.take_waiting():
+            self._windows.add(totals.silent())
         if taken is not None:
             self._start()
             self._merged_to = max(self._merged_to, taken[0].read_out.doing.step)
@@ -223,27 +206,8 @@ class Monitor(Engine):
                 # Work that handlers put off may use collectives: all ranks do it at the same point.
                 if due != self._step:
                     self._delivery.settle()
-                self._link.launch(Doing("step", step=due, leaves=True))
+                self._launch(Doing("step", step=due, leaves=True), final=True)
                 self._delivery.settle()
                 self.collect()
             if self._link.severed:
                 self.flush()
-
-    def see(self, step: int, micro_batch: int, batch: object) -> None:
-        """Pass a micro-batch of training to the handlers that have a ``see``."""
-        self._delivery.see(step, micro_batch, batch)
-
-
-def _batch(
-    logits: Tensor | TokenStats,
-    targets: Tensor | None,
-    mask: Tensor | None,
-    document_ids: Tensor | None,
-    sample_ids: Tensor | None,
-    batch_data: Mapping[str, Tensor],
-) -> dict[str, Tensor | None]:
-    """Return the arguments of ``observe`` for a micro-batch, without its logits."""
-    if isinstance(logits, TokenStats):
-        targets = logits.targets.view(logits.batch_shape)
-    own = {"targets": targets, "mask": mask, "document_ids": document_ids, "sample_ids": sample_ids}
-    return {**own, **batch_data}

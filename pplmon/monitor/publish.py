@@ -5,13 +5,13 @@ A trainer may have places of its own for numbers. The code that connects it pass
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pplmon.extras import declare_all, declared_by
 from pplmon.monitor.delivery import Delivery
 from pplmon.monitor.ranks import Link
-from pplmon.report.declared import fits, measured_by, select
+from pplmon.report.declared import GRAD_NORM, fits, measured_by, select
 from pplmon.report.numbers import CATALOGUE, CORE
 from pplmon.report.report import Report
 from pplmon.tally import TokenTally
@@ -44,12 +44,17 @@ class Places:
 
 
 class Publisher:
-    """Sends each report to the sinks under the keys ``{head}{name}{tail}``, and shows it in the trainer's own places."""
+    """Sends each report to the sinks under the keys that it has (``Report.key``), and shows it in the trainer's own places."""
 
     def __init__(self, delivery: Delivery, link: Link, names: tuple[str, ...] | None, places: Places) -> None:
         self._delivery, self._link, self._names, self._places = delivery, link, names, places
         self._held: list[tuple[Report, str, str]] = []
         self._shows = True
+        self._on_request: tuple[str, ...] = ()
+
+    def only_on_request(self, names: Iterable[str]) -> None:
+        """Log these numbers of extras under "all" and by name only, because nobody asked for the extras."""
+        self._on_request = tuple(names)
 
     def publish(self, report: Report, head: str, tail: str = "") -> None:
         """Show a report in the trainer's places at once, and send it to the sinks unless it is held. Every rank calls it."""
@@ -93,9 +98,12 @@ class Publisher:
         names = self._names
         extras = names is CORE  # "core" has the numbers of extras, which somebody asked for; a list names all it wants
         return {
-            self._places.key(f"{head}{name}{tail}"): value
+            self._places.key(report.key(name, head, tail)): value
             for name, value in report.finite().items()
-            if names is None or name in names or (extras and name not in CATALOGUE)
+            if names is None
+            or name in names
+            or (extras and name not in CATALOGUE and name not in self._on_request)
+            or name in report.own
         }
 
     def _send(self) -> None:
@@ -110,7 +118,11 @@ def wanted(numbers: str | Sequence[str], tally: TokenTally) -> tuple[str, ...] |
     have = declare_all(tally.extras)  # here, too, because a tally that came in a pickle brings its extras with it
     names = select(numbers)
     if all(map(declared_by, tally.extras)):  # else there is one that may measure anything
-        lacking = [n for n in names or () if measured_by(n) and not any(fits(n, number.name) for number in have)]
+        lacking = [
+            n
+            for n in names or ()
+            if n != GRAD_NORM.name and measured_by(n) and not any(fits(n, number.name) for number in have)
+        ]
         if lacking:
             extras = ", ".join(dict.fromkeys(str(measured_by(name)) for name in lacking))
             raise ValueError(

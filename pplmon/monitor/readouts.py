@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from pplmon.extras import Measures
 from pplmon.monitor.evaluation import Pass
+from pplmon.monitor.shifts import Taken
 from pplmon.monitor.show import Shows
+from pplmon.monitor.standing import Pending
 from pplmon.report import saved
 from pplmon.report.report import Report
 from pplmon.report.totals import Totals
-from pplmon.tally import Doing, UnlikeRanks
-
-EPOCH_S = 30.0  # at the end of an epoch, for ranks that may never come to it
+from pplmon.tally import Doing, TokenTally, UnlikeRanks
 
 
 class Engine(Shows):
@@ -29,27 +31,44 @@ class Engine(Shows):
             taken = self._link.take()
         finally:
             self._see_loss()
-        if taken is None:
-            return
-        pending, totals = taken
-        self._windows.add(totals.silent())  # at once: a signal's handler may save a state
-        self._start()
+        if taken is not None:
+            self._look_up_reference()
+            self._arrived(*taken)
+
+    def _arrived(self, pending: Pending, totals: Totals) -> None:
+        """Note what a read-out says of the run, and take in what can be shown by now."""
         # When all leave, this was no step but the handshake of ``close``.
-        self._all_leave = totals["leaving"] == self._link.ranks and not self._alone
+        self._all_leave = self._leave_together(totals)
         step = pending.read_out.doing.step
         if self._all_leave:  # micro-batches that no step closed are addressed as those of the current step
             step = self._step if self._micro_batch else self.last_step
         self._step = max(self._step, step + 1)
         self.should_stop = self.should_stop or totals["stop_votes"] > 0
+        taken_in = Taken(step, pending.closes_step, totals)
+        for released in self._shifts.released(taken_in, pending.read_out.doing.votes):
+            self._take_in(released)
+
+    def _take_in(self, taken: Taken) -> None:
+        """Judge a read-out, add it to its window, and log the window if it closed."""
+        step, totals = taken.step, taken.totals
         self._merged_to = max(self._merged_to, step)
+        self._windows.add(totals.silent())  # first: a signal's handler may save a state
+        self._start()
         self._judge(totals, partial(self._report, step, "train"))
-        if pending.closes_step and self.cadence.closes_window(step) and not self._all_leave:
+        if taken.closes_step and self.cadence.closes_window(step) and not self._leave_together(totals):
             self._closed = self._log_window(step)
+
+    def _leave_together(self, totals: Totals) -> bool:
+        return totals["leaving"] == self._link.ranks and not self._alone
+
+    def _launch(self, doing: Doing, closes_step: bool = True, final: bool = False) -> None:
+        """Start a read-out of training; ``final``: what it counts is chosen by what there is."""
+        self._link.launch(doing._replace(votes=self._shifts.launching(final)), closes_step)
 
     def flush(self) -> None:
         """Read out everything up to now, and wait for it. Every rank calls it."""
         self.collect()
-        self._link.launch(Doing("flush", step=self.last_step), closes_step=False)
+        self._launch(Doing("flush", step=self.last_step), closes_step=False, final=True)
         self.collect()
 
     def catch_up(self) -> None:
@@ -65,22 +84,39 @@ class Engine(Shows):
         window = self._windows.window
         return None if window.empty else self._report(self._merged_to, "train", window, evidence=False)
 
-    @contextmanager
-    def for_a_while(self) -> Iterator[None]:
-        """Wait for other ranks for ``EPOCH_S`` only, where an epoch ends.
+    def begin_epoch(self, batches: int | None) -> None:
+        """Tell the other ranks how many batches this one has in the epoch that begins; ``None`` if it does not know."""
+        self._link.patience.begin_epoch(batches)
 
-        With loaders of unlike lengths the others may be in a step that waits for this rank, and never come.
+    @contextmanager
+    def at_epoch_end(self, ends: bool = True) -> Iterator[None]:
+        """Do not wait for ranks that do not come, where an epoch ``ends``: they may be in a step that waits for this one.
+
+        Ranks that told unlike numbers of batches part here. Where a number is not known they are waited for a while.
         """
-        self._link.patience = EPOCH_S
-        try:
+        if not ends:
             yield
-        finally:
-            self._link.patience = None
+            return
+        with self._link.patience.at_epoch_end():
+            if not self._link.severed and self._link.patience.differ():
+                self._part()
+            yield
+
+    def _part(self) -> None:
+        """Take in the last step, in which all ranks took part, and nothing after it: not even the worst of its window."""
+        taken = self._link.take()
+        if self._link.severed:
+            self._see_loss()
+        self._link.hang_up(
+            "the loaders of the ranks are of unlike lengths: another rank has more batches in this epoch, or fewer"
+        )
+        if taken is not None:
+            self._arrived(*taken)
+        self._see_loss()
 
     def end_epoch(self) -> Totals:
         """Flush, and return the totals since the last call. Every rank calls it."""
-        with self.for_a_while():
-            self.flush()
+        self.flush()
         return self._windows.end_epoch()
 
     def finish(self, opened: Pass, step: int) -> Report:
@@ -94,18 +130,22 @@ class Engine(Shows):
         self._pass = None
         self.collect()
         self._start()
-        doing = Doing(opened.stage, opened.number, step)
+        doing = Doing(opened.stage, opened.number, step, votes=self._shifts.votes(opened.counted_as, final=True))
         try:
             parts = [self._link.whole(tally, doing) for tally in opened.tallies]
+            parts[0] = self._shifts.end_pass(opened.counted_as, parts[0], self._link.votes, step)
+            opened.add_numbers(self._link.whole(tally, doing) for tally in opened.probed)
         except UnlikeRanks:
             self._pass = opened
             self._write_own_pass()
             raise
         finally:
+            self._link.patience.end_pass()
             self._see_loss()
         totals = sum(parts, Totals())
-        opened.report = self._report(step, opened.stage, totals)
-        self._judge(totals, partial(self._report, step, opened.stage), gathered=True)
+        report_of = partial(self._report_of_pass, opened, step)
+        opened.report = report_of(totals)
+        self._judge(totals, report_of, gathered=True)
         self.publisher.publish(opened.report, f"{self.prefix}{opened.stage}/")
         if len(parts) > 1:
             opened.loader_reports = tuple(
@@ -119,13 +159,20 @@ class Engine(Shows):
 
     def _finish_local(self, opened: Pass, step: int) -> Report:
         """Nothing is sent, and no rule judges: it would have to come to the same answer on every rank."""
-        opened.report = self._report(step, opened.stage, opened.local_totals())
+        self._shifts.give_up(opened.counted_as, opened.tallies[0])
+        opened.add_numbers(tally.local_totals() for tally in opened.probed)
+        opened.report = self._report_of_pass(opened, step, opened.local_totals())
         if self.writes:
             self._start()
             self.publisher.publish(opened.report, f"{self.prefix}{opened.stage}/")
         else:
             self._delivery.local(opened.report, self.rank)
         return opened.report
+
+    def _report_of_pass(self, opened: Pass, step: int, totals: Totals, evidence: bool = True) -> Report:
+        """Return the report of a pass over all loaders, with the numbers of its probes."""
+        report = self._report(step, opened.stage, totals, evidence)
+        return replace(report, numbers={**report.numbers, **opened.probe_numbers}) if opened.probe_numbers else report
 
     def _see_loss(self) -> None:
         """Once the others are lost, show what was merged with them, so that what follows is this rank's own."""
@@ -138,9 +185,25 @@ class Engine(Shows):
                 self.publisher.publish(report, f"{self.prefix}train/")
             else:
                 self._delivery.local(report, self.rank, "merged")
+                self._merged = report
         self._alone = True
         if not self.writes:
             self._delivery.keep_own_journal_only(self.rank)
+        if self._place is not None and self._link.ranks > 1 and (self.writes or self._delivery.can_take_over):
+            self._place.sign(self.rank)
+            self._signed = True
+
+    def _take_place(self) -> None:
+        """Show numbers in place of the rank that did, if it is lost and this is the lowest of those that are left."""
+        if not self._signed or self._place is None:
+            return
+        mine = self._place.is_mine()
+        self._signed = mine is None
+        if mine and not self.writes:
+            self._link.took_over = True
+            head = f"{self.prefix}train/"
+            scalars = {} if self._merged is None else self.publisher.keys(self._merged, head)
+            self._delivery.take_over(self._describe(), self._merged, scalars)
 
     @property
     def ranks_missing(self) -> int:
@@ -152,10 +215,10 @@ class Engine(Shows):
         """Ranks that count together; 1 once the link to the others is severed."""
         return 1 if self._link.severed else self._link.ranks
 
-    def sum_over_ranks(self, values: list[int]) -> list[int]:
-        """Return the sums of a few integers over ranks. Every rank calls it, and waits: for the first steps only."""
+    def sum_over_ranks(self, values: list[int], what: str = "choice") -> list[int]:
+        """Return the sums of a few integers over ranks. Every rank calls it, and waits: not in a step of later ones."""
         self.collect()
-        return self._link.sum(values, self.last_step)
+        return self._link.sum(values, self.last_step, what)
 
     @property
     def ended(self) -> bool:
@@ -174,13 +237,23 @@ class Engine(Shows):
         ``without_batch`` leaves out the micro-batch under way, because the trainer will repeat it.
         """
         self.collect()
-        tally = self._link.pattern if self._link.clearing else self._link.tally
-        if without_batch and not self._abandoned:
-            tally = self._before_batch.tally
-        unread = self._link.whole(tally, Doing("checkpoint", step=self.last_step))
+        doing = Doing("checkpoint", step=self.last_step)
+        votes = self._shifts.votes("train", final=True)
+        unread = self._link.whole(self._not_read_out(without_batch), doing._replace(votes=votes))
+        released = self._shifts.released_at_checkpoint(self._link.votes)
+        if released is not None:
+            for taken in released:
+                self._take_in(taken)
+            unread = self._link.whole(self._not_read_out(without_batch), doing)
         self._see_loss()
         self._delivery.flush()
         return self._state(self._name(), unread.silent(), self._link.gather(self._windows.window))
+
+    def _not_read_out(self, without_batch: bool) -> TokenTally:
+        """Return the tally that holds what no read-out has: of closed micro-batches only, where the trainer repeats the last."""
+        if without_batch and not self._abandoned:
+            return self._before_batch.tally
+        return self._link.pattern if self._link.clearing else self._link.tally
 
     def closed_state(self) -> dict[str, Any]:
         """Return the state of a run that was closed, for one that goes on in this process. Nothing is sent."""
@@ -213,10 +286,11 @@ class Engine(Shows):
         first = self._link.home.rank == 0
         with saved.reading() as reader:
 
-            def totals_of(part: Mapping[str, Any]) -> Totals:
-                return Totals.from_state_dict(part, pattern.extras, reader).fitted(pattern.top_k, pattern.context)
+            def read(extras: tuple[Measures, ...], part: Mapping[str, Any]) -> Totals:
+                return Totals.from_state_dict(part, extras, reader).fitted(pattern.top_k, pattern.context)
 
-            self._windows.load_state_dict(state, totals_of, first)
+            totals_of = partial(read, pattern.extras)
+            self._windows.load_state_dict(state, totals_of, partial(read, self._pass_pattern.extras), first)
             unread = totals_of(state["unread"])
         self._judge.load_state_dict(state["judge"])
         self._step, self._micro_batch = state["step"], state["micro_batch"]
@@ -225,3 +299,4 @@ class Engine(Shows):
         self._resumed_at, self._started = self._step, False
         if first:
             self._link.tally.add_totals(unread)
+            self._link.numbers.restore(unread.own, self._step)

@@ -76,11 +76,15 @@ class Windows:
         }
 
     def load_state_dict(
-        self, state: Mapping[str, Any], totals_of: Callable[[Mapping[str, Any]], Totals], first: bool
+        self,
+        state: Mapping[str, Any],
+        totals_of: Callable[[Mapping[str, Any]], Totals],
+        passed: Callable[[Mapping[str, Any]], Totals],
+        first: bool,
     ) -> None:
         """Restore a state. Its rows go to the first rank only, or each would be there W times.
 
-        ``totals_of`` reads saved totals for the settings of this run.
+        ``totals_of`` reads saved totals for the settings of this run, ``passed`` those of its passes.
         """
         window = totals_of(state["window"])
         self._recent = Totals()
@@ -89,4 +93,4 @@ class Windows:
         self.worst = replace(totals_of(state["worst"]), extra_sums=(), extra_maxima=(), extras=())
         self.tokens_seen = state["tokens_seen"]
         passes: Mapping[str, Any] = state.get("passes", {})
-        self.passes = {stage: totals_of({**Totals().state_dict(), "extras": part}) for stage, part in passes.items()}
+        self.passes = {stage: passed({**Totals().state_dict(), "extras": part}) for stage, part in passes.items()}

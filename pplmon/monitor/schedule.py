@@ -27,6 +27,11 @@ class Cadence:
         """Return True at the last step of either cadence."""
         return self.closes_window(step) or (step + 1) % self.judge_every_n_steps == 0
 
+    @property
+    def most_steps(self) -> int:
+        """Return the most optimizer steps between two read-outs."""
+        return min(n for n in (self.every_n_steps, self.judge_every_n_steps) if n is not None)
+
     def next_read_out(self, step: int) -> int:
         """Return the first step from ``step`` on that is read out."""
         lengths = [n for n in (self.every_n_steps, self.judge_every_n_steps) if n is not None]

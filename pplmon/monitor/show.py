@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -19,18 +20,21 @@ from pplmon.monitor.before_batch import BeforeBatch
 from pplmon.monitor.delivery import Delivery, Handler
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.judge import Judge
+from pplmon.monitor.next_writer import NextWriter
 from pplmon.monitor.one_thread import OneThread
 from pplmon.monitor.publish import Places, Publisher, wanted
 from pplmon.monitor.ranks import Link
+from pplmon.monitor.reference import earlier_run
 from pplmon.monitor.running_totals import Windows
 from pplmon.monitor.schedule import Cadence
+from pplmon.monitor.shifts import Shifts
 from pplmon.report.declared import as_rows
 from pplmon.report.report import Report
 from pplmon.report.texts import Decode, Texts
 from pplmon.report.totals import Totals
 from pplmon.report.version import VERSION
 from pplmon.sinks.base import Sink
-from pplmon.tally import TokenTally
+from pplmon.tally import GradNorm, TokenTally
 
 
 class Shows:
@@ -49,6 +53,8 @@ class Shows:
         decode: Decode | None = None,
         places: Places | None = None,
         min_severity: str = "warning",
+        grad_norm: bool = False,
+        reference: str | os.PathLike[str] | None = None,
     ) -> None:
         places = Places() if places is None else places
         self.trainer, self.log_dir = places.trainer, places.log_dir  # handlers ask for these two when they are bound
@@ -57,8 +63,10 @@ class Shows:
         self._texts = None if decode is None else Texts(decode)
         self.wait_for_window = False  # read a logged window at its own step, where its numbers are needed
         self.should_stop = False  # the same on all ranks, at the same step
-        rules = default_alerts() if alerts is None else alerts
-        self._link = Link(tally if tally is not None else TokenTally(), places.may_write)
+        rules = default_alerts(grad_norm) if alerts is None else alerts
+        self._norms = GradNorm() if grad_norm else None
+        pattern = tally if tally is not None else TokenTally()
+        self._link = Link(pattern, places.may_write, self.cadence.most_steps if grad_norm else 0)
         names = wanted(numbers, self._link.pattern)
         self._said = {
             "logged_numbers": numbers if isinstance(numbers, str) else list(numbers),
@@ -67,8 +75,12 @@ class Shows:
         self._delivery = Delivery(sinks, on_alert, min_severity)
         self.publisher = Publisher(self._delivery, self._link, names, places)
         self._judge = Judge(rules, self._delivery, self._link)
-        same = {"numbers": numbers, "prefix": prefix, "alerts": list(self._judge.rules)}
+        self._reference = self._unread = reference  # the latter until the file is read
+        same: dict[str, object] = {"numbers": numbers, "prefix": prefix, "alerts": list(self._judge.rules)}
+        same |= {"grad_norm": grad_norm, "reference": reference is not None}
         self._link.agree_on({**asdict(self.cadence), **same})
+        self._pass_pattern = self._link.pattern
+        self._shifts = Shifts(self._link)
         self._windows = Windows()
         self._before_batch = BeforeBatch(self._link.pattern)
         self._overwritten = Overwritten()
@@ -76,6 +88,10 @@ class Shows:
         self._pass: Pass | None = None
         self._passes = 0  # of all ranks, begun
         self._merged_to = 0  # the step of the last read-out that was taken in
+        where = self._delivery.beside if places.may_write else None
+        self._place = None if where is None else NextWriter(where, prefix)
+        self._merged: Report | None = None  # the window that was open when the others were lost
+        self._signed = False  # and waits for the place of the rank that writes
         self._alone = False  # the others are lost, and what was merged with them is shown
         self._step = 0
         self._micro_batch = 0
@@ -91,10 +107,21 @@ class Shows:
             if hasattr(handler, "bind"):
                 handler.bind(self)
 
+    def also_measure_in_passes(self, pattern: TokenTally) -> None:
+        """Count passes with this tally. The numbers that it has beyond the monitor's own are logged where they were asked for."""
+        self._pass_pattern = pattern.clone()
+        self._pass_pattern.reset()
+        self.publisher.only_on_request(number.name for number in declare_all(pattern.extras))
+
     @property
     def tally(self) -> TokenTally:
         """Return the tally of the current step."""
         return self._link.tally
+
+    @property
+    def decode(self) -> Decode | None:
+        """Return the function ids -> str, as it was given."""
+        return None if self._texts is None else self._texts.decode
 
     @property
     def writes(self) -> bool:
@@ -132,8 +159,18 @@ class Shows:
 
     def _start(self) -> None:
         if not self._started and self.writes:
+            if self._place is not None and self._link.ranks > 1:
+                self._place.clear()
             self._delivery.start(self._describe())
         self._started = True
+
+    def _look_up_reference(self) -> None:
+        """Read the earlier run, once. Every rank of the group calls it, before its first read-out is judged."""
+        path, self._unread = self._unread, None
+        if path is not None:
+            earlier = earlier_run(path, self.prefix, self._link)
+            if earlier is not None:
+                self._judge.compare_to(earlier)
 
     def _describe(self) -> dict[str, Any]:
         pattern = self._link.pattern
@@ -149,6 +186,7 @@ class Shows:
             **{name: getattr(pattern, name) for name in ("ignore_index", "shift", "top_k")},
             "resumed_at": self._resumed_at,
             "memory": None if self._resumed_at is None else self._judge.memory(),
+            **({} if self._reference is None else {"reference": str(self._reference)}),
             "alerts": [repr(rule) for rule in self._judge.rules],
             "watched": watched(self._judge.rules),
             **({"prefix": self.prefix} if self.prefix else {}),
@@ -182,6 +220,7 @@ class Shows:
 
     def _write_own_pass(self) -> None:
         if self._pass is not None:
+            self._shifts.give_up(self._pass.counted_as, self._pass.tallies[0])
             self._write_local(self._pass.stage, self._pass.local_totals())
         self._pass = None
 

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 from pplmon.alerts.text import one_line
+from pplmon.replay.against import read_earlier
 from pplmon.replay.judge import run
 from pplmon.replay.own_file import run_file
 from pplmon.replay.print import as_json, show
 from pplmon.replay.read.columns import parse_map
 from pplmon.replay.read.reader import readers
 from pplmon.replay.read.series import ReplayError
-from pplmon.replay.read.sources import read
+from pplmon.replay.read.sources import given, read
 from pplmon.replay.rules import EXAMPLE, Rules
 from pplmon.replay.score import Incident, Watch, scores
 from pplmon.replay.suggest import check_rate, suggest
@@ -66,6 +67,12 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=r"how a line of a text log looks, with a group for the step and one for each number: "
         r"'it (?P<step>\d+) ce (?P<loss>\S+)'",
     )
+    replay.add_argument(
+        "--against",
+        metavar="RUN",
+        help="an earlier run on the same data: rules see the difference, and each alert says if both runs show it (data) or only "
+        "this one (model)",
+    )
     replay.add_argument("--json", action="store_true", help="print one JSON object")
     replay.set_defaults(run=_replay)
 
@@ -78,9 +85,15 @@ def _replay(options: argparse.Namespace) -> int:
         for file in options.files:
             run_file(file, f"--rules {file}")
         incidents = [Incident.parse(text) for text in options.incident]
-        series = read(options.path, dict(map(parse_map, options.map)), options.step, options.pattern)
+        mapped = dict(map(parse_map, options.map))
+        series = read(options.path, mapped, options.step, options.pattern)
         rules = Rules(options.rule, series)
-        result = run(series, rules)
+        earlier = (
+            None
+            if options.against is None
+            else read_earlier(given(options.against), mapped, options.step, options.pattern)
+        )
+        result = run(series, rules, earlier)
         watch = Watch(series, incidents)
         tuned = [] if options.wanted_rate is None else rules.metric_rules().values()
         tunable = [rule for rule in tuned if rule.tuned_by is not None]

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pplmon.alerts import Alert, Rule, TargetCheck, checked, remind
+from pplmon.alerts.earlier import Earlier
 from pplmon.monitor.failures import FAILURES, Tries
+from pplmon.replay.against import Beside
 from pplmon.replay.read.series import Noted, Row, Segment, Series
 from pplmon.replay.rules import Rules, lacking
 
@@ -41,9 +43,12 @@ class Result:
     differs: tuple[int, int] | None = None  # alerts only in the journal, and only in the replay, of its own rules
 
 
-def run(series: Series, rules: Rules) -> Result:
-    """Judge a series: the live rules judge every row as they saw it, given rules only rows not repeated later."""
-    replay = Replay(series)
+def run(series: Series, rules: Rules, earlier: Earlier | None = None) -> Result:
+    """Judge a series: the live rules judge every row as they saw it, given rules only rows not repeated later.
+
+    With an earlier run, rules see the difference to it.
+    """
+    replay = Replay(series, earlier)
     if rules.has_live:
         replay.live(rules)
     replay.given(rules)
@@ -56,7 +61,8 @@ def run(series: Series, rules: Rules) -> Result:
 class Replay:
     """Rules over a series, and their alerts."""
 
-    def __init__(self, series: Series) -> None:
+    def __init__(self, series: Series, earlier: Earlier | None = None) -> None:
+        self._earlier = earlier
         self.fired: list[Fired] = []
         self.labels: list[str] = []
         self._series = series
@@ -79,7 +85,7 @@ class Replay:
         if not rules.given():
             return
         for number, rows in enumerate(self._series.runs):
-            self._judge(_Process(rules.given(), self._missed), rows, number)
+            self._judge(_Process(rules.given(), self._missed, earlier=self._earlier), rows, number)
         # The alerts of live rules, if any, come first in the list: sort all by step.
         self.fired.sort(key=lambda f: (f.run, -1 if f.alert.step is None else f.alert.step))
 
@@ -99,7 +105,7 @@ class Replay:
 
     def _process(self, rules: Rules, segment: Segment) -> _Process:
         """Return the rules of one process of the run, with what they remembered where it resumed."""
-        process = _Process(rules.live(segment), self._missed, with_targets=True)
+        process = self._fresh(rules, segment)
         if segment.resumed_at is None:
             return process
         why = "is not known"
@@ -108,13 +114,16 @@ class Replay:
                 process.recall(segment.memory)
             except Exception as error:  # a damaged row may hold anything
                 why = f"cannot be read ({type(error).__name__}: {error})"
-                process = _Process(rules.live(segment), self._missed, with_targets=True)
+                process = self._fresh(rules, segment)
             else:
                 return process
         self._notes.append(
             f"The run goes on at step {segment.resumed_at}; what its rules remembered {why}: they begin anew."
         )
         return process
+
+    def _fresh(self, rules: Rules, segment: Segment) -> _Process:
+        return _Process(rules.live(segment), self._missed, with_targets=True, earlier=self._earlier)
 
     def _mark_repeated(self, step: int, number: int) -> None:
         self.fired = [
@@ -129,11 +138,18 @@ class _Process:
     ``with_targets``: also raise the monitor's own alerts on targets outside the vocabulary.
     """
 
-    def __init__(self, rules: Sequence[Labelled], missed: dict[str, set[str]], with_targets: bool = False) -> None:
+    def __init__(
+        self,
+        rules: Sequence[Labelled],
+        missed: dict[str, set[str]],
+        with_targets: bool = False,
+        earlier: Earlier | None = None,
+    ) -> None:
         self._rules, self._missed = list(rules), missed
         self._targets = TargetCheck() if with_targets and rules else None
         if self._targets is not None:
             self._targets.first = False  # a read-out that was refused with an error is no judged row
+        self._beside = None if earlier is None else Beside(earlier)
         self._tries = [Tries() for _ in rules]
         self._noted: dict[bool, set[str]] = {False: set(), True: set()}  # rules that failed, and that were left out
         self.labels = [label for label, _ in rules]
@@ -149,11 +165,14 @@ class _Process:
                 if count is not None and math.isfinite(count) and self._targets.verdict(int(count)) is not None:
                     text = f"{count} targets are outside the vocabulary"
                     alerts.append((TargetCheck.RULE, self._targets.alert(row.step, row.stage, count, text)))  # type: ignore[arg-type]
+            told = None if self._beside is None else self._beside.against.begin(row)
+            if told is not None:
+                self.notes.append(f"Step {row.step}: {told}.")
             for tries, (label, rule) in zip(self._tries, self._rules):
                 if not tries.due():
                     continue
                 try:
-                    answer = rule(row if plain else self._noting(label, rule, row))
+                    answer = self._ask(rule, row if plain else self._noting(label, rule, row))
                 except Exception as error:  # as in a live run: it is reported, and the other rules go on
                     tries.failed()
                     self._note(label, tries, row, error)
@@ -162,13 +181,20 @@ class _Process:
                 if answer is not None:
                     alert = checked(rule, answer)
                     alerts.append((label, alert if alert.step is not None else replace(alert, step=row.step)))
+        if self._beside is not None:
+            self.notes += self._beside.notes(sum(row.stage == "train" for row in rows))
         return alerts
+
+    def _ask(self, rule: Rule, row: Row) -> Alert | None:
+        return rule(row) if self._beside is None else self._beside.against.judge(rule, row)
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Restore the states that the rules of the run had."""
         remind([rule for _, rule in self._rules], memory["rules"])
         if self._targets is not None:
             self._targets.load_state_dict({**memory, "first": False})
+        if self._beside is not None and "against" in memory:
+            self._beside.against.load_state_dict(memory["against"])
 
     def _noting(self, label: str, rule: Rule, row: Row) -> Row:
         """Return the row; for a user's rule as one that records which missing numbers are read."""

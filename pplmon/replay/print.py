@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pplmon.alerts.text import brief, visible
+from pplmon.alerts.text import brief
 from pplmon.replay.judge import Fired, Result
 from pplmon.replay.read.series import Series
 from pplmon.replay.score import Score
 from pplmon.replay.suggest import Suggestion
 from pplmon.report.strict_json import plain
+from pplmon.report.visible import visible
 
 SHOWN = 50  # alerts; --json has all
 PIPE_WIDTH = 160  # columns: rich takes a pipe for 80, and would fold a rule's text
@@ -129,7 +130,7 @@ def _comparison(series: Series, differs: tuple[int, int]) -> str:
 
 def _alert(fired: Fired) -> dict[str, Any]:
     alert = fired.alert
-    names = ("metric", "stage", "step", "value", "threshold", "severity", "text")
+    names = ("metric", "stage", "step", "value", "threshold", "severity", "cause", "text")
     return (
         {"rule": fired.rule, "name": alert.rule}
         | {name: getattr(alert, name) for name in names}

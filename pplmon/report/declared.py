@@ -33,7 +33,9 @@ class Declared:
     owner: str = ""
 
 
-_declared: dict[str, Declared] = {}
+# Known without an extra: a Monitor that is given gradients logs it.
+GRAD_NORM = Number("optim/grad_norm", "", "the norm of all gradients of an optimizer step, before clipping")
+_declared: dict[str, Declared] = {GRAD_NORM.name: Declared(GRAD_NORM, "grad_norm=True", "pplmon")}
 
 
 def declare(numbers: Iterable[Number], extra: str, owner: str) -> None:

@@ -57,6 +57,7 @@ class Report(BuiltInNumbers):
         saturated: a sum reached its ceiling of 2^62 − 1, so the numbers are no longer right.
         histogram: valid tokens by their loss; empty where the report was not made from totals.
         ranks_missing: how many ranks of the group are not in the numbers, because they were lost.
+        own: the names of those numbers that the user logged (``Monitor.log``).
     """
 
     step: int
@@ -67,6 +68,7 @@ class Report(BuiltInNumbers):
     saturated: bool = False
     histogram: Histogram = field(default=Histogram(), repr=False)
     ranks_missing: int = 0
+    own: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "numbers", Numbers(self.numbers))
@@ -87,6 +89,10 @@ class Report(BuiltInNumbers):
     def as_dict(self) -> dict[str, float | int]:
         """Return every number that is not ``None``, by name."""
         return {name: value for name, value in self.numbers.items() if value is not None}
+
+    def key(self, name: str, head: str, tail: str = "") -> str:
+        """Return the log key of a number, ``{head}{name}{tail}``; the user's own have no stage in theirs."""
+        return f"{head.removesuffix(f'{self.stage}/')}{name}" if name in self.own else f"{head}{name}{tail}"
 
     def finite(self) -> dict[str, float | int]:
         """Return the finite numbers, for loggers: one NaN or ±inf would spoil a logger's summaries for good."""

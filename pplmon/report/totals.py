@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from pplmon.report import layout, saved
 from pplmon.report.histogram import Histogram
 from pplmon.report.numbers import Value, derive
+from pplmon.report.own import larger
 from pplmon.report.report import Report
 from pplmon.report.worst import Row, merge_rows, with_context, worst_sequence, worst_token
 
@@ -39,10 +40,11 @@ class Totals:
     extra_maxima: tuple[int, ...] = ()
     extras: tuple[Derives, ...] = field(default=(), compare=False)
     saturated: bool = False  # a sum reached its ceiling and may be too low: the numbers are not to be trusted
+    own: Mapping[str, float] = field(default_factory=dict)  # numbers that the user logged: the largest of each
 
     def __add__(self, other: Totals) -> Totals:
         for one, two in ((self, other), (other, self)):
-            if not one.keep and not any(one.sums) and not one.token_rows:
+            if not one.keep and not any(one.sums) and not one.token_rows and not one.own:
                 return two
         keep = max(self.keep, other.keep)
         _check_alike(self, other)
@@ -57,6 +59,7 @@ class Totals:
             extra_maxima=tuple(map(max, self.extra_maxima, other.extra_maxima)),
             extras=self.extras or other.extras,
             saturated=self.saturated or other.saturated,
+            own=larger(self.own, other.own) if self.own or other.own else {},
         )
 
     def __getitem__(self, cell: str) -> int:
@@ -82,6 +85,7 @@ class Totals:
             "sequence_rows": [*map(list, self.sequence_rows)],
             "keep": self.keep,
             "saturated": self.saturated,
+            "own": dict(self.own),
         }
 
     @classmethod
@@ -109,6 +113,7 @@ class Totals:
             extra_maxima=extra_maxima,
             extras=extras,
             saturated=state["saturated"],
+            own=dict(state.get("own", {})),  # a checkpoint of version 0.1 has none
         )
 
     def fitted(self, keep: int, context: int) -> Totals:
@@ -159,7 +164,8 @@ class Totals:
         return Report(
             step=step,
             stage=stage,
-            numbers={**self.numbers(before), "tokens_seen": tokens_seen},
+            numbers={**self.numbers(before), "tokens_seen": tokens_seen, **self.own},
+            own=tuple(self.own),
             worst=tuple(map(worst_token, self.token_rows)) if evidence else (),
             worst_sequences=tuple(map(worst_sequence, self.sequence_rows)) if evidence else (),
             saturated=self.saturated,

@@ -7,9 +7,10 @@ from typing import Any
 
 from pplmon.alerts import Alert
 from pplmon.alerts.addresses import address, sequence_of
-from pplmon.alerts.text import blame, brief, visible
+from pplmon.alerts.text import blame, brief
 from pplmon.alerts.words import LABEL, SENTENCE, SHORT, shown
 from pplmon.report.report import Report
+from pplmon.report.visible import visible
 from pplmon.report.worst import WorstSequence, WorstToken
 from pplmon.sinks.base import Sink
 

@@ -38,7 +38,8 @@ class Journal(Sink):
     """A sink that appends to ``<directory>/pplmon.jsonl``; the directory is made on first use.
 
     ``series`` names the numbers of a ``judged`` row, one of which is written per read-out: keep it compact. ``None``
-    takes ``SERIES`` and the numbers that the monitor's rules watch, so that ``pplmon replay`` can run them.
+    takes ``SERIES`` and the numbers that the monitor's rules watch, so that ``pplmon replay`` can run them. Numbers that
+    the user logs are always in it.
     ``prefix`` tells the rows of two monitors in one file apart.
     """
 
@@ -70,7 +71,8 @@ class Journal(Sink):
 
     def judged(self, report: Report) -> None:
         """Write the series that rules watch. It is flushed with the next report or alert."""
-        numbers = {name: report.numbers[name] for name in self._series if name in report.numbers}
+        series = dict.fromkeys((*self._series, *report.own))
+        numbers = {name: report.numbers[name] for name in series if name in report.numbers}
         lacking = {"ranks_missing": report.ranks_missing} if report.ranks_missing else {}
         self._write(
             {"kind": "judged", "step": report.step, "stage": report.stage, **lacking, "numbers": _known(numbers)}

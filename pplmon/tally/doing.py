@@ -11,11 +11,21 @@ _TEXTS = {
     "step": "closes optimizer step {step}",
     "flush": "reads out what it has at step {step}",
     "choice": "chooses which logits to count, after step {step}",
+    "probe": "runs a probe, after step {step}",
     "checkpoint": "saves a state at step {step}",
     "val": "ends val pass {number}, at step {step}",
     "test": "ends test pass {number}, at step {step}",
 }
 _ACTIONS = tuple(_TEXTS)
+
+
+class Votes(NamedTuple):
+    """The votes of a rank on the shift to be counted, each 0 or 1; over ranks, 1 where one of them says so."""
+
+    held: int = 0  # it holds tokens back until it is chosen
+    open: int = 0  # it needs more batches
+    departs: int = 0  # its loss, or what it counts, is of the other shift than the default
+    keeps: int = 0  # it is of the default
 
 
 class Doing(NamedTuple):
@@ -25,6 +35,7 @@ class Doing(NamedTuple):
     number: int = 0
     step: int = 0
     leaves: bool = False  # there are no more steps: nothing but taking part in those of the others
+    votes: Votes = Votes()
 
     @property
     def word(self) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
 
 from pplmon.measure.private_names import timeout_of
@@ -70,11 +72,32 @@ class Group(NamedTuple):
             own[ranks] = dist.new_group(list(ranks), timeout, backend, use_local_synchronization=True)
         return Group(own[ranks])
 
+    def from_first(self, payload: bytes, device: torch.device) -> bytes:
+        """Return what the first rank of the group has, on every rank. Every rank of the group calls it, and waits."""
+        if self.size <= 1:
+            return payload
+        first, length = self.ranks[0], torch.tensor([len(payload)], device=device)
+        dist.broadcast(length, first, group=self.handle)
+        cells = torch.empty(int(length), dtype=torch.uint8)
+        if self.rank == 0 and payload:
+            cells = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        cells = cells.to(device)
+        if len(cells):
+            dist.broadcast(cells, first, group=self.handle)
+        return bytes(cells.cpu().numpy())
+
     def hang_up(self) -> None:
         """End a communicator of our own, without waiting: collectives of the other ranks then fail instead of waiting."""
         for groups in _own.values():
             for ranks in [ranks for ranks, handle in groups.items() if handle is self.handle]:
                 dist.destroy_process_group(groups.pop(ranks))
+
+    def keep_open(self) -> None:
+        """Never end a communicator of our own whose collective waits for another rank: its process would end no sooner than that."""
+        if not any(self.handle is handle for groups in _own.values() for handle in groups.values()):
+            return
+        # One reference more than anybody gives back: gloo's destructor waits for what is under way.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.handle))
 
 
 class Alone(Group):

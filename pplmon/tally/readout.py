@@ -5,9 +5,8 @@ This file and its neighbours are the only users of torch.distributed (but for vo
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -18,42 +17,57 @@ from torch import Tensor
 
 from pplmon.report import layout
 from pplmon.report.histogram import Histogram
+from pplmon.report.own import values
 from pplmon.report.totals import Derives, Totals
 from pplmon.report.worst import Row
-from pplmon.tally.doing import LEAVES, Doing, differ
+from pplmon.tally.coming import Waits, comes, wait_for, within
+from pplmon.tally.doing import LEAVES, Doing, Votes, differ
 from pplmon.tally.merge import merge_rows
+from pplmon.tally.own_numbers import Block
 from pplmon.tally.ranks import Group
 from pplmon.tally.records import State
 from pplmon.tally.same_layout import Layout
 
 # The order in a read-out: what is summed, then the maxima, the layout's mark and what the rank does, then rows, so that each
 # reduction is over one piece.
-_SUMMED = ("sums", "extra_sums", "histogram")
-SHORTEST_NAP_S, LONGEST_NAP_S = 0.0001, 0.01
-_FLAT = (*_SUMMED, "maxima", "extra_maxima")
+_SUMMED = ("sums", "extra_sums", "histogram", "squares")
+_FLAT = (*_SUMMED, "maxima", "extra_maxima", "own_maxima")
 
 
 class ReadOut:
     """One read-out that has been started at a step and is taken in later.
 
     Attributes:
-        doing: what this rank does; once it has arrived what all do, at the largest of their steps.
+        doing: what this rank does and votes; once it has arrived what all do, at the largest of their steps.
         first_step: the smallest of the ranks' steps, once it has arrived.
+        wants_slots: some rank has a number of the user's own that has no slot yet, once it has arrived.
     """
 
     def __init__(
-        self, state: State, group: Group, extras: tuple[Derives, ...], own_layout: Layout, doing: Doing
+        self,
+        state: State,
+        group: Group,
+        extras: tuple[Derives, ...],
+        own_layout: Layout,
+        doing: Doing,
+        own: Block | None = None,
     ) -> None:
         """Copy the state, start its reduction (every rank of the group does) and its copy to the host. No wait."""
         # A copy in the order of the step: what is counted from here on changes the states in place.
-        self.doing, self.first_step = doing, doing.step
+        self.doing, self.first_step, self.wants_slots = doing, doing.step, False
         self._group, self._layout, self._says = group, own_layout, doing
-        mark, word = own_layout.mark(state.sums.device), doing.word
+        mark, word = own_layout.mark(state.sums.device, doing.votes), doing.word
         says = (mark.new_full((1,), word), mark.new_full((1,), -word if word != LEAVES else word))
         rows = state.token_rows.flatten(), state.sequence_rows.flatten()
-        self._own = torch.cat([*(getattr(state, name) for name in _FLAT), mark, *says, *rows])
+        none = mark.new_empty(0)
+        beside = (
+            {"squares": none, "own_maxima": none} if own is None else {"squares": own.squares, "own_maxima": own.maxima}
+        )
+        parts = {**state._asdict(), **beside}
+        self._own = torch.cat([*(parts[name] for name in _FLAT), mark, *says, *rows])
         self._mark = len(mark) + len(says)
-        self._shapes = {name: part.shape for name, part in state._asdict().items()}
+        self._shapes = {name: part.shape for name, part in parts.items()}
+        self._slots = [] if own is None else own.slots
         self._extras = extras
         self._work: list[Any] = []
         self._host: Tensor | None = None
@@ -64,13 +78,17 @@ class ReadOut:
         else:
             self._start(group)
 
-    def totals(self) -> Totals:
-        """Wait, and return the group's numbers with this rank's own rows."""
+    def totals(self, wait: Waits | None = None) -> Totals:
+        """Wait, and return the group's numbers with this rank's own rows.
+
+        Raises:
+            UnlikeRanks: the ranks differ, on every one of them. ``wait`` may give up to ask them in what.
+        """
         if self._copied is not None and self._host is not None:
             self._copied.synchronize()
-            return self._merged(self._host)
+            return self._merged(self._host, wait)
         self._wait()
-        return self._merged(self._all)
+        return self._merged(self._all, wait)
 
     def arrived(self) -> bool:
         """Return True if ``totals`` would not wait, without asking any other rank."""
@@ -79,20 +97,22 @@ class ReadOut:
         return all(work.is_completed() for work in self._work)
 
     def arrives(self, seconds: float) -> bool:
-        """Wait at most so long for it to arrive."""
-        return _within(seconds, self.arrived)
+        """Wait at most so long for it to arrive, or to fail."""
+        if self._copied is not None:
+            return within(seconds, self.arrived)
+        return all(comes(work, self._own.device, seconds) for work in self._work)
 
     def local(self) -> Totals:
         """Return this rank's own totals, even if other ranks are gone. No collective."""
         return self._read(self._own)[0]
 
-    def _merged(self, packed: Tensor) -> Totals:
-        totals, (highest, lowest, word, least) = self._read(packed)
-        doing = self.doing if word == LEAVES else Doing.of(word)
+    def _merged(self, packed: Tensor, wait: Waits | None) -> Totals:
+        totals, (highest, lowest, *votes, word, least) = self._read(packed)
+        doing = (self.doing if word == LEAVES else Doing.of(word))._replace(votes=Votes(*votes))
         one_leaves_a_pass = totals["leaving"] > 0 and doing.what not in ("step", "flush", "tally")
         unlike = word != LEAVES and differ(word, -least)
         if highest != -lowest or unlike or one_leaves_a_pass:
-            raise self._layout.unlike(self._group, self._own.device, self._says)
+            raise self._layout.unlike(self._group, self._own.device, self._says, wait)
         self.doing = doing
         self.first_step = doing.step if word == LEAVES else Doing.of(-least).step
         return totals
@@ -102,8 +122,11 @@ class ReadOut:
         before = shapes["sums"].numel() + shapes["extra_sums"].numel()
         after = before + shapes["histogram"].numel()
         summed, take = on_host[:before].tolist(), _Taker(on_host[after:].tolist())
-        maxima, extra_maxima = (take(shapes[name].numel()) for name in ("maxima", "extra_maxima"))
+        squares, maxima, extra_maxima, own_maxima = (
+            take(shapes[name].numel()) for name in ("squares", "maxima", "extra_maxima", "own_maxima")
+        )
         said = take(self._mark)
+        self.wants_slots = own_maxima[-1:] == (1,)
         totals = Totals(
             sums=tuple(summed[: shapes["sums"].numel()]),
             extra_sums=tuple(summed[shapes["sums"].numel() :]),
@@ -115,6 +138,7 @@ class ReadOut:
             keep=shapes["token_rows"][0],
             extras=self._extras,
             saturated=self._check(max(summed)),  # no bucket holds more than all tokens
+            own=values(self._slots, own_maxima, squares),
         )
         return totals, said
 
@@ -189,12 +213,10 @@ def state_of(totals: Totals, like: State) -> State:
     )
 
 
-def gather_rows(
-    totals: Totals, group: Group, device: torch.device, columns: int, seconds: float | None = None
-) -> Totals:
+def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int, wait: Waits | None = None) -> Totals:
     """Return ``totals`` with the worst rows of all ranks. One collective; every rank of the group calls it.
 
-    RuntimeError where it takes longer than ``seconds``; ``None`` waits as long as the group does.
+    ``wait`` may give it up before the group does.
     """
     if group.size <= 1:
         return totals
@@ -205,26 +227,13 @@ def gather_rows(
     own = own.to(device)
     parts = [torch.empty_like(own) for _ in range(group.size)]
     work = dist.all_gather(parts, own, group=group.handle, async_op=True)
-    if seconds is not None and not _within(seconds, work.is_completed):
-        raise RuntimeError(f"no answer within {seconds:g} s")
-    work.wait()
+    wait_for(work, device, wait)
     # Merged on the device: as Python rows those of ten thousand ranks would hold a step up for seconds.
     stacked, of_tokens = torch.stack(parts), keep * columns
     tokens = merge_rows(stacked[:, :of_tokens].reshape(group.size, keep, columns))
     sequences = merge_rows(stacked[:, of_tokens:].reshape(group.size, keep, layout.SEQUENCE_COLUMNS))
     take = _Taker(torch.cat([tokens.flatten(), sequences.flatten()]).tolist())
     return replace(totals, token_rows=take.rows(tokens.shape), sequence_rows=take.rows(sequences.shape))
-
-
-def _within(seconds: float, done: Callable[[], bool]) -> bool:
-    """Wait at most so long until something is done: in short naps at first, since most of it is done at once."""
-    begun, nap = time.monotonic(), SHORTEST_NAP_S
-    while not done():
-        if time.monotonic() - begun > seconds:
-            return False
-        time.sleep(nap)
-        nap = min(2 * nap, LONGEST_NAP_S)
-    return True
 
 
 class _Taker:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from pplmon.extras import Measures
 from pplmon.report import layout, saved
+from pplmon.tally.coming import Waits, wait_for
 from pplmon.tally.count.numpy_or_torch import OnTorch
-from pplmon.tally.doing import Doing
+from pplmon.tally.doing import Doing, Votes
 from pplmon.tally.ranks import Group
 from pplmon.tally.records import State
 
@@ -60,25 +61,34 @@ class Layout:
         """Return a layout with more settings that ranks have to agree on."""
         return Layout(self._terms | {name: saved.without_addresses(str(value)) for name, value in terms.items()})
 
-    def compare(self, group: Group, device: torch.device) -> None:
+    @property
+    def name(self) -> str:
+        """A short text that differs where layouts do."""
+        return f"{self._hash:x}"
+
+    def compare(self, group: Group, device: torch.device, wait: Waits | None = None) -> None:
         """Raise on every rank of ``group`` where layouts differ. One collective, waited for, the first time only."""
         world = group.handle or dist.group.WORLD if group.size > 1 else None
         if world is None or world in self._agreed:
             return
         extremes = torch.tensor([self._hash, -self._hash], device=device)
-        dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group.handle)
+        work = dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group.handle, async_op=True)
+        wait_for(work, device, wait)
         highest, lowest = extremes.tolist()
         if highest != -lowest:
-            raise self.unlike(group, device)
+            raise self.unlike(group, device, wait=wait)
         self._agreed.add(world)
 
-    def mark(self, device: torch.device) -> Tensor:
-        """Return the hash as [2] int64 whose maximum over ranks shows if all ranks have the same one."""
-        return _mark(self._hash, device)
+    def mark(self, device: torch.device, votes: Votes) -> Tensor:
+        """Return [6] int64 whose maximum over ranks shows if all have the same hash, and what any of them votes."""
+        return _mark(self._hash, votes, device)
 
-    def unlike(self, group: Group, device: torch.device, doing: Doing | None = None) -> UnlikeRanks:
+    def unlike(
+        self, group: Group, device: torch.device, doing: Doing | None = None, wait: Waits | None = None
+    ) -> UnlikeRanks:
         """Return the error, the same on every rank of the group: each tells what it has and does. One collective."""
-        told = tell(group, device, {"does": str(doing)} | {name: _shown(text) for name, text in self._terms.items()})
+        says = {"does": str(doing)} | {name: _shown(text) for name, text in self._terms.items()}
+        told = tell(group, device, says, wait)
         names = dict.fromkeys(name for facts in told.values() for name in facts if name != "does")
         unlike = {name: {rank: facts.get(name, "none") for rank, facts in told.items()} for name in names}
         differing = [f"{name} ({by_value(has)})" for name, has in unlike.items() if len(set(has.values())) > 1]
@@ -99,11 +109,14 @@ class Layout:
         return Layout, (self._terms,)  # groups stay in this process
 
 
-def tell(group: Group, device: torch.device, facts: Mapping[str, str]) -> dict[int, dict[str, str]]:
+def tell(
+    group: Group, device: torch.device, facts: Mapping[str, str], wait: Waits | None = None
+) -> dict[int, dict[str, str]]:
     """Return what each rank of the group says of itself, by its global rank. One collective of a fixed size."""
     own = json.dumps(dict(facts)).encode()[:BYTES].ljust(BYTES)
     parts = [torch.empty(BYTES, dtype=torch.uint8, device=device) for _ in range(group.size)]
-    dist.all_gather(parts, torch.tensor(list(own), dtype=torch.uint8, device=device), group=group.handle)
+    mine = torch.tensor(list(own), dtype=torch.uint8, device=device)
+    wait_for(dist.all_gather(parts, mine, group=group.handle, async_op=True), device, wait)
     return {rank: json.loads(bytes(part.tolist())) for rank, part in zip(group.ranks, parts)}
 
 
@@ -127,6 +140,8 @@ def _shown(text: str) -> str:
 
 
 @lru_cache
-def _mark(hash_: int, device: torch.device) -> Tensor:
-    mark: Tensor = OnTorch(device).vector([hash_, -hash_])  # made there: a copy to the device would be waited for
+def _mark(hash_: int, votes: Votes, device: torch.device) -> Tensor:
+    mark: Tensor = OnTorch(device).vector(
+        [hash_, -hash_, *votes]
+    )  # made there: a copy to the device would be waited for
     return mark

@@ -19,8 +19,10 @@ from pplmon.measure.private_names import copy_each
 from pplmon.report import layout, saved
 from pplmon.report.totals import Totals
 from pplmon.tally import checkpoint
+from pplmon.tally.coming import Waits
 from pplmon.tally.doing import Doing
 from pplmon.tally.merge import merge_counts, merge_maxima, merge_rows, merge_sums
+from pplmon.tally.own_numbers import Block
 from pplmon.tally.ranks import Alone, Group
 from pplmon.tally.readout import ReadOut, gather_rows, state_of
 from pplmon.tally.records import State
@@ -63,25 +65,33 @@ class States(Metric):
         self._add("extra_maxima", (sum(size.maxima for size in sizes),), -1, merge_maxima)
         self._layout = Layout.of(self._state(), extras)
 
-    def read_out(self, doing: Doing | None = None) -> ReadOut:
-        """Start the reduction over ranks (every rank calls it, and does the same). Only the first waits, to compare layouts."""
-        return self._read_out(self.group, doing or Doing())
+    def read_out(self, doing: Doing | None = None, own: Block | None = None) -> ReadOut:
+        """Start the reduction over ranks (every rank calls it, and does the same). Only the first waits, to compare layouts.
 
-    def compare(self) -> None:
+        ``own`` are numbers of the user's own that travel along.
+        """
+        return self._read_out(self.group, doing or Doing(), own)
+
+    def compare(self, wait: Waits | None = None) -> None:
         """Raise on every rank of the group where names, sizes or settings differ (every rank calls it)."""
-        self._layout.compare(self.group, self.sums.device)
+        self._layout.compare(self.group, self.sums.device, wait)
 
     def agree_on(self, terms: Mapping[str, object]) -> None:
         """Compare these settings, too, before this tally or a later copy is merged over ranks."""
         self._layout = self._layout.also(terms)
 
+    @property
+    def alike(self) -> str:
+        """Return a short text that is the same where names, sizes and settings are."""
+        return self._layout.name
+
     def leave_group(self, global_rank: int) -> None:
         """Count for this rank alone from here on; addresses go on to bear its number."""
         self._alone = Alone.on(global_rank)
 
-    def gather(self, totals: Totals, seconds: float | None = None) -> Totals:
-        """Return totals of a read-out with the worst rows of all ranks (every rank calls it, within ``seconds`` of each other)."""
-        return gather_rows(totals, self.group, self.sums.device, self._columns, seconds)
+    def gather(self, totals: Totals, wait: Waits | None = None) -> Totals:
+        """Return totals of a read-out with the worst rows of all ranks (every rank calls it); ``wait`` may give it up."""
+        return gather_rows(totals, self.group, self.sums.device, self._columns, wait)
 
     @property
     def synced(self) -> bool:
@@ -231,9 +241,9 @@ class States(Metric):
                 tensor.copy_(getattr(self, name))
                 setattr(self, name, tensor)
 
-    def _read_out(self, group: Group, doing: Doing) -> ReadOut:
+    def _read_out(self, group: Group, doing: Doing, own: Block | None = None) -> ReadOut:
         self._layout.compare(group, self.sums.device)
-        return ReadOut(self._state(), group, self.extras, self._layout, doing)
+        return ReadOut(self._state(), group, self.extras, self._layout, doing, own)
 
     def _state(self) -> State:
         return State(*(getattr(self, name) for name in State._fields))

@@ -6,12 +6,13 @@ optimizer step, ``begin_pass`` and ``end_pass`` around validation, and ``close``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pplmon.doctor.first_batch import print_batch
 from pplmon.doctor.loss_agrees import LossGuard
 from pplmon.monitor import Monitor
 from pplmon.monitor.evaluation import Pass
@@ -21,7 +22,8 @@ from pplmon.report.declared import find
 from pplmon.report.report import Report
 from pplmon.report.texts import Decode
 from pplmon.sinks.base import Sink
-from pplmon.trainers.capture import Capture
+from pplmon.trainers.capture import Capture, listen_to_numbers
+from pplmon.trainers.capture.sources.hugging_face import model_in
 from pplmon.trainers.choosing import Choosing
 from pplmon.trainers.settings import Settings
 
@@ -64,29 +66,50 @@ class Session:
             alerts=settings.rules(),
             on_alert=settings.on_alert,
             min_severity=settings.min_severity,
+            grad_norm=settings.grad_norm,
+            reference=settings.reference,
             decode=settings.decode or decode,
             places=places,
         )
+        more = settings.pass_pattern(self.monitor.tally)
+        if more is not None:
+            self.monitor.also_measure_in_passes(more)
         self._guard, self._pass_guard = LossGuard(), LossGuard()
         self._micro_batch = 0
+        self._at: int | None = None  # the step that the batch under way belongs to
         self._pass: Pass | None = None
         self._repeated = RepeatedRows()
         self._loader = 0
+        self._ends_epoch = False  # the pass under way is after the last batch of an epoch
         self._choosing = Choosing(self.monitor)
         self.closed, self._in_batch = False, False
         self._shown = False  # something, to callbacks that watch a window
+        self._shows = settings.show and self.monitor.writes
+        self._stop_numbers: Callable[[], None] | None = None
         self.listen_to(model)
 
     def listen_to(self, model: nn.Module) -> None:
         """Look for logits in a model from here on. It has to happen before the model's first compiled call."""
         self._capture = Capture(self.settings.logits, self.settings.targets, self.settings.shift, self.settings.wire)
         self._capture.attach(model)
+        self._model = model
         self._choosing.listen(self._capture)
+        self._stop_hearing_numbers()
+        self._stop_numbers = listen_to_numbers(model, self)
 
     def stop_listening(self) -> None:
         """Remove the hooks, and forget a pass that was not ended."""
-        self._capture.detach()
+        self._detach()
         self._pass = None
+
+    def _detach(self) -> None:
+        self._capture.detach()
+        self._stop_hearing_numbers()
+
+    def _stop_hearing_numbers(self) -> None:
+        stop, self._stop_numbers = self._stop_numbers, None
+        if stop is not None:
+            stop()
 
     @property
     def listening(self) -> bool:
@@ -97,6 +120,21 @@ class Session:
     def should_stop(self) -> bool:
         """Return True once the run is to stop: at the same step on all ranks."""
         return self.monitor.should_stop
+
+    # Numbers of the user's own.
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """Log a number for the optimizer step under way (see ``Monitor.log``)."""
+        self.monitor.log(name, value, self._step_under_way)
+
+    def log_grad_norm(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Log the norm of all gradients if the user asked for it. To be called before they are clipped."""
+        if self.settings.grad_norm:
+            self.monitor.log_grad_norm(parameters, self._step_under_way)
+
+    @property
+    def _step_under_way(self) -> int:
+        return self.monitor.current_step + self._choosing.held if self._at is None else self._at
 
     # Batches and steps.
 
@@ -132,6 +170,7 @@ class Session:
         if self._pass is not None:
             self._begin_pass_batch(self._pass, batch, monitor.last_step if step is None else step, loader)
             return
+        self._at = step
         step = monitor.current_step if step is None else step
         if monitor.takes_part:
             self._capture.begin_batch("train", monitor.tally, batch, step, self._micro_batch)
@@ -146,6 +185,8 @@ class Session:
         training = self._pass is None
         loss = _loss(outputs, divided_by if training else 1)  # nothing is accumulated in a pass
         self._capture.end_batch(outputs, loss, divided_by if training else 1)
+        if self._shows and training:
+            self._show_first_batch()
         stage = "train" if self._pass is None else self._pass.stage
         self._choosing.after_batch(stage)
         items = self._capture.items
@@ -162,12 +203,20 @@ class Session:
         self._micro_batch += 1
         self._in_batch = False
 
+    def _show_first_batch(self) -> None:
+        """Print a batch once, with what is not scored in grey. Waits for the device."""
+        measured = self._capture.first_heard("train")
+        if measured is None:
+            return
+        self._shows = False
+        print_batch(measured.tokens, bool(measured.shift), self.monitor.decode)
+
     def step_to(self, step: int | None = None) -> Report | None:
         """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``.
 
         While it is not chosen which logits and shift to count, in the first steps, nothing is read out.
         """
-        self._micro_batch = 0
+        self._micro_batch, self._at = 0, None
         step = self.monitor.current_step + self._choosing.held if step is None else step
         self._doubt("train", self._guard)
         report = self._choosing.step_to(step)
@@ -181,11 +230,16 @@ class Session:
         if gap is not None:
             self._choosing.doubt(stage, gap)
 
-    def end_epoch(self) -> None:
-        """Publish the numbers of the epoch. Every rank calls it."""
-        self._choosing.finish("train")
-        self._capture.conclude("train")
-        report = self.monitor.end_epoch().report(self.monitor.last_step, "train")
+    def begin_epoch(self, batches: int | None) -> None:
+        """Begin an epoch of so many batches; ``None`` if that is not known."""
+        self.monitor.begin_epoch(batches)
+
+    def end_epoch(self, ends: bool = True) -> None:
+        """Publish the numbers of the epoch, which ``ends`` with this rank's last batch. Every rank calls it."""
+        with self.monitor.at_epoch_end(ends):
+            self._choosing.finish("train")
+            self._capture.conclude("train")
+            report = self.monitor.end_epoch().report(self.monitor.last_step, "train")
         numbers = {name: report.numbers[name] for name in EPOCH_NUMBERS}
         kept = Report(report.step, "train_epoch", numbers, ranks_missing=self.monitor.ranks_missing)
         self.monitor.publisher.publish(kept, f"{self.monitor.prefix}train/", "_epoch")
@@ -198,12 +252,14 @@ class Session:
         """Return True between ``begin_pass`` and ``end_pass``."""
         return self._pass is not None
 
-    def begin_pass(self, stage: str, loaders: Sequence[Any] = (None,)) -> None:
+    def begin_pass(self, stage: str, loaders: Sequence[Any] = (None,), ends_epoch: bool = False) -> None:
         """Begin a whole pass over val or test data; batches up to ``end_pass`` are counted separately, for each loader.
 
         The rows that a given loader repeats are found; ``None`` stands for an unknown loader, unless accelerate knows it.
+        ``ends_epoch`` is True after this rank's last batch of an epoch.
         """
-        with self.monitor.for_a_while():
+        self._ends_epoch = ends_epoch
+        with self.monitor.at_epoch_end(ends_epoch):
             self._choosing.finish("train")
             self.monitor.catch_up()  # an alert must not wait for the pass to end, whose rows say how many tokens came before
             if self.monitor.current_step:
@@ -224,11 +280,14 @@ class Session:
         """Publish the pass at ``step`` and return its report over all loaders. Every rank calls it."""
         if self._pass is None:
             raise RuntimeError("end_pass was called without begin_pass")
-        self._choosing.finish(self._pass.stage)
-        opened, self._pass = self._pass, None
-        self._capture.conclude(opened.stage)
-        self._repeated.record(opened)
-        report = self.monitor.finish(opened, self.monitor.last_step if step is None else step)
+        with self.monitor.at_epoch_end(self._ends_epoch):
+            self._choosing.finish(self._pass.stage)
+            opened, self._pass = self._pass, None
+            self._capture.conclude(opened.stage)
+            for probe in self.settings.probes:
+                self.monitor.probe(probe, model_in(self._model))
+            self._repeated.record(opened)
+            report = self.monitor.finish(opened, self.monitor.last_step if step is None else step)
         self._pass_guard.end_window()
         self._doubt(opened.stage, self._pass_guard, wait=True)  # the pass was waited for
         return report
@@ -261,12 +320,12 @@ class Session:
     def abandon(self) -> None:
         """End after an exception: leave the model alone and write what is held back. Nothing is sent to other ranks."""
         self._choosing.give_up()
-        self._capture.detach()
+        self._detach()
         self.monitor.abandon()
 
     def release(self) -> None:
         """Remove hooks and close files; another pass may follow."""
-        self._capture.detach()
+        self._detach()
         self.monitor.release()
 
 

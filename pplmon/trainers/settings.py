@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from pplmon import extras
 from pplmon.alerts import MetricRule, Rule, check_severity
 from pplmon.monitor.delivery import Handler
 from pplmon.monitor.judge import check_rules
+from pplmon.monitor.probes import Probe, check_probes
 from pplmon.monitor.publish import wanted
 from pplmon.monitor.schedule import Cadence
 from pplmon.report.texts import Decode
@@ -35,6 +38,10 @@ class Settings:
     on_alert: Handler | Sequence[Handler] = ()
     decode: Decode | None = None  # None: that of a tokenizer that the trainer's connection finds
     min_severity: str = "warning"
+    probes: Sequence[Probe] = ()
+    show: bool = False  # print the first batch of training once
+    grad_norm: bool = False
+    reference: str | os.PathLike[str] | None = None
     wire: str = "loop"  # the trainer that errors give advice for: "lightning", "hugging_face" or "loop"
 
     def __post_init__(self) -> None:
@@ -43,6 +50,7 @@ class Settings:
         if self.alerts is not None:
             check_rules(self.alerts)
         check_severity(self.min_severity, "min_severity")
+        check_probes(self.probes)
 
     @property
     def own_group(self) -> bool:
@@ -63,3 +71,11 @@ class Settings:
         if pattern.process_group is None:
             pattern.process_group = group
         return pattern
+
+    def pass_pattern(self, pattern: TokenTally) -> TokenTally | None:
+        """Return what passes are counted with if the user gave no tally: two more extras, which cost almost nothing."""
+        if self.tally is not None:
+            return None
+        more = TokenTally(extras=[extras.Rollouts(), extras.Novelty()], process_group=pattern.process_group)
+        more.to(pattern.device)
+        return more

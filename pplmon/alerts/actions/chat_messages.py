@@ -8,8 +8,9 @@ from typing import Any
 
 from pplmon.alerts import Alert
 from pplmon.alerts.actions.sender import Message
-from pplmon.alerts.text import Table, blame, sequence_table, title, token_table, visible
+from pplmon.alerts.text import Table, blame, sequence_table, title, token_table
 from pplmon.report.strict_json import plain
+from pplmon.report.visible import visible
 
 SLACK_LENGTH, DISCORD_LENGTH = 3000, 2000  # characters; Discord refuses more, Slack folds it
 SLACK_HOSTS = ("slack.com", "slack-gov.com")

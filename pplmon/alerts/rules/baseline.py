@@ -9,6 +9,7 @@ from typing import Any
 QUARTILES_TO_SD = 1 / 1.349  # the distance between the quartiles of a normal distribution is 1.349 standard deviations
 LEAST_RELATIVE, LEAST_SCALE = 1e-3, 1e-6
 HARD_SHARE, HARD_SCALES = 32, 4.0  # one value in 32 may lie farther out than four scales
+LEAST_HARD = 3  # so many make a habit: two hard batches among the first hundred do not widen the scale
 CLIP = 4.0  # scales; a value farther out enters the mean of its block as if it lay there
 LEAST_MEANS, USUAL_MEMORY = 8, 1.5  # changes between block means that tell the memory; the ratio that is usual
 OF_LEVEL = 2 / 3  # the least scale, as a part of how much the values of the level vary
@@ -33,6 +34,7 @@ class Baseline:
         self._kept = self._gap + self._changes + self._lag
         self._means_kept = max(LEAST_MEANS, 4 * window // self._block) + 2
         self._young, self._least = 3 * gap // self._block, max(1, 3 * window // 2 // self._block)
+        self.least = self._least_then = LEAST_SCALE  # that the scale can be; that it could be at the last renewal
         self._begin()
 
     def _begin(self) -> None:
@@ -72,6 +74,7 @@ class Baseline:
             "means": [*self._means],
             "new_means": self._new_means,
             "pending": self._pending,
+            **({"least": self._least_then} if self._least_then != LEAST_SCALE else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | Sequence[float]) -> None:
@@ -81,6 +84,7 @@ class Baseline:
             for value in state:
                 self.push(value)
             return
+        self.least = float(state.get("least", LEAST_SCALE))
         values, self._pending = [*state["values"]], int(state["pending"])
         self._values = values[: len(values) - self._pending]
         self._means, self._new_means = [*state["means"]], int(state["new_means"])
@@ -103,19 +107,20 @@ class Baseline:
 
     def _expect(self, old: Sequence[float]) -> None:
         """Tell middle and scale from single values."""
+        self._least_then = self.least
         if len(old) < self._lag + self._level:
             return
         newest = old[-self._level :]
         level = sorted(newest)
         self.middle = _median(level)
         changes = sorted(map(sub, old[self._lag :], old))
-        trend, hard = _median(changes), max(1, len(changes) // HARD_SHARE)
-        scale = max(_spread(changes) / 2**0.5, LEAST_RELATIVE * abs(self.middle), LEAST_SCALE)
-        spread = OF_LEVEL * _spread(level)
-        if spread > scale:  # seldom; less the trend it may be less
+        trend, hard = _median(changes), min(len(changes), max(LEAST_HARD, len(changes) // HARD_SHARE))
+        scale = max(spread(changes) / 2**0.5, LEAST_RELATIVE * abs(self.middle), self.least)
+        wide = OF_LEVEL * spread(level)
+        if wide > scale:  # seldom; less the trend it may be less
             slope = trend / self._lag
             straight = sorted(value - slope * place for place, value in enumerate(newest))
-            scale = max(scale, min(spread, OF_LEVEL * _spread(straight)))
+            scale = max(scale, min(wide, OF_LEVEL * spread(straight)))
         self.scale = max(scale, (changes[-hard] - trend) / HARD_SCALES)
         self.scale_below = max(scale, (trend - changes[hard - 1]) / HARD_SCALES)
         self._narrow = scale
@@ -135,7 +140,7 @@ class Baseline:
             return
         changes = sorted(map(sub, self._means[2:], self._means))
         if len(changes) >= LEAST_MEANS:
-            ratio = _spread(changes) / self._narrow
+            ratio = spread(changes) / self._narrow
             variance = ratio * ratio / 2  # of a mean: a change is of two
             self.memory = max(1.0, self._block * variance / USUAL_MEMORY)
         means = self._means[-self._new_means :] if self._new_means else []
@@ -148,6 +153,6 @@ def _median(ordered: Sequence[float]) -> float:
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
-def _spread(ordered: Sequence[float]) -> float:
+def spread(ordered: Sequence[float]) -> float:
     """Return a robust standard deviation, from the quartiles."""
     return (ordered[len(ordered) * 3 // 4] - ordered[len(ordered) // 4]) * QUARTILES_TO_SD

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pplmon.alerts.alert import MetricRule, Rule
 from pplmon.alerts.rules.spike import Spike
 from pplmon.alerts.rules.thresholds import Above, NonFinite
+from pplmon.report.declared import GRAD_NORM
 
 
-def default_alerts() -> list[Rule]:
-    """Return a fresh set of the rules that are used where ``alerts`` is not given."""
+def default_alerts(grad_norm: bool = False) -> list[Rule]:
+    """Return a fresh set of the rules that are used where ``alerts`` is not given; ``grad_norm`` adds one on that number."""
     rules: list[MetricRule] = [
         # Critical: the run computes nothing any more, or soon will not.
         NonFinite(),
@@ -27,6 +28,9 @@ def default_alerts() -> list[Rule]:
         # begin at 1.0 to 2.1 of a uniform guess and are below 1.25 within some steps: a warning.
         Above("relative_cross_entropy", 1.25, for_steps=16),
     ]
+    if grad_norm:
+        # Gradients that leap, or are not finite: as for the mean.
+        rules.append(Spike(GRAD_NORM.name))
     for rule in rules:
         rule.warns = False  # no warning for a missing number: the user did not choose this rule
     return [*rules]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from pplmon.alerts.alert import Alert, MetricRule
-from pplmon.alerts.rules.baseline import Baseline
+from pplmon.alerts.alert import Alert, MetricRule, options
+from pplmon.alerts.rules.baseline import LEAST_SCALE, Baseline
 from pplmon.alerts.rules.bucket import Bucket
 from pplmon.alerts.rules.quiet import Quiet
 from pplmon.alerts.rules.rises import ONE_VALUE, Rise, Rises
@@ -35,6 +35,7 @@ class Spike(MetricRule):
     """
 
     tuned_by = "limit"
+    compares = True
 
     def __init__(
         self,
@@ -102,6 +103,14 @@ class Spike(MetricRule):
                 alert = alert or self._note("fall", now, value, report)
         base.push(value)
         return alert
+
+    def for_difference(self) -> MetricRule:
+        """Return a rule that waits for no recovery: runs of unlike settings may well part for good."""
+        return type(self)(**{**options(self), "recovery_steps": None})
+
+    def keep_scale_above(self, least: float) -> None:
+        """Take no smaller scale from now on."""
+        self._baseline.least = max(least, LEAST_SCALE)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the baseline, the buckets, the ends of the quiet times, and the level to recover to."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pplmon.doctor import Finding, Loss
+from pplmon.doctor import Finding, Loss, Measured
 from pplmon.measure.tokens import TokenStats
 from pplmon.monitor.repeated_rows import Repeated
 from pplmon.tally import TokenTally
@@ -140,6 +140,12 @@ class Capture(Takes):
     def batches(self, stage: str) -> int:
         """Return how many batches were compared before the choice."""
         return len(self._counter.batches.get(stage, ()))
+
+    def first_heard(self, stage: str) -> Measured | None:
+        """Return what was measured of the first call of a stage's first batch, until it is chosen what counts."""
+        seen = self._counter.batches.get(stage)
+        measured = seen[0].heard[0].measured if seen else None
+        return measured if isinstance(measured, Measured) else None  # losses alone have no text
 
     def verdict(self, stage: str, ranks: int) -> Verdict | None:
         """Return what this rank would count; ``None`` where nothing was found. Waits for the device."""

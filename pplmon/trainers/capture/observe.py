@@ -1,9 +1,9 @@
-"""``pplmon.observe``: pass logits and targets from inside a module to the monitors, if there are any."""
+"""``pplmon.observe`` and ``pplmon.log``: pass logits, or a number, from inside a module to the monitors, if there are any."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
@@ -19,8 +19,45 @@ class Listener(Protocol):
         """Receive one call of ``pplmon.observe``."""
 
 
-# By module, and weak on both sides: a run that was never ended keeps neither its model nor its monitor alive.
-_listeners: WeakKeyDictionary[nn.Module, list[ref[Listener]]] = WeakKeyDictionary()
+class Logger(Protocol):
+    """An object that receives the numbers that a module logs."""
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """Receive one call of ``pplmon.log``."""
+
+
+Kind = TypeVar("Kind")
+
+
+class Listening(Generic[Kind]):
+    """Who listens to a module. Weak on both sides: a run that was never ended keeps neither its model nor its monitor alive."""
+
+    def __init__(self) -> None:
+        self._of: WeakKeyDictionary[nn.Module, list[ref[Kind]]] = WeakKeyDictionary()
+
+    def to(self, module: nn.Module) -> Iterator[Kind]:
+        """Yield those who listen to a module."""
+        for known in self._of.get(module, ()):
+            listener = known()
+            if listener is not None:
+                yield listener
+
+    def begin(self, module: nn.Module, listener: Kind) -> Callable[[], None]:
+        """Let ``listener`` hear a module and those inside it; return a function that ends it."""
+        told, parts = ref(listener), list(module.modules())
+        for part in parts:
+            self._of[part] = [*(other for other in self._of.get(part, ()) if other() is not None), told]
+
+        def end() -> None:
+            for part in parts:
+                self._of[part].remove(told)
+
+        return end
+
+
+_of_logits: Listening[Listener] = Listening()
+_of_numbers: Listening[Logger] = Listening()
+listen, listen_to_numbers = _of_logits.begin, _of_numbers.begin
 
 
 @outside_graphs
@@ -30,20 +67,15 @@ def observe(module: nn.Module, logits: Tensor | TokenStats, targets: Tensor | No
     ``module`` is the one that is trained, or any module inside it. Does nothing without a monitor. ``data`` are
     arguments of ``TokenTally.update`` (mask, document_ids, sample_ids, vocab_shard, …) and ``shift``.
     """
-    for listener in _listeners.get(module, ()):
-        listening = listener()
-        if listening is not None:
-            listening.observe(logits, targets, **data)
+    for listener in _of_logits.to(module):
+        listener.observe(logits, targets, **data)
 
 
-def listen(module: nn.Module, listener: Listener) -> Callable[[], None]:
-    """Pass ``observe`` calls of a module, and of those inside it, to ``listener``; return a function that ends it."""
-    told, parts = ref(listener), list(module.modules())
-    for part in parts:
-        _listeners[part] = [*(other for other in _listeners.get(part, ()) if other() is not None), told]
+@outside_graphs
+def log(module: nn.Module, name: str, value: Tensor | float) -> None:
+    """Pass a number of your own, such as "optim/lr", to the monitors of ``module``'s run (see ``Monitor.log``).
 
-    def end() -> None:
-        for part in parts:
-            _listeners[part].remove(told)
-
-    return end
+    Called in a training step, or anywhere before the optimizer step ends. Does nothing without a monitor.
+    """
+    for logger in _of_numbers.to(module):
+        logger.log(name, value)

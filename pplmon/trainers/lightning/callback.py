@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ except ImportError:  # the same classes under the other name
 
 from pplmon.alerts import Rule
 from pplmon.monitor.delivery import Handler
+from pplmon.monitor.probes import Probe
 from pplmon.report.texts import Decode
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture import Logits, Targets
@@ -38,6 +40,10 @@ class PerplexityMonitor(Callback):
         decode: ids -> str, to show text; ``None`` takes that of a tokenizer which the datamodule or the module holds.
         min_severity: "info", "warning" or "critical": what ``on_alert`` and W&B's own alerts hear of. What is below is a
             notice: in the journal, marked in the loggers, a line on the console.
+        probes: measurements that run the model by themselves at the end of a pass (see ``FreeRunningProbe``).
+        show: print the first rows of the first batch of training once, with the tokens that are not scored in grey.
+        grad_norm: log the norm of all gradients before they are clipped, as "optim/grad_norm", and judge it.
+        reference: the journal of an earlier run on the same data: alerts say what both show, and what only this run does.
 
     Without ``logits`` and ``targets`` they are found as described in ``pplmon.trainers.capture.find``.
     """
@@ -56,6 +62,10 @@ class PerplexityMonitor(Callback):
         on_alert: Handler | Sequence[Handler] = (),
         decode: Decode | None = None,
         min_severity: str = "warning",
+        probes: Sequence[Probe] = (),
+        show: bool = False,
+        grad_norm: bool = False,
+        reference: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         self._settings = Settings(
@@ -71,6 +81,10 @@ class PerplexityMonitor(Callback):
             on_alert=on_alert,
             decode=decode,
             min_severity=min_severity,
+            probes=probes,
+            show=show,
+            grad_norm=grad_norm,
+            reference=reference,
             wire="lightning",
         )
         self._session: Session | None = None
@@ -125,11 +139,17 @@ class PerplexityMonitor(Callback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Send the previous epoch to the loggers, now that the module's own keys are known."""
-        self._running().monitor.publisher.send_held()
+        session = self._running()
+        session.monitor.publisher.send_held()
+        session.begin_epoch(facts.batches_of(trainer))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin this micro-batch."""
         self._running().begin_batch(batch, facts.step_of(trainer))
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Take the norm of the gradients, which are not clipped yet."""
+        self._running().log_grad_norm(p for group in optimizer.param_groups for p in group["params"])
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count this micro-batch, and close the optimizer step if it was its last."""
@@ -144,7 +164,7 @@ class PerplexityMonitor(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Publish the epoch's own numbers."""
         session = self._running()
-        session.end_epoch()
+        session.end_epoch(facts.epoch_ends(trainer))
         trainer.should_stop = trainer.should_stop or session.should_stop
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -167,7 +187,7 @@ class PerplexityMonitor(Callback):
             self._session = self._begin(trainer, pl_module)
         elif not self._session.listening:
             self._session.listen_to(pl_module)
-        self._session.begin_pass(stage, facts.loaders_of(trainer))
+        self._session.begin_pass(stage, facts.loaders_of(trainer), self._fitting and facts.epoch_ends(trainer))
 
     def on_validation_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

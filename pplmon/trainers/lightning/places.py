@@ -31,7 +31,7 @@ class TrainerPlaces(Places):
         metrics, bar = self.trainer.callback_metrics, self.trainer.progress_bar_metrics
         own = facts.module_keys(self.trainer)
         for name, value in report.as_dict().items():
-            key = f"{head}{name}{tail}"
+            key = report.key(name, head, tail)
             if key in own:
                 self._rename(key)
             metrics[self.key(key)] = torch.tensor(float(value), dtype=torch.float64)
@@ -48,7 +48,7 @@ class TrainerPlaces(Places):
             )
         self._lacks = True
         for name in report.as_dict():
-            self.trainer.callback_metrics[self.key(f"{head}{name}{tail}")] = torch.tensor(
+            self.trainer.callback_metrics[self.key(report.key(name, head, tail))] = torch.tensor(
                 float("nan"), dtype=torch.float64
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import count
 from typing import Any
 
@@ -23,6 +24,17 @@ def repeats_batch(trainer: Any) -> bool:
     """Return True in the middle of a micro-batch, where a state is saved on a signal: a resumed run repeats the batch."""
     progress = trainer.fit_loop.epoch_loop.batch_progress.current
     return bool(progress.processed < progress.ready)
+
+
+def batches_of(trainer: Any) -> int | None:
+    """Return how many batches this rank's epoch of training has, ``None`` if its loader does not know."""
+    batches = trainer.num_training_batches
+    return int(batches) if math.isfinite(batches) else None
+
+
+def epoch_ends(trainer: Any) -> bool:
+    """Return True once the last batch of an epoch of training was taken."""
+    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
 def module_keys(trainer: Any) -> set[str]:

@@ -75,6 +75,12 @@ class HuggingFace(Source):
         )
 
 
+def model_in(module: nn.Module) -> nn.Module:
+    """Return the Hugging Face model in a module if there is one and only one, else the module."""
+    found = list(HuggingFace(None, None).modules_in(module).values())
+    return found[0] if len(found) == 1 else module
+
+
 def shifts_labels(module: nn.Module) -> bool:
     """Return True for a decoder-only causal model, which moves its labels by one itself: the default, until a loss tells."""
     model = unwrapped(module)
