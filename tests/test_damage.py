@@ -108,7 +108,7 @@ def read_everywhere(path: Path, page: bool) -> None:
             read_journal(path)
 
 
-SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @given(data=st.data())

@@ -14,7 +14,7 @@ from pplmon.replay.print import as_json, show
 from pplmon.replay.read.columns import parse_map
 from pplmon.replay.read.reader import readers
 from pplmon.replay.read.series import ReplayError
-from pplmon.replay.read.sources import read
+from pplmon.replay.read.sources import given, read
 from pplmon.replay.rules import EXAMPLE, Rules
 from pplmon.replay.score import Incident, Watch, scores
 from pplmon.replay.suggest import check_rate, suggest
@@ -69,7 +69,6 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     replay.add_argument(
         "--against",
-        type=Path,
         metavar="RUN",
         help="an earlier run on the same data: rules see the difference, and each alert says if both runs show it (data) or only "
         "this one (model)",
@@ -89,7 +88,11 @@ def _replay(options: argparse.Namespace) -> int:
         mapped = dict(map(parse_map, options.map))
         series = read(options.path, mapped, options.step, options.pattern)
         rules = Rules(options.rule, series)
-        earlier = None if options.against is None else read_earlier(options.against, mapped, options.step)
+        earlier = (
+            None
+            if options.against is None
+            else read_earlier(given(options.against), mapped, options.step, options.pattern)
+        )
         result = run(series, rules, earlier)
         watch = Watch(series, incidents)
         tuned = [] if options.wanted_rate is None else rules.metric_rules().values()

@@ -105,7 +105,7 @@ class Replay:
 
     def _process(self, rules: Rules, segment: Segment) -> _Process:
         """Return the rules of one process of the run, with what they remembered where it resumed."""
-        process = _Process(rules.live(segment), self._missed, with_targets=True, earlier=self._earlier)
+        process = self._fresh(rules, segment)
         if segment.resumed_at is None:
             return process
         why = "is not known"
@@ -114,13 +114,16 @@ class Replay:
                 process.recall(segment.memory)
             except Exception as error:  # a damaged row may hold anything
                 why = f"cannot be read ({type(error).__name__}: {error})"
-                process = _Process(rules.live(segment), self._missed, with_targets=True, earlier=self._earlier)
+                process = self._fresh(rules, segment)
             else:
                 return process
         self._notes.append(
             f"The run goes on at step {segment.resumed_at}; what its rules remembered {why}: they begin anew."
         )
         return process
+
+    def _fresh(self, rules: Rules, segment: Segment) -> _Process:
+        return _Process(rules.live(segment), self._missed, with_targets=True, earlier=self._earlier)
 
     def _mark_repeated(self, step: int, number: int) -> None:
         self.fired = [
