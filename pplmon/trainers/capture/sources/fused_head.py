@@ -12,7 +12,7 @@ from pplmon.measure.tokens import TokenStats, shifted
 
 
 class Losses(NamedTuple):
-    """What a fused head gave of each target, [B, T − 1] from the second column on, or [B, T]."""
+    """The results of a fused head for each target: [B, T − 1] from the second column on, or [B, T]."""
 
     log_probs: Tensor
     correct: Tensor | None
