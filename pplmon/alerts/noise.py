@@ -1,4 +1,4 @@
-"""How alike the noise of one number is in two runs: on one order of the data it is nearly the same."""
+"""Compare the noise of one number in two runs: on one order of the data it is nearly the same."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ Kind = TypeVar("Kind")
 
 
 class Listening(Generic[Kind]):
-    """Who listens to a module. Weak on both sides: a run that was never ended keeps neither its model nor its monitor alive."""
+    """The listeners of a module. Weak on both sides: a run that was never ended keeps neither its model nor its monitor alive."""
 
     def __init__(self) -> None:
         self._of: WeakKeyDictionary[nn.Module, list[ref[Kind]]] = WeakKeyDictionary()
