@@ -14,7 +14,7 @@ from pplmon.alerts import Alert
 from pplmon.page.distribution import Distribution, distribution
 from pplmon.page.evidence import alert_of
 from pplmon.page.table import Table
-from pplmon.replay.read.sources import locate
+from pplmon.replay.read.sources import given, locate
 from pplmon.report.numbers import CATALOGUE, Value
 from pplmon.sinks.dashboards import CHARTS
 from pplmon.sinks.journal import FILE_NAME, read_journal
@@ -63,7 +63,7 @@ def find(places: Iterable[str | os.PathLike[str]]) -> list[Path]:
         ValueError: there are more than a page can compare.
     """
     found: dict[Path, None] = {}
-    for place in map(Path, places):
+    for place in map(given, places):
         below = [] if (place / FILE_NAME).is_file() or not place.is_dir() else sorted(place.rglob(FILE_NAME))
         for path in below or [_journal(place)]:
             found[path] = None

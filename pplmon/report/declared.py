@@ -154,7 +154,7 @@ def _number(row: Mapping[str, Any]) -> Number | None:
     try:
         low, high = float(row.get("low", 0.0)), float(row.get("high", INF))
         return check_number(Number(name, unit, meaning, low=low, high=high, best=row.get("best")))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
