@@ -91,13 +91,14 @@ def die() -> None:
 # 1. The user's timeout.
 
 
-def one_stops_stepping(at: At) -> Any:
-    """Rank 1 trains two steps and then does something else for long."""
+def one_stops_stepping(at: At, seconds: float | None = None) -> Any:
+    """Rank 1 trains two steps and then does something else for long; with ``seconds`` the tally is over a group of its own."""
     at.init()
-    monitor = monitor_of(at)
+    group = None if seconds is None else dist.new_group([0, 1], timeout=timedelta(seconds=seconds))
+    monitor = monitor_of(at, tally=pplmon.TokenTally(process_group=group))
     train(at, monitor, 2)
     if at.rank == 1:
-        time.sleep(7)
+        time.sleep(6)
         return None
     train(at, monitor, 4)
     return close(at, monitor)
@@ -113,18 +114,6 @@ def one_is_late(at: At) -> Any:
         time.sleep(2.5)
     train(at, monitor, 2)
     return close(at, monitor)
-
-
-def in_a_subgroup(at: At) -> float:
-    """The timeout of a subgroup is taken where the tally counts over it."""
-    from pplmon.measure.private_names import timeout_of
-    from pplmon.tally.ranks import Group
-
-    at.init()
-    group = Group(dist.new_group([0, 1], timeout=timedelta(seconds=77)))
-    seconds = timeout_of(group.private().handle)
-    assert seconds is not None
-    return seconds.total_seconds()
 
 
 # 2. Lost, and alone from there on.
@@ -148,6 +137,27 @@ def one_is_lost(at: At, victim: int, steps: int = 16, ends: bool = True) -> Any:
     if not ends:
         die()
     return [windows, heard, monitor.should_stop, close(at, monitor)]
+
+
+def lost_before_the_choice(at: At, victim: int) -> Any:
+    """A rank is lost while rank 0 holds tokens back until its losses tell their shift; rank 1 has no losses."""
+    at.init()
+    monitor = monitor_of(at, every_n_steps=2)
+    for step in range(9):
+        torch.manual_seed(10 * step + at.rank)
+        rows = 10**at.rank
+        logits, targets = torch.randn(rows, 8, 50), torch.randint(50, (rows, 8))
+        shifted = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+        monitor.observe(logits, targets, loss=shifted if at.rank == 0 else None)
+        if step == 2:
+            monitor.collect()
+            assert len(monitor._shifts._waiting) == 2
+            dist.barrier()
+            if at.rank == victim:
+                die()
+        with at.timed():
+            monitor.step()
+    return close(at, monitor)
 
 
 # 3. The rank that writes is lost.
@@ -278,6 +288,22 @@ def one_fails_in_a_pass(at: At) -> Any:
     except KeyError:
         errors.append(caught(at, train, at, monitor, 2))
     return [errors, None, close(at, monitor)]
+
+
+def one_probes(at: At) -> Any:
+    """One rank runs a probe in a pass of both."""
+    at.init()
+    monitor = monitor_of(at)
+    train(at, monitor, 2)
+    probe = pplmon.FreeRunningProbe([torch.arange(8)], horizon=4)
+
+    def run() -> None:
+        with monitor.stage("val"):
+            monitor.observe(stats(1000 * TOKENS[at.rank], 3.0))
+            if at.rank == 0:
+                monitor.probe(probe, torch.nn.Sequential(torch.nn.Embedding(10, 10)))
+
+    return [[caught(at, run)], None, close(at, monitor)]
 
 
 def one_saves(at: At) -> Any:
@@ -457,6 +483,36 @@ def one_abandons_before_a_pass(at: At) -> Any:
     train(at, monitor, 1)
     passed = validate(at, monitor)
     return [passed, close(at, monitor)]
+
+
+def one_abandons_before_ranks_agree(at: At, who: int, settings: dict[str, Any]) -> Any:
+    """A rank abandons once the first read-out has arrived, after which ranks agree on names or on an earlier run."""
+    at.init()
+    monitor = monitor_of(at, **settings)
+    monitor.log("optim/lr", 0.5 + at.rank)
+    train(at, monitor, 1)
+    assert monitor._link.arrives(5)
+    dist.barrier()
+    if at.rank == who:
+        with at.timed():
+            monitor.abandon()
+        time.sleep(4)
+        return None
+    time.sleep(2.5)
+    train(at, monitor, 7)
+    return close(at, monitor)
+
+
+def one_of_two_monitors_is_abandoned(at: At) -> Any:
+    """Rank 1 abandons one of two monitors, and goes on with the other one."""
+    at.init()
+    first, second = monitor_of(at), monitor_of(at, prefix="b/", sinks=[])
+    for step in range(8):
+        train(at, second, 1)
+        if step == 2 and at.rank == 1:
+            first.abandon()
+        train(at, first, 1)
+    return [close(at, first), close(at, second)]
 
 
 def forked(at: At) -> Any:

@@ -256,6 +256,25 @@ def test_a_plain_loop_says_how_to_save(tmp_path: Path) -> None:
     assert kept == [str(tmp_path / "a" / "Above-max_token_loss-step=0.ckpt")]
 
 
+def test_a_trainer_saves_nothing_for_an_alert_of_one_rank_alone(tmp_path: Path) -> None:
+    """The others would not come to its barrier. What saves without a trainer saves."""
+
+    class Owner:
+        trainer, log_dir = object(), None
+
+    alone, kept = pplmon.Alert("mine", "x", step=3, ranks_missing=1), []
+    checkpoint = pplmon.Checkpoint(tmp_path)
+    checkpoint.bind(Owner())
+    with pytest.warns(RuntimeWarning, match="a trainer saves on all ranks together, and this rank has lost the others"):
+        checkpoint(alone)
+    checkpoint.settle()
+    own = pplmon.Checkpoint(tmp_path, save=kept.append)
+    own.bind(Owner())
+    own(alone)
+    own.settle()
+    assert len(kept) == 1
+
+
 def test_a_save_that_fails_is_one_warning(tmp_path: Path) -> None:
     def failing(path: str) -> None:
         raise OSError("no space left")

@@ -103,13 +103,13 @@ def test_a_signal_while_a_read_out_is_waited_for_loses_no_step(monkeypatch: pyte
     judged: list[int] = []
     states: list[dict[str, Any]] = []
     monitor = pplmon.Monitor(every_n_steps=4, alerts=[lambda report: judged.append(report.step)])  # type: ignore[arg-type,func-returns-value]
-    totals: Callable[[ReadOut], Any] = ReadOut.totals
+    totals: Callable[..., Any] = ReadOut.totals
 
-    def interrupted(self: ReadOut, wait: Any = None) -> Any:
+    def interrupted(self: ReadOut, *args: Any) -> Any:
         if self.doing.step == AT and not states:
             states.append({})  # the handler waits for the same read-out
             states[0] = monitor.state_dict()
-        return totals(self, wait)
+        return totals(self, *args)
 
     monkeypatch.setattr(ReadOut, "totals", interrupted)
 
@@ -131,6 +131,39 @@ def test_a_signal_while_a_read_out_is_waited_for_loses_no_step(monkeypatch: pyte
     )  # a read-out is waited for one step late: what the next step observed is there, too
     again.step()
     assert feed(again, AT + 2).numbers == last.numbers
+
+
+def test_a_loss_that_a_signals_handler_saw_first_counts_no_step_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The handler takes the read-out in whose wait it came, as this rank's own."""
+    monitor = pplmon.Monitor(every_n_steps=4, sinks=[pplmon.sinks.Journal(tmp_path)], alerts=[])
+    handled: list[dict[str, Any]] = []
+    totals: Callable[..., Any] = ReadOut.totals
+
+    def lost(self: ReadOut, *args: Any) -> Any:
+        if self.doing.step != AT:
+            return totals(self, *args)
+        if not handled:
+            handled.append({})
+            handled[0] = monitor.state_dict()
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(ReadOut, "totals", lost)
+
+    def run() -> None:
+        for step in range(BATCHES):
+            torch.manual_seed(step)
+            monitor.observe(torch.randn(2, 20, 32), torch.randint(0, 32, (2, 20)))
+            monitor.step()
+        monitor.close()
+
+    with pytest.warns(RuntimeWarning, match="a collective failed"):
+        run()
+    rows = [
+        row for path in tmp_path.glob("*.jsonl") for row in read_journal(path) if row["kind"] in ("report", "local")
+    ]
+    assert handled[0] and sum(row["numbers"]["tokens"] for row in rows) == BATCHES * 40
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["further", "after another stage"])

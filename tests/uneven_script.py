@@ -76,7 +76,7 @@ def fit(where: Path, case: Case) -> None:
         num_sanity_val_steps=0,
     )
     count = case.rows[rank]
-    train = loader(count) if case.sized else DataLoader(Stream(count), batch_size=4)
+    train = loader(count, seed=10 + rank) if case.sized else DataLoader(Stream(count), batch_size=4)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

@@ -20,7 +20,7 @@ from pplmon.monitor.own_numbers import Logs
 from pplmon.monitor.probes.base import Probe, Ranks
 from pplmon.monitor.repeated_rows import RepeatedRows
 from pplmon.report.report import Report
-from pplmon.tally import Doing
+from pplmon.tally import Doing, UnlikeRanks
 
 
 class Monitor(Observes, Logs):
@@ -127,6 +127,8 @@ class Monitor(Observes, Logs):
         ranks = Ranks() if alone else Ranks(self._link.home.rank, self._link.ranks, sums)
         try:
             opened.probed.append(probe.run(model, ranks))
+        except UnlikeRanks:
+            raise
         except Exception as error:
             warnings.warn(f"pplmon: {error}; this pass has no numbers of it", RuntimeWarning, stacklevel=2)
 
@@ -165,18 +167,18 @@ class Monitor(Observes, Logs):
         if self._abandoned:
             return
         self.publisher.leave_places_alone()
-        taken = self._link.take() if self._link.arrives(seconds) else None
+        taken = self._link.take(ask=False) if self._link.arrives(seconds) else None
         self._see_loss()  # of the others, by this very read-out or long ago
         self._abandoned = True
         self._link.stop()
         self._delivery.guard(self, "counting", self._shifts.give_up, "train", self._link.tally)
-        for totals in self._shifts.take_waiting():
-            self._windows.add(totals.silent())
+        self._add_waiting()
         if taken is not None:
             self._start()
-            self._merged_to = max(self._merged_to, taken[0].read_out.doing.step)
-            self._windows.add(taken[1].silent())
-            self._judge.without_raising(taken[1], partial(self._report, self._merged_to, "train"))
+            pending, totals = taken[0], self._link.named(*taken)
+            self._merged_to = max(self._merged_to, pending.read_out.doing.step)
+            self._windows.add(totals.silent())
+            self._judge.without_raising(totals, partial(self._report, self._merged_to, "train"))
         window = self._windows.window
         self._log_rest()
         self._show_worst_of_run()

@@ -13,7 +13,7 @@ from pplmon.monitor.standing import Pending, Standing, warn
 from pplmon.report import layout
 from pplmon.report.own import larger
 from pplmon.report.totals import Totals
-from pplmon.tally import Doing, ReadOut, TokenTally, UnlikeRanks
+from pplmon.tally import Doing, TokenTally, UnlikeRanks
 from pplmon.tally.coming import Comes
 
 GRACE_S = 10.0  # for a read-out under way when its group was ended
@@ -67,8 +67,11 @@ class Link(Standing):
         self.tally.clear()
         self.clearing = False
 
-    def take(self) -> tuple[Pending, Totals] | None:
-        """Wait for the pending read-out and return it; ``None`` if there is none. Of a lost one, this rank's own totals."""
+    def take(self, ask: bool = True) -> tuple[Pending, Totals] | None:
+        """Wait for the pending read-out and return it; ``None`` if there is none. Of a lost one, this rank's own totals.
+
+        Without ``ask`` ranks that differ are a loss, too: nobody is asked in what.
+        """
         pending = self.pending
         if pending is None:
             return None
@@ -80,11 +83,10 @@ class Link(Standing):
                 totals = pending.read_out.local()
             else:
                 self.patience.wait(pending.number, pending.read_out.arrives)
-                totals = pending.read_out.totals(self._wait)
+                totals = pending.read_out.totals(self._wait if ask else _asks_nobody)
         except RuntimeError as error:
-            self.pending = None
             self._lose(error, pending.number)
-            return pending, self._own(self._named(pending.read_out, pending.read_out.local()))
+            totals = pending.read_out.local()
         except UnlikeRanks:
             self.pending = None
             self.unmerged = self.unmerged + pending.read_out.local()
@@ -94,25 +96,29 @@ class Link(Standing):
             return None  # a signal came while this waited: its handler took the read-out for the state that it saved
         self.pending = None
         if self.severed:
-            return pending, self._own(self._named(pending.read_out, totals))
+            return pending, self._own(totals)
         first, last = pending.read_out.first_step, pending.read_out.doing.step
         if first != last:  # ranks that are out of step would wait for each other beside the training's own collectives
             self.sever(
                 f"a rank skipped an optimizer step: the group's are at {first} to {last} at one time, rank "
                 f"{self.home.global_rank} is at {own_step}"
             )
-            return pending, self._own(self._named(pending.read_out, pending.read_out.local()))
-        return pending, self._named(pending.read_out, totals)
+            return pending, self._own(pending.read_out.local())
+        return pending, totals
 
-    def _named(self, read_out: ReadOut, totals: Totals) -> Totals:
-        """Agree on names of the user's own numbers that some rank logged for the first time, and add their values."""
-        if not read_out.wants_slots:
+    def named(self, pending: Pending, totals: Totals) -> Totals:
+        """Agree on names of the user's own numbers that some rank logged for the first time, and add their values.
+
+        Every rank calls it with a read-out that it took in. What was merged stays so where others are lost meanwhile.
+        """
+        if not pending.read_out.wants_slots:
             return totals
+        device = self.tally.sums.device
         try:
-            found = self.numbers.settle(self.tally.group, self.tally.sums.device)
+            found = self.numbers.settle(self.tally.group, device, self._wait)
         except RuntimeError as error:
             self._lose(error)
-            return totals
+            found = self.numbers.settle(self.tally.group, device)
         return replace(totals, own=larger(totals.own, found))
 
     def whole(self, tally: TokenTally, doing: Doing) -> Totals:
@@ -155,15 +161,15 @@ class Link(Standing):
             return totals
 
     def from_first(self, payload: bytes) -> bytes:
-        """Return the bytes that the first rank of the group has, and wait for them; none once the link is severed."""
+        """Return the bytes that the first rank of the group has, and wait for them; this rank's own once the link is severed."""
         self.connect()
         if self.severed:
             return payload
         try:
-            return self.pattern.group.from_first(payload, self.tally.sums.device)
+            return self.pattern.group.from_first(payload, self.tally.sums.device, self._wait)
         except RuntimeError as error:
             self._lose(error)
-            return b""
+            return payload
 
     def sum(self, values: list[int], step: int, what: str = "choice") -> list[int]:
         """Return the sums of a few integers over ranks, and wait for them; this rank's own once the link is severed."""
@@ -184,3 +190,7 @@ class Link(Standing):
             f"rank {self.home.global_rank} {doing}, and waits for the other ranks of its group. Every rank has to do so; a pass of "
             'one rank alone is stage("val", local=True).'
         )
+
+
+def _asks_nobody(comes: Comes) -> None:
+    raise RuntimeError("the ranks differ, and this one leaves the run")

@@ -37,6 +37,7 @@ class Engine(Shows):
 
     def _arrived(self, pending: Pending, totals: Totals) -> None:
         """Note what a read-out says of the run, and take in what can be shown by now."""
+        totals = self._link.named(pending, totals)
         # When all leave, this was no step but the handshake of ``close``.
         self._all_leave = self._leave_together(totals)
         step = pending.read_out.doing.step
@@ -44,7 +45,7 @@ class Engine(Shows):
             step = self._step if self._micro_batch else self.last_step
         self._step = max(self._step, step + 1)
         self.should_stop = self.should_stop or totals["stop_votes"] > 0
-        taken_in = Taken(step, pending.closes_step, totals)
+        taken_in = Taken(step, pending.closes_step, totals, merged=not self._alone)
         for released in self._shifts.released(taken_in, pending.read_out.doing.votes):
             self._take_in(released)
 
@@ -183,6 +184,7 @@ class Engine(Shows):
         """Once the others are lost, show what was merged with them, so that what follows is this rank's own."""
         if self._alone or not self._link.severed or self._abandoned:
             return
+        self._add_waiting()
         window, step = self._windows.end_window(), self._merged_to
         if not window.empty and self.cadence.every_n_steps is not None:
             self._last = report = self._report(step, "train", window)
@@ -197,6 +199,12 @@ class Engine(Shows):
         if self._place is not None and self._link.ranks > 1 and (self.writes or self._delivery.can_take_over):
             self._place.sign(self.rank)
             self._signed = True
+
+    def _add_waiting(self) -> None:
+        """Count what was merged and not shown, because ranks had not chosen their shift, with the open window."""
+        for taken in self._shifts.take_merged():
+            self._merged_to = max(self._merged_to, taken.step)
+            self._windows.add(taken.totals.silent())
 
     def _take_place(self) -> None:
         """Show numbers in place of the rank that did, if it is lost and this is the lowest of those that are left."""

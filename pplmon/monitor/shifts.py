@@ -28,6 +28,7 @@ class Taken(NamedTuple):
     step: int
     closes_step: bool
     totals: Totals
+    merged: bool  # of all ranks
 
 
 class Shifts:
@@ -146,7 +147,15 @@ class Shifts:
             self._settle("train", shift, votes)
         add(choice.take_trial(), choice.counts, self._link.tally)
         waiting, self._waiting = self._waiting, []
-        return [t._replace(totals=t.totals + self._read(trial, choice, t.step)) for t, trial in waiting]
+        return [self._with_held(taken, trial, choice) for taken, trial in waiting]
+
+    def _with_held(self, taken: Taken, trial: Trial | None, choice: Choice) -> Taken:
+        """Return a read-out with what ranks held back of it."""
+        held = self._read(trial, choice, taken.step)
+        if taken.merged and self._link.severed:  # this rank's own is not to be taken for that of all
+            add(trial, choice.counts, self._link.tally)
+            return taken
+        return taken._replace(totals=taken.totals + held)
 
     def end_pass(self, stage: str, totals: Totals, votes: Votes, step: int) -> Totals:
         """Return the totals of a pass with what ranks held back of it. Every rank of the pass calls it."""
@@ -172,10 +181,11 @@ class Shifts:
         for trial in trials:
             add(trial, choice.counts, tally)
 
-    def take_waiting(self) -> list[Totals]:
-        """Return what read-outs that waited had of other ranks, and forget them."""
-        waiting, self._waiting = self._waiting, []
-        return [taken.totals for taken, _ in waiting]
+    def take_merged(self) -> list[Taken]:
+        """Return the read-outs of all ranks that wait. What this rank held back of them goes on waiting, as its own."""
+        merged = [taken for taken, _ in self._waiting]
+        self._waiting = [(Taken(taken.step, False, Totals(), merged=False), trial) for taken, trial in self._waiting]
+        return merged
 
     def _read(self, trial: Trial | None, choice: Choice, step: int) -> Totals:
         tally = self._link.pattern.clone()

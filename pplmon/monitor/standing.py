@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import warnings
 from typing import NamedTuple
+from weakref import WeakSet
 
 from pplmon.monitor.patience import Patience
 from pplmon.report.totals import Totals
 from pplmon.tally import OwnNumbers, ReadOut, TokenTally, Votes
 from pplmon.tally.ranks import Group, Home
+
+_standing: WeakSet[Standing] = WeakSet()  # of this process
 
 
 class Pending(NamedTuple):
@@ -44,6 +47,7 @@ class Standing:
         self.votes = Votes()  # of all ranks, in the last tally that was read
         self.took_over = False  # the place of the rank that wrote, which is lost
         self.patience = Patience()
+        _standing.add(self)
 
     @property
     def home(self) -> Home:
@@ -104,8 +108,11 @@ class Standing:
             Group(self.pattern.process_group) if self._connected and not self.severed and not self._home.ended else None
         )
         self.sever(why)
-        if ours is None:
+        if ours is None or ours.size == 1:
             return
+        for other in list(_standing):  # what it sends would no longer meet what those ranks send
+            if other.pattern.process_group is ours.handle and not other.severed:
+                other.sever("another monitor has left the communicator that monitors of the same ranks share")
         if self.arrives(0):
             self.pattern.process_group = self.tally.process_group = None
             ours.hang_up()

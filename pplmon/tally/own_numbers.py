@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pplmon.measure.tokens import is_dtensor
 from pplmon.report import own
+from pplmon.tally.coming import Waits, wait_for
 from pplmon.tally.ranks import Group
 from pplmon.tally.same_layout import by_value, tell
 
@@ -75,6 +76,8 @@ class OwnNumbers:
         return self._block(max([*self._kept, *self._squares], default=0), device)[0]
 
     def _block(self, step: int, device: torch.device) -> tuple[Block, dict[str, Tensor | float]]:
+        if not self._kept and not self._squares:
+            return self.empty(device), {}
         merged: dict[str, Tensor | float] = {}
         for numbers in (self._kept[s] for s in sorted(self._kept) if s <= step):
             for name, value in numbers.items():
@@ -83,44 +86,44 @@ class OwnNumbers:
         parts = [self._squares[s] for s in sorted(self._squares) if s <= step][-max(self._steps, 1) :]
         rest = {name: value for name, value in merged.items() if name not in self.slots}
         block = self.empty(device)
+        squares, maxima = block.squares.clone(), block.maxima.clone()
         if self._steps and parts:
-            block.squares[: len(parts) * own.CELLS] = torch.cat([part.to(device) for part in parts])
+            squares[: len(parts) * own.CELLS] = torch.cat([part.to(device) for part in parts])
         keys = [_key(merged.get(name), device) for name in self.slots]
         if keys:
-            block.maxima[: len(keys)] = torch.stack(keys)
+            maxima[: len(keys)] = torch.stack(keys)
         if rest and not self._full:
-            block.maxima[-1] = 1
-        return block, rest
+            maxima[-1] = 1
+        return Block(squares, maxima, self.slots), rest
 
     def empty(self, device: torch.device) -> Block:
         """Return a block without a value: a pass takes part with one, so that every read-out has one size."""
-        maxima = torch.full((own.MOST_NAMES + 1,), own.EMPTY, dtype=torch.int64, device=device)
-        squares = torch.zeros(self._steps * own.CELLS, dtype=torch.int64, device=device)
-        return Block(squares, maxima, self.slots)
+        return Block(*_no_values(self._steps, device), self.slots)
 
-    def settle(self, group: Group, device: torch.device) -> dict[str, float]:
-        """Agree on slots for names that are new, and return what was logged under them. Every rank of the group calls it."""
+    def settle(self, group: Group, device: torch.device, wait: Waits | None = None) -> dict[str, float]:
+        """Agree on slots for names that are new, and return what was logged under them. Every rank of the group calls it.
+
+        ``wait`` may give it up: then nothing has changed, and this rank can settle alone.
+        """
         mine = [*self.slots, *self._without_slot][: 2 * own.MOST_NAMES]
-        told = tell(group, device, dict.fromkeys(mine, "")) if group.size > 1 else {0: dict.fromkeys(mine, "")}
+        told = tell(group, device, dict.fromkeys(mine, ""), wait) if group.size > 1 else {0: dict.fromkeys(mine, "")}
         have: dict[str, list[int]] = {}
         for rank, names in told.items():
             for name in names:
                 have.setdefault(name, []).append(rank)
         new = [name for name in have if name not in self.slots]
         room = own.MOST_NAMES - len(self.slots)
+        fit, too_many = new[:room], new[room:]
+        maxima = [_key(self._without_slot.get(name), device) for name in fit]
+        merged = torch.stack(maxima) if maxima else torch.zeros(0, dtype=torch.int64, device=device)
+        if group.size > 1 and fit:
+            work = dist.all_reduce(merged, dist.ReduceOp.MAX, group=group.handle, async_op=True)
+            wait_for(work, device, wait)
+        self.slots += fit
+        self._full, self._without_slot = self._full or bool(too_many), {}
         if group.rank == 0:
-            _tell_of_lacking({name: have[name] for name in new}, list(told), new[room:])
-        begin = len(self.slots)
-        self.slots += new[:room]
-        self._full = self._full or len(new) > room
-        keys = [_key(self._without_slot.get(name), device) for name in self.slots[begin:]]
-        self._without_slot = {}
-        if not keys:
-            return {}
-        merged = torch.stack(keys)
-        if group.size > 1:
-            dist.all_reduce(merged, dist.ReduceOp.MAX, group=group.handle)
-        return own.values(self.slots[begin:], merged.tolist(), ())
+            _tell_of_lacking({name: have[name] for name in new}, list(told), too_many)
+        return own.values(fit, merged.tolist(), ())
 
 
 def digits_of(total: Tensor) -> Tensor:
@@ -133,6 +136,13 @@ def digits_of(total: Tensor) -> Tensor:
     digits[:-1] -= scaled[1:] * 2.0**own.DIGIT_BITS
     counts = torch.stack([total.isinf(), total.isnan(), torch.ones_like(finite)])
     return torch.cat([digits.to(torch.int64), counts.to(torch.int64)])
+
+
+@lru_cache
+def _no_values(steps: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the tensors of an empty block, which nobody changes: a step without a value makes none."""
+    squares = torch.zeros(steps * own.CELLS, dtype=torch.int64, device=device)
+    return squares, torch.full((own.MOST_NAMES + 1,), own.EMPTY, dtype=torch.int64, device=device)
 
 
 @lru_cache

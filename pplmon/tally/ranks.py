@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from pplmon.measure.private_names import timeout_of
 from pplmon.measure.vocab_parallel.shard import running
+from pplmon.tally.coming import Waits, wait_for
 
 
 class Home(NamedTuple):
@@ -72,18 +73,21 @@ class Group(NamedTuple):
             own[ranks] = dist.new_group(list(ranks), timeout, backend, use_local_synchronization=True)
         return Group(own[ranks])
 
-    def from_first(self, payload: bytes, device: torch.device) -> bytes:
-        """Return what the first rank of the group has, on every rank. Every rank of the group calls it, and waits."""
+    def from_first(self, payload: bytes, device: torch.device, wait: Waits | None = None) -> bytes:
+        """Return what the first rank of the group has, on every rank. Every rank of the group calls it, and waits.
+
+        ``wait`` may give it up before the group does.
+        """
         if self.size <= 1:
             return payload
         first, length = self.ranks[0], torch.tensor([len(payload)], device=device)
-        dist.broadcast(length, first, group=self.handle)
+        wait_for(dist.broadcast(length, first, group=self.handle, async_op=True), device, wait)
         cells = torch.empty(int(length), dtype=torch.uint8)
         if self.rank == 0 and payload:
             cells = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
         cells = cells.to(device)
         if len(cells):
-            dist.broadcast(cells, first, group=self.handle)
+            wait_for(dist.broadcast(cells, first, group=self.handle, async_op=True), device, wait)
         return bytes(cells.cpu().numpy())
 
     def hang_up(self) -> None:

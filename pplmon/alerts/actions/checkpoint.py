@@ -16,7 +16,7 @@ from pplmon.report.checks import at_least
 class Checkpoint:
     """Save a checkpoint ``{rule}-{metric}-step={step}.ckpt`` when an alert is raised, at most ``at_most`` per run.
 
-    Under Lightning the trainer saves it, on all ranks, after the step at which the alert became known (the step after
+    Under Lightning the trainer saves it, on all ranks (never once some are lost), after the step at which the alert became known (the step after
     the one in its name, with ``judge_every_n_steps=1``); ``Trainer.fit(ckpt_path=…)`` goes on from it. In a plain loop
     ``save`` is given the path, on every rank, from within ``monitor.step()``.
 
@@ -58,7 +58,11 @@ class Checkpoint:
     def __call__(self, alert: Alert) -> None:
         """Note that a checkpoint is wanted; it is saved at the end of the step, when all counts belong to whole steps."""
         # Saving asks the monitor for its state, which may judge one more step: the file that is being written has it.
-        if self._due is None and not self._busy and self._count < self._at_most:
+        if self._due is not None or self._busy or self._count >= self._at_most:
+            return
+        if alert.ranks_missing and self._save is None:  # the others would not come to the trainer's barrier
+            self._failed(RuntimeError("a trainer saves on all ranks together, and this rank has lost the others"))
+        else:
             self._due = alert
 
     def settle(self) -> None:
