@@ -121,7 +121,10 @@ def calibration(batch: Batch) -> Numbers:
         "mean_top_probability": sure,
         **{f"reliability/{place / 20:.2f}/tokens": len(tokens) for place, tokens in bins.items()},
         **{f"reliability/{place / 20:.2f}/accuracy": share(bool(t.correct) for t in b) for place, b in bins.items()},
-        **{f"reliability/{place / 20:.2f}/confidence": mean(t.top_probability or 0.0 for t in b) for place, b in bins.items()},
+        **{
+            f"reliability/{place / 20:.2f}/confidence": mean(t.top_probability or 0.0 for t in b)
+            for place, b in bins.items()
+        },
     }
 
 
