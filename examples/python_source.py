@@ -1,6 +1,6 @@
 """A small model of Python source, and what its perplexity hides: names, its own text, sureness, files, and chance.
 
-It learns from modules of the standard library, in about two minutes on two CPU cores, and prints a table:
+It learns from modules of the standard library, in a few minutes on two CPU cores, and prints a table:
 
     python examples/python_source.py
     python examples/python_source_pictures.py runs/python_source    # the pictures of docs/beyond-perplexity.md

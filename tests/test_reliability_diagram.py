@@ -72,7 +72,7 @@ def test_a_bar_is_as_high_as_its_bin_is_often_right(run: tuple[Path, Keeps, pplm
     assert 5 < len(many) < len(drawn.points)
     expected = [(LEFT + point.start * SIDE + 1, point.accuracy * SIDE) for point in many]
     assert bars(drawn.svg(), BLUE) == [pytest.approx(bar, abs=0.06) for bar in expected]
-    pale = [bar for bar in bars(drawn.svg(), COLORS["grid"])]
+    pale = bars(drawn.svg(), COLORS["grid"])
     assert len(pale) == len(drawn.points) - len(many)
     told = re.search(r"overconfidence ([\d.]+), 4,000 tokens", drawn.svg())
     assert told is not None and float(told[1]) == pytest.approx(numbers["overconfidence"], abs=5e-4)
