@@ -209,7 +209,7 @@ def test_a_reader_of_ones_own(tmp_path: Path) -> None:
 
     (tmp_path / "run.dots").write_text("1.0 2.0 9.0")
     series = replay.read(tmp_path)
-    assert series.kind == "dots" and "'loss', is taken for cross_entropy" in series.notes[0]
+    assert series.kind == "dots" and "'loss' is taken for train/cross_entropy" in series.notes[0]
     result = replay.run(series, replay.Rules(["Above('cross_entropy', 5)"], series))
     assert [fired.alert.step for fired in result.fired] == [2]
     (tmp_path / "run.dots").write_text("")
@@ -218,5 +218,5 @@ def test_a_reader_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "run.whole").write_text("")
     assert replay.read(tmp_path).numbers() == {("val", "cross_entropy")}  # of two in a directory the more exact
     (tmp_path / "odd").write_text("")
-    with pytest.raises(replay.ReplayError, match=r"expected \.whole, \.jsonl.*or \.dots"):
+    with pytest.raises(replay.ReplayError, match=r"expected \.whole, \.jsonl.*, \.dots or "):
         replay.read(tmp_path / "odd")

@@ -144,18 +144,19 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     """Nothing there, nothing in it, no step, no number, no such column, several runs."""
     assert "does not exist; give a run's directory" in read_error(tmp_path / "x")
     assert "holds none of pplmon.jsonl, *.wandb" in read_error(tmp_path)
-    odd = tmp_path / "odd.txt"
+    odd = tmp_path / "odd.bin"
     odd.write_text("")
     assert "is of no known kind: expected .jsonl" in read_error(odd)
     assert "is empty: expected a line of column names" in read_error(write_csv(tmp_path / "a.csv", "", []))
     assert "is empty" in read_error(write_csv(tmp_path / "a.csv", "step,value", []))
     path = write_csv(tmp_path / "b.csv", "loss,ppl", [(1, 2)])
-    assert "no column 'trainer/global_step' or 'step'" in read_error(path) and "has loss, ppl" in read_error(path)
-    assert "no column 'n'" in read_error(path, step="n")
-    path = write_csv(tmp_path / "c.csv", "step,loss,ppl", [(1, 2, 3)])
-    assert "has no number of pplmon's: its columns are loss, ppl; say --map loss=cross_entropy" in read_error(path)
-    assert "did you mean loss? there are 'loss', 'ppl'" in read_error(path, {"los": ("train", "cross_entropy")})
-    series = replay.read(path, {"loss": ("train", "cross_entropy")})
+    assert "no column step, global_step, iteration" in read_error(path) and "has loss, ppl" in read_error(path)
+    assert "no column n that counts steps" in read_error(path, step="n")
+    path = write_csv(tmp_path / "c.csv", "step,objective,lr", [(1, 2, 3)])
+    assert "has no number of pplmon's: its columns are objective, lr; say --map COLUMN=cross" in read_error(path)
+    wrong = {"objectiv": ("train", "cross_entropy")}
+    assert "did you mean objective? there are 'objective', 'lr'" in read_error(path, wrong)
+    series = replay.read(path, {"objective": ("train", "cross_entropy")})
     with pytest.raises(
         replay.ReplayError, match=r"the csv lacks train/perplexity; for train it has cross_entropy.*--map"
     ):

@@ -105,11 +105,11 @@ def test_a_signal_while_a_read_out_is_waited_for_loses_no_step(monkeypatch: pyte
     monitor = pplmon.Monitor(every_n_steps=4, alerts=[lambda report: judged.append(report.step)])  # type: ignore[arg-type,func-returns-value]
     totals: Callable[[ReadOut], Any] = ReadOut.totals
 
-    def interrupted(self: ReadOut) -> Any:
+    def interrupted(self: ReadOut, wait: Any = None) -> Any:
         if self.doing.step == AT and not states:
             states.append({})  # the handler waits for the same read-out
             states[0] = monitor.state_dict()
-        return totals(self)
+        return totals(self, wait)
 
     monkeypatch.setattr(ReadOut, "totals", interrupted)
 

@@ -133,8 +133,11 @@ def _setup(model: str, shape: str, seed: int, note: str = "", **more: Any) -> Se
 @lru_cache
 def text(model: str) -> tuple[Tensor, int]:
     """Return ids [N] and V: the language reference and the standard library's docstrings, as bytes or as words."""
-    pages = [bytes(language_reference()[0].tolist()).decode("utf-8", "replace"), *_docstrings()]
-    whole = "\n\n".join(_prose(pages))
+    pages = [
+        bytes(language_reference()[0].tolist()).decode("utf-8", "replace"),
+        *docstrings(Path(sysconfig.get_paths()["stdlib"])),
+    ]
+    whole = "\n\n".join(prose(pages))
     if model == "byte":
         return torch.frombuffer(bytearray(whole.encode()), dtype=torch.uint8).long(), 256 + NEVER
     words = re.findall(r" ?[A-Za-z][a-z]*|\d|\s|.", whole)
@@ -143,7 +146,7 @@ def text(model: str) -> tuple[Tensor, int]:
     return torch.tensor([index.get(word, 0) for word in words]), WORDS
 
 
-def _prose(pages: list[str]) -> Iterator[str]:
+def prose(pages: list[str]) -> Iterator[str]:
     """Every paragraph once that is mostly letters: data are filtered before a run, too."""
     paragraphs = dict.fromkeys(part.strip() for page in pages for part in re.split(r"\n\s*\n", page))
     for part in paragraphs:
@@ -152,15 +155,17 @@ def _prose(pages: list[str]) -> Iterator[str]:
             yield words
 
 
-def _docstrings() -> Iterator[str]:
-    """The docstrings of the standard library: English that every Python carries, without its tests and its code."""
-    root = Path(sysconfig.get_paths()["stdlib"])
+def docstrings(root: Path) -> Iterator[str]:
+    """The docstrings of all modules in a folder, without tests: of the standard library, English that every Python carries."""
     for path in sorted(root.rglob("*.py")):
         if set(path.relative_to(root).parts) & {"test", "tests", "site-packages", "idlelib", "lib2to3", "turtledemo"}:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in others' files
-            tree = ast.parse(path.read_bytes())
+            try:
+                tree = ast.parse(path.read_bytes())
+            except SyntaxError:  # for a newer Python
+                continue
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 found = ast.get_docstring(node)

@@ -1,7 +1,7 @@
 """Rules that others have published, each as a ``Report -> Alert | None``, with the line that they come from.
 
 Every one watches the mean loss of the step, which is more than some of them get at home (one rank's, or one micro-batch's).
-None of them names a place; an alert of theirs says only when.
+All but Soup's say only when. Of these rows it would name the worst sequence, as ours does.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from statistics import median
+
+import numpy as np
 
 import pplmon
 
@@ -236,6 +239,52 @@ class EmaZScore(ZClip):
         return self._mean + z * (deviation + 1e-6)
 
 
+class Cusum(Peer):
+    """A cumulative sum of (x − median) / (1.4826 MAD) of the last 200, less 1 a step, beyond 6 either way; then anew.
+
+    trainscope trainscope/core/detectors/changepoint.py, ChangePointDetector.update, the detector by default, without ruptures
+    (1416f387). Its other early sign, the kurtosis of activations, cannot be told from losses.
+    """
+
+    slack, threshold, size, least = 1.0, 6.0, 200, 30
+
+    def __init__(self, metric: str = METRIC) -> None:
+        super().__init__(metric)
+        self._window: deque[float] = deque(maxlen=self.size)
+        self._up = self._down = 0.0
+
+    def beyond(self, value: float, step: int) -> bool:
+        alarm = False
+        if len(self._window) >= self.least:
+            past = np.array(self._window)
+            middle = float(np.median(past))
+            z = (value - middle) / max(1e-12, 1.4826 * float(np.median(np.abs(past - middle))))
+            self._up, self._down = max(0.0, self._up + z - self.slack), max(0.0, self._down - z - self.slack)
+            alarm = max(self._up, self._down) >= self.threshold
+            if alarm:
+                self._up = self._down = 0.0
+        self._window.append(value)
+        return alarm
+
+
+class Rewind(Peer):
+    """x > 2 × the median of the last 20, of at least 3, or not finite. It names the row with the largest share of the loss.
+
+    Soup src/soup_cli/utils/rewind.py, find_spikes and rank_rows (547b3ce9); at home it looks once the run is over.
+    """
+
+    def __init__(self, metric: str = METRIC) -> None:
+        super().__init__(metric)
+        self._window: deque[float] = deque(maxlen=20)
+
+    def beyond(self, value: float, step: int) -> bool:
+        if not math.isfinite(value):
+            return True
+        alarm = len(self._window) >= 3 and value > 2 * median(self._window)
+        self._window.append(value)
+        return alarm
+
+
 PEERS: dict[str, Callable[[], Rule]] = {
     "OLMo-core 128/6σ": OlmoCore,
     "OLMo-2 1000/7σ": Olmo2,
@@ -244,4 +293,6 @@ PEERS: dict[str, Callable[[], Rule]] = {
     "Axolotl watchdog": LossWatchdog,
     "ZClip on the loss": ZClip,
     "EMA z > 6": EmaZScore,
+    "trainscope CUSUM": Cusum,
+    "Soup rewind": Rewind,
 }

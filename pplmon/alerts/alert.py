@@ -150,6 +150,10 @@ class MetricRule:
 
     def __init__(self, metric: str, stage: str = "train") -> None:
         check_name(metric)
+        if not isinstance(stage, str):
+            raise TypeError(
+                f'the stage of a rule is a str, "train", "val" or "test", got {type(stage).__name__}: {stage!r}'
+            )
         self.metric = metric
         self.stage = stage
         self.warns = True  # once, when a report lacks the number

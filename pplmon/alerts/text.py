@@ -16,6 +16,7 @@ from pplmon.report.strict_json import finite_or_text
 from pplmon.report.visible import visible
 from pplmon.report.worst import WorstSequence, WorstToken
 
+END = 1000  # characters of a long error that are shown at either end
 TITLE_LENGTH = 64  # characters: W&B takes no longer title
 CELL_LENGTH = 600  # characters of a text in a table
 Cell = str | float | int | None
@@ -90,6 +91,12 @@ def title(alert: Alert) -> str:
     what = alert.rule if alert.metric is None else f"{alert.rule}: {alert.stage}/{alert.metric}"
     line = visible(what).replace("\n", " ")
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1] + "…"
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's text on one line: what does not print is escaped, and of a long text the middle is left out."""
+    text = visible(str(error)).replace("\n", " ")
+    return text if len(text) <= 2 * END else f"{text[:END]} … {text[-END:]}"
 
 
 def brief(value: float) -> str:

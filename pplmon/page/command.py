@@ -26,9 +26,7 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "write one HTML page of a run, or of several to compare them: charts, alerts, and the text that they are about"
     )
     report = commands.add_parser("report", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    report.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN_DIR", help="a journal, or a directory that holds some"
-    )
+    report.add_argument("runs", nargs="+", metavar="RUN_DIR", help="a journal, or a directory that holds some")
     report.add_argument(
         "-o",
         "--out",
@@ -63,6 +61,7 @@ def as_json(page: Page, path: Path) -> str:
 
 def _report(options: argparse.Namespace) -> int:
     """Write the page, and return the exit code: 2 where what was given cannot be shown."""
+    from pplmon.alerts.text import one_line
     from pplmon.page.build import page
     from pplmon.page.runs import left_out
 
@@ -80,7 +79,7 @@ def _report(options: argparse.Namespace) -> int:
             _say(made, path, options.json)
             made = _follow(options.runs, made, path)
     except (ValueError, OSError) as error:
-        print(f"pplmon report: {error}", file=sys.stderr)
+        print(f"pplmon report: {one_line(error)}", file=sys.stderr)
         return 2
     if options.json:
         print(as_json(made, path))
@@ -104,7 +103,7 @@ def _say(made: Page, path: Path, quiet: bool = False) -> None:
     print(f"{path} ({path.stat().st_size / 1024:,.0f} KiB); it opens with: {opening(path)}", flush=True)
 
 
-def _follow(places: Sequence[Path], made: Page, path: Path) -> Page:
+def _follow(places: Sequence[str], made: Page, path: Path) -> Page:
     """Write the page again whenever a journal has grown, until its runs are over or the user has had enough."""
     from pplmon.page.build import page
 

@@ -14,7 +14,7 @@ from pplmon.alerts import Alert
 from pplmon.page.distribution import Distribution, distribution
 from pplmon.page.evidence import alert_of
 from pplmon.page.table import Table
-from pplmon.replay.read.sources import locate
+from pplmon.replay.read.sources import given, locate
 from pplmon.report.declared import is_drawn
 from pplmon.report.numbers import CATALOGUE, Value
 from pplmon.sinks.dashboards import CHARTS
@@ -64,7 +64,7 @@ def find(places: Iterable[str | os.PathLike[str]]) -> list[Path]:
         ValueError: there are more than a page can compare.
     """
     found: dict[Path, None] = {}
-    for place in map(Path, places):
+    for place in map(given, places):
         below = [] if (place / FILE_NAME).is_file() or not place.is_dir() else sorted(place.rglob(FILE_NAME))
         for path in below or [_journal(place)]:
             found[path] = None

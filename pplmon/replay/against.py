@@ -9,19 +9,25 @@ from pathlib import Path
 from pplmon.alerts.against import Against
 from pplmon.alerts.earlier import Earlier
 from pplmon.replay.read.columns import Place
+from pplmon.replay.read.journal import JournalReader
 from pplmon.replay.read.series import ReplayError
-from pplmon.replay.read.sources import locate
+from pplmon.replay.read.sources import locate, read
 
 
-def read_earlier(path: Path, mapped: Mapping[str, Place] | None = None, step: str | None = None) -> Earlier:
-    """Return the training rows of the last run in a file or directory; ``mapped`` and ``step`` are for logs, as in ``read``.
+def read_earlier(
+    path: Path, mapped: Mapping[str, Place] | None = None, step: str | None = None, pattern: str | None = None
+) -> Earlier:
+    """Return the training rows of the last run in a file or directory; ``mapped``, ``step`` and ``pattern`` are for logs, as in ``read``.
 
     Raises:
         ReplayError: there is nothing to read.
     """
-    reader, found = locate(path)
-    is_journal = reader.kind == "journal"
-    series = reader.read(found, {} if is_journal else mapped or {}, None if is_journal else step)
+    if pattern is not None and path.is_file() and not JournalReader().matches(path):
+        series = read(path, mapped, step, pattern)
+    else:
+        reader, found = locate(path)
+        is_journal = reader.kind == "journal"
+        series = reader.read(found, {} if is_journal else mapped or {}, None if is_journal else step)
     rows = [row for row in series.runs[-1] if row.stage == "train"] if series.runs else []
     if not rows:
         raise ReplayError(f"--against {path}: it has no row of training")

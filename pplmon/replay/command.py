@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from pplmon.alerts.text import one_line
 from pplmon.replay.against import read_earlier
 from pplmon.replay.judge import run
 from pplmon.replay.own_file import run_file
@@ -13,7 +14,7 @@ from pplmon.replay.print import as_json, show
 from pplmon.replay.read.columns import parse_map
 from pplmon.replay.read.reader import readers
 from pplmon.replay.read.series import ReplayError
-from pplmon.replay.read.sources import read
+from pplmon.replay.read.sources import given, read
 from pplmon.replay.rules import EXAMPLE, Rules
 from pplmon.replay.score import Incident, Watch, scores
 from pplmon.replay.suggest import check_rate, suggest
@@ -34,7 +35,6 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     replay = commands.add_parser("replay", help=text, description=f"{text[0].upper()}{text[1:]}.")
     replay.add_argument(
         "path",
-        type=Path,
         help=f"the run, its file or its directory; kinds: {', '.join(reader.kind for reader in readers())}",
     )
     replay.add_argument("--rule", action="append", default=[], metavar="RULE", help=RULE_HELP)
@@ -62,8 +62,13 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--step", metavar="COLUMN", help="the column that counts optimizer steps, where it is not found"
     )
     replay.add_argument(
+        "--pattern",
+        metavar="REGEX",
+        help=r"how a line of a text log looks, with a group for the step and one for each number: "
+        r"'it (?P<step>\d+) ce (?P<loss>\S+)'",
+    )
+    replay.add_argument(
         "--against",
-        type=Path,
         metavar="RUN",
         help="an earlier run on the same data: rules see the difference, and each alert says if both runs show it (data) or only "
         "this one (model)",
@@ -81,16 +86,20 @@ def _replay(options: argparse.Namespace) -> int:
             run_file(file, f"--rules {file}")
         incidents = [Incident.parse(text) for text in options.incident]
         mapped = dict(map(parse_map, options.map))
-        series = read(options.path, mapped, options.step)
+        series = read(options.path, mapped, options.step, options.pattern)
         rules = Rules(options.rule, series)
-        earlier = None if options.against is None else read_earlier(options.against, mapped, options.step)
+        earlier = (
+            None
+            if options.against is None
+            else read_earlier(given(options.against), mapped, options.step, options.pattern)
+        )
         result = run(series, rules, earlier)
         watch = Watch(series, incidents)
         tuned = [] if options.wanted_rate is None else rules.metric_rules().values()
         tunable = [rule for rule in tuned if rule.tuned_by is not None]
         suggestions = [suggest(rule, options.wanted_rate, series, watch) for rule in tunable]
     except (ReplayError, OSError) as error:
-        print(f"pplmon replay: {error}", file=sys.stderr)
+        print(f"pplmon replay: {one_line(error)}", file=sys.stderr)
         return 2
     scored = scores(watch, result.rules, result.fired)
     if options.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from pplmon.alerts.earlier import Earlier
 from pplmon.alerts.usual import Usual, read_for_blame
 from pplmon.monitor.failures import FAILURES, Tries
 from pplmon.replay.against import Beside
-from pplmon.replay.read.series import Noted, Row, Series
+from pplmon.replay.read.series import Noted, Row, Segment, Series
 from pplmon.replay.rules import Rules, lacking
 
 Labelled = tuple[str, Rule]  # the text that the rule is shown under, the rule
@@ -73,11 +74,11 @@ class Replay:
         """Judge each process's rows by the rules that it had, restored to the states that they had when it resumed."""
         runs = -1
         for segment in self._series.segments:
-            process = _Process(rules.live(segment), self._missed, with_targets=True, earlier=self._earlier)
             if segment.resumed_at is None or runs < 0:
                 runs += 1
+            process = self._process(rules, segment)
             if segment.resumed_at is not None:
-                self._resume(process, segment.resumed_at, segment.memory, runs)
+                self._mark_repeated(segment.resumed_at, runs)
             self._judge(process, segment.rows, runs)
 
     def given(self, rules: Rules) -> None:
@@ -103,13 +104,29 @@ class Replay:
         self.labels += [label for label in process.labels if label not in self.labels]
         self._notes += process.notes
 
-    def _resume(self, process: _Process, step: int, memory: Mapping[str, Any] | None, number: int) -> None:
-        if memory is None:
-            self._notes.append(
-                f"The run goes on at step {step}; what its rules remembered is not known: they begin anew."
-            )
-        else:
-            process.recall(memory)
+    def _process(self, rules: Rules, segment: Segment) -> _Process:
+        """Return the rules of one process of the run, with what they remembered where it resumed."""
+        process = self._fresh(rules, segment)
+        if segment.resumed_at is None:
+            return process
+        why = "is not known"
+        if segment.memory is not None:
+            try:
+                process.recall(segment.memory)
+            except Exception as error:  # a damaged row may hold anything
+                why = f"cannot be read ({type(error).__name__}: {error})"
+                process = self._fresh(rules, segment)
+            else:
+                return process
+        self._notes.append(
+            f"The run goes on at step {segment.resumed_at}; what its rules remembered {why}: they begin anew."
+        )
+        return process
+
+    def _fresh(self, rules: Rules, segment: Segment) -> _Process:
+        return _Process(rules.live(segment), self._missed, with_targets=True, earlier=self._earlier)
+
+    def _mark_repeated(self, step: int, number: int) -> None:
         self.fired = [
             replace(f, repeated=True) if f.run == number and f.alert.step is not None and f.alert.step >= step else f
             for f in self.fired
@@ -149,7 +166,7 @@ class _Process:
             moved = self._usual.moved(row) if grouped else {}
             if self._targets is not None:
                 count = row.numbers.get(TargetCheck.METRIC)
-                if count is not None and self._targets.verdict(int(count)) is not None:
+                if count is not None and math.isfinite(count) and self._targets.verdict(int(count)) is not None:
                     text = f"{count} targets are outside the vocabulary"
                     alert = self._targets.alert(row.step, row.stage, count, text)  # type: ignore[arg-type]
                     alerts.append((TargetCheck.RULE, replace(alert, **moved)))

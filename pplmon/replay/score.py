@@ -11,6 +11,7 @@ from pplmon.replay.judge import Fired
 from pplmon.replay.read.series import ReplayError, Series
 
 WITHIN = 200  # judged values: alarms that close together are one event, and an incident is over so long after its end
+DIGITS = 18  # of a step
 PER = 100_000  # judged values, or optimizer steps, that a rate counts
 
 
@@ -27,6 +28,8 @@ class Incident:
         found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", text)
         if found is None:
             raise ReplayError(f"--incident wants a step or a range of steps, as 18402 or 18000-18500; got {text!r}")
+        if max(map(len, found.groups(""))) > DIGITS:
+            raise ReplayError(f"--incident wants steps of at most {DIGITS} digits; got one of {len(text):,} characters")
         start, end = int(found[1]), int(found[2] or found[1])
         if end < start:
             raise ReplayError(f"--incident {text}: it ends before it begins; write {end}-{start}")

@@ -17,6 +17,16 @@ def at_least(name: str, value: Any, least: int = 1, note: str = "") -> int:
     return int(value)
 
 
+def check_number(name: str, value: Any) -> float:
+    """Return ``value`` as a float if it is a number that a float can hold, else raise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}: {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be a number of at most 1.8e308, got an integer beyond it") from None
+
+
 def check_cadence(name: str, value: Any) -> None:
     """Raise for anything but a number of optimizer steps of at least 1."""
     if not is_integer(value):

@@ -160,7 +160,7 @@ def _number(row: Mapping[str, Any]) -> Number | None:
         low, high = float(row.get("low", 0.0)), float(row.get("high", INF))
         best, drawn = row.get("best"), bool(row.get("drawn"))
         return check_number(Number(name, unit, meaning, low=low, high=high, best=best, drawn=drawn))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

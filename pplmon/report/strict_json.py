@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def finite_or_text(value: float) -> float | str:
@@ -37,7 +37,7 @@ def revive(fields: dict[str, Any], names: Iterable[str] | None = None) -> None:
     """
     for name, value in fields.items() if names is None else [(n, fields[n]) for n in names if n in fields]:
         if value.__class__ is str:
-            if value in _NON_FINITE:
-                fields[name] = _NON_FINITE[value]
+            if value in NON_FINITE:
+                fields[name] = NON_FINITE[value]
         elif value.__class__ is list:
-            fields[name] = [_NON_FINITE.get(v, v) if v.__class__ is str else v for v in value]
+            fields[name] = [NON_FINITE.get(v, v) if v.__class__ is str else v for v in value]

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +24,10 @@ from pplmon.report.numbers import CORE
 from pplmon.report.report import Report
 from pplmon.report.strict_json import plain, revive
 from pplmon.sinks.base import Sink
+from pplmon.sinks.journal_rows import KINDS, sound
 from pplmon.sinks.journal_runs import JournalRuns
 from pplmon.sinks.json_lines import no_collection, objects
+from pplmon.sinks.left_out import LeftOut
 
 FILE_NAME = "pplmon.jsonl"
 _BESIDE = ("worst_1pct_loss", "max_token_excess", "relative_cross_entropy", "tokens", "invalid_targets")
@@ -158,19 +161,21 @@ def read_journal(path: str | os.PathLike[str], run: str | None = None) -> list[d
     It is the last run, or the one that is named: the ``run`` of its row of kind "run".
 
     A resumed run repeats steps: of the rows for the same step and stage (alerts: and the same rule) the last is kept,
-    where it stands. An incomplete line, left by a kill, is skipped.
+    where it stands. An incomplete line, left by a kill, is skipped; one warning counts rows and numbers that are damaged.
     """
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     kept: dict[tuple[Any, ...], dict[str, Any]] = {}
+    torn, damaged = LeftOut(), LeftOut()
     runs = JournalRuns()
-    with open(path, encoding="utf-8", errors="replace") as file, no_collection():
-        for number, row in enumerate(objects(file)):
-            if "kind" in row:
-                learn(row.get("declared"))  # what extras of the run measured, in a process that may not know them
-                key = (runs.of(row), *_identity(row, number))
-                kept.pop(key, None)  # so that the new one comes at its own place
-                kept[key] = row
+    with open(path, encoding="utf-8-sig", errors="replace") as file, no_collection():
+        for number, row in enumerate(sound(objects(file, torn), damaged)):
+            learn(row.get("declared"))  # what extras of the run measured, in a process that may not know them
+            key = (runs.of(row), *_identity(row, number))
+            kept.pop(key, None)  # so that the new one comes at its own place
+            kept[key] = row
+    if notes := damaged.notes():
+        warnings.warn(f"pplmon: {path} is damaged. {' '.join(notes)}", stacklevel=2)
     chosen = runs.chosen(run)
     return [_revived(row) for (place, *_), row in kept.items() if place in chosen]
 
@@ -238,11 +243,13 @@ def _identity(row: Mapping[str, Any], number: int) -> tuple[Any, ...]:
         return address
     if row["kind"] == "alert":
         # Two rules of one kind may fire at one step: on two metrics, or at two thresholds.
-        return (*address, row.get("rule"), row.get("metric"), row.get("threshold"))
+        return (*address, row["rule"], row.get("metric"), row.get("threshold"))
     return (row["kind"], number)
 
 
 def _revived(row: dict[str, Any]) -> dict[str, Any]:
+    if row["kind"] not in KINDS:  # the description of a run, or of a later version
+        return row
     revive(row, ("value", "threshold"))
     revive(row.get("numbers", {}))
     for evidence in (*row.get("worst", ()), *row.get("worst_sequences", ())):

@@ -9,18 +9,25 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+from pplmon.sinks.left_out import LeftOut
+
 BATCH = 1000  # lines
+TORN = "a line that is no JSON object"
 
 
-def objects(file: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Yield each line's object, and pass over a line that is none. Many lines are parsed at once, in half the time."""
+def objects(file: Iterable[str], left_out: LeftOut) -> Iterator[dict[str, Any]]:
+    """Yield each line's object, and count a line that is none. Many lines are parsed at once, in half the time."""
     lines = iter(file)
     while batch := list(islice(lines, BATCH)):
         try:
             rows = json.loads(f"[{','.join(batch)}]")
-        except ValueError:  # a line among them is torn
-            rows = map(_parse, batch)
-        yield from (row for row in rows if isinstance(row, dict))
+        except (ValueError, RecursionError):  # a line among them is torn, or nests too deeply
+            rows = [_parse(line) for line in batch if line.strip()]
+        for row in rows:
+            if isinstance(row, dict):
+                yield row
+            else:
+                left_out.add(TORN)
 
 
 @contextmanager
@@ -38,5 +45,5 @@ def no_collection() -> Iterator[None]:
 def _parse(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -12,7 +12,7 @@ from pplmon.alerts.rules.baseline import LEAST_SCALE, Baseline
 from pplmon.alerts.rules.bucket import Bucket
 from pplmon.alerts.rules.quiet import Quiet
 from pplmon.alerts.rules.rises import ONE_VALUE, Rise, Rises
-from pplmon.report.checks import at_least
+from pplmon.report.checks import at_least, check_number
 from pplmon.report.report import Report
 
 RECENT = 64  # newest values whose median says whether the level has come back
@@ -59,6 +59,8 @@ class Spike(MetricRule):
             ("repeats", 2 if repeats is None else repeats, 2),
         ):
             at_least(name, value, least)
+        leak, limit = check_number("leak", leak), check_number("limit", limit)
+        hard = None if hard is None else check_number("hard", hard)
         if not 0 <= leak < math.inf:
             raise ValueError(f"leak must be a finite number of at least 0, got {leak!r}")
         if not 0 < limit < math.inf:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pplmon.alerts.alert import Alert, MetricRule, check_severity
 from pplmon.alerts.rules.quiet import Quiet, Repeats
-from pplmon.report.checks import at_least
+from pplmon.report.checks import at_least, check_number
 from pplmon.report.declared import find
 from pplmon.report.numbers import Number
 from pplmon.report.report import Report
@@ -34,13 +34,13 @@ class _Threshold(MetricRule):
         quiet_steps: int = 200,
     ) -> None:
         super().__init__(metric, stage)
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
-            raise TypeError(f"the threshold of {metric} must be a number, got {type(threshold).__name__}")
+        limit = check_number(f"the threshold of {metric}", threshold)
+        hysteresis = check_number("hysteresis", hysteresis)
         number = find(metric)
         span = f"{metric} lies between {number.low:g} and {number.high:g}" if number else "no value is beyond it"
-        if not self._can_fire(float(threshold)):
+        if not self._can_fire(limit):
             raise ValueError(f"{self.word} {threshold} can never fire: {span}")
-        if number is not None and self._beyond_all(float(threshold), number):
+        if number is not None and self._beyond_all(limit, number):
             raise ValueError(
                 f"{self.word} {threshold} would fire at every value: {span}; choose a threshold between the two"
             )
@@ -55,8 +55,8 @@ class _Threshold(MetricRule):
         check_severity(severity)
         if repeats is not None and severity != "info":
             raise ValueError(f'repeats turns notices into a warning, so it wants severity="info"; got {severity!r}')
-        self.threshold = float(threshold)
-        self.for_steps, self.after_step, self.hysteresis = for_steps, after_step, float(hysteresis)
+        self.threshold = limit
+        self.for_steps, self.after_step, self.hysteresis = for_steps, after_step, hysteresis
         self.repeats, self.quiet_steps = repeats, quiet_steps
         if severity != self.severity:
             self.severity = severity

@@ -9,11 +9,14 @@ from typing import Any
 from pplmon.replay.read.columns import Place as Column
 from pplmon.replay.read.reader import Reader
 from pplmon.replay.read.series import Given, ReplayError, Row, Segment, Series
+from pplmon.replay.read.text import head, lines, unpacked_name
 from pplmon.report.declared import learn
 from pplmon.report.strict_json import revive
 from pplmon.sinks.journal import FILE_NAME
+from pplmon.sinks.journal_rows import sound
 from pplmon.sinks.journal_runs import JournalRuns, Place
 from pplmon.sinks.json_lines import no_collection, objects
+from pplmon.sinks.left_out import LeftOut
 
 
 class JournalReader(Reader):
@@ -25,7 +28,9 @@ class JournalReader(Reader):
     order = 10
 
     def matches(self, file: Path) -> bool:
-        return file.suffix == ".jsonl"
+        name = unpacked_name(file)
+        own = name.startswith("pplmon.") and name.endswith(".jsonl")
+        return own or (name.endswith(".jsonl") and any("kind" in row for row in objects(head(file), LeftOut())))
 
     def read(self, path: Path, mapped: Mapping[str, Column], step: str | None) -> Series:
         if mapped or step:
@@ -47,9 +52,10 @@ def read_journal_file(path: Path) -> Series:
     found: dict[Place, list[Segment]] = {}
     live: dict[Place, list[dict[str, Any]]] = {}
     reported: dict[Place, set[tuple[str, str]]] = {}
-    with open(path, encoding="utf-8", errors="replace") as file, no_collection():
-        for row in objects(file):
-            kind, place = row.get("kind"), runs.of(row)
+    left_out = LeftOut()
+    with no_collection():
+        for row in sound(objects(lines(path), left_out), left_out):
+            kind, place = row["kind"], runs.of(row)
             segments = found.setdefault(place, [])
             if kind == "run":
                 learn(row.get("declared"))
@@ -69,9 +75,9 @@ def read_journal_file(path: Path) -> Series:
             f"{path} has no row of kind 'judged'. A pplmon.sinks.Journal gets one at every read-out: is this another file, "
             "or did the run end before its first step?"
         )
-    notes = (
-        [f"The journal holds {len(runs.names)} runs; this is the last one."] if len(runs.names) > len(chosen) else []
-    )
+    notes = left_out.notes()
+    if len(runs.names) > len(chosen):
+        notes.append(f"The journal holds {len(runs.names)} runs; this is the last one.")
     alerts = [row for place in chosen for row in live.get(place, ())]
     numbers = frozenset(pair for place in chosen for pair in reported.get(place, ()))
     return Series(path, "journal", segments, alerts, numbers, notes=notes)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pplmon.replay.read.columns import Place, choose, rows_of
+from pplmon.replay.read.columns import Place, choose, number, rows_of
+from pplmon.replay.read.loss_names import steps_among
 from pplmon.replay.read.series import ReplayError, Segment, Series
 from pplmon.report.discover import classes_in, subclasses_of
+from pplmon.sinks.journal_rows import LARGEST
+from pplmon.sinks.left_out import LeftOut
 
-STEPS = ("trainer/global_step", "step", "global_step", "_step", "Step")  # columns that count steps, the best first
+_GROUPED = re.compile(r"\d{1,3}(,\d{3})+")  # "12,000", which as a step is no decimal comma
 
 Cells = Iterable[tuple[int, Mapping[str, Any]]]
 
@@ -20,9 +25,9 @@ class Reader:
 
     Attributes:
         kind: the name of the format in messages.
-        pattern: the glob pattern of its files, to find them in a directory.
+        pattern: the glob pattern of its files, to find them in a directory; "" for files that have to be named.
         expects: a description of the files that it reads, for messages.
-        order: of two readers that find something in one directory, the one with the lower order reads it.
+        order: of two readers that take one file, or find something in one directory, the one with the lower order reads it.
     """
 
     kind = ""
@@ -30,8 +35,13 @@ class Reader:
     expects = ""
     order = 50
 
+    @cached_property
+    def left_out(self) -> LeftOut:
+        """Return the count of what was passed over, which notes tell."""
+        return LeftOut()
+
     def matches(self, file: Path) -> bool:
-        """Return True for a file of this format, by its name."""
+        """Return True for a file of this format, by its name, and where that leaves it open by its first lines."""
         return file.match(self.pattern)
 
     def place(self, file: Path) -> Path:
@@ -63,6 +73,10 @@ class LogReader(Reader):
         """
         raise NotImplementedError
 
+    def chosen(self, columns: Sequence[str], mapped: Mapping[str, Place]) -> Mapping[str, Place]:
+        """Return the user's mapping, or a more exact one where the format itself tells what a column is."""
+        return mapped
+
     def notes(self, path: Path) -> list[str]:
         """Return further notes for the user."""
         return []
@@ -75,19 +89,19 @@ class LogReader(Reader):
             raise
         except ValueError as error:
             raise ReplayError(str(error)) from None
-        chosen, notes = choose(columns, mapped)
-        rows = rows_of(cells, chosen)
+        chosen, notes = choose(columns, self.chosen(columns, mapped))
+        rows = rows_of(cells, chosen, self.left_out)
         if not rows:
-            have = f"its columns are {', '.join(columns)}; say --map loss=cross_entropy" if columns else "it is empty"
-            raise ReplayError(f"{path} has no number of pplmon's: {have}")
-        notes += self.notes(path)
+            have = f"its columns are {', '.join(columns)}; say --map COLUMN=cross_entropy" if columns else "it is empty"
+            raise ReplayError(". ".join([f"{path} has no number of pplmon's: {have}", *self.left_out.notes()]))
+        notes += [*self.notes(path), *self.left_out.notes()]
         return Series(path, self.kind, [Segment(rows)], columns=tuple(columns), notes=notes)
 
 
 def readers() -> list[Reader]:
     """Return one reader for each known format, the most exact first."""
     classes_in("pplmon.replay.read", Reader)
-    return sorted((kind() for kind in subclasses_of(Reader) if kind.pattern), key=lambda reader: reader.order)
+    return sorted((kind() for kind in subclasses_of(Reader) if kind.kind), key=lambda reader: reader.order)
 
 
 def step_column(columns: list[str], wanted: str | None, path: Path) -> str:
@@ -96,26 +110,29 @@ def step_column(columns: list[str], wanted: str | None, path: Path) -> str:
     Raises:
         ReplayError: there is none.
     """
-    names = (wanted,) if wanted else STEPS
-    found = next((name for name in names if name in columns), None)
+    found = (wanted if wanted in columns else None) if wanted else steps_among(columns)
     if found is None:
         raise ReplayError(
-            f"{path} has no column {' or '.join(map(repr, names))} that counts steps; name it with --step. It has "
-            f"{', '.join(columns) or 'none'}"
+            f"{path} has no column {wanted or 'step, global_step, iteration or iter'} that counts steps; name it with "
+            f"--step. It has {', '.join(columns) or 'none'}"
         )
     return found
 
 
-def by_step(rows: Iterable[Mapping[str, Any]], column: str) -> Cells:
-    """Return rows with the step in their column; rows without a step are left out."""
+def by_step(rows: Iterable[Mapping[str, Any]], column: str, left_out: LeftOut) -> Cells:
+    """Return rows with the step in their column; rows without a step are left out and counted."""
     for row in rows:
         step = _whole(row.get(column))
-        if step is not None:
+        if step is None:
+            left_out.add(f"a row whose {column} is no whole number of at least 0", row.get(column))
+        else:
             yield step, row
 
 
 def _whole(value: Any) -> int | None:
-    try:
-        return int(float(value))
-    except (TypeError, ValueError, OverflowError):
+    if isinstance(value, str) and _GROUPED.fullmatch(value.strip()):
+        value = value.replace(",", "")
+    found = number(value)
+    if found is None or not 0 <= found < LARGEST or found != int(found):
         return None
+    return int(found)

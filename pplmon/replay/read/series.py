@@ -64,7 +64,7 @@ class Series:
     """The rows of a run, or of several runs one after the other, for a replay."""
 
     path: Path
-    kind: str  # "journal", "tensorboard", "wandb" or "csv"
+    kind: str  # the reader's: "journal", "csv", …
     segments: list[Segment]
     live: list[dict[str, Any]] = field(default_factory=list)  # the journal's alerts, every one
     reported: frozenset[tuple[str, str]] = frozenset()  # (stage, name) in the journal's reports, judged or not

@@ -29,6 +29,10 @@ class TensorBoardReader(LogReader):
 
         if step:
             raise ReplayError("TensorBoard's events have steps of their own: leave --step out")
-        board = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()  # 0 keeps every point
-        tags = board.Tags()["scalars"]
-        return tags, ((event.step, {tag: event.value}) for tag in tags for event in board.Scalars(tag))
+        try:
+            board = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()  # 0 keeps every point
+            tags = list(board.Tags()["scalars"])
+            points = [(tag, event.step, event.value) for tag in tags for event in board.Scalars(tag)]
+        except Exception as error:  # TensorBoard's reader raises many kinds on a damaged file
+            raise ReplayError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+        return tags, ((step, {tag: value}) for tag, step, value in points)
