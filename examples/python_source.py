@@ -1,6 +1,6 @@
 """A small model of Python source, and what its perplexity hides: names, its own text, sureness, files, and chance.
 
-It learns from modules of the standard library, in about four minutes on two CPU cores, and prints a table:
+It learns from modules of the standard library, in a few minutes on two CPU cores, and prints a table:
 
     python examples/python_source.py
     python examples/python_source_pictures.py runs/python_source    # the pictures of docs/beyond-perplexity.md
@@ -88,7 +88,7 @@ def loader(data: TensorDataset, shuffle: bool = False) -> DataLoader:
 def main() -> None:
     """Train, validate four times, and print the last pass and what other names cost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--out", default="runs/python_source")
     options = parser.parse_args()
     pl.seed_everything(0)

@@ -20,11 +20,13 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"  # told a
 Passes = list[dict[str, Any]]
 
 
-def curve(axes: Axes, passes: Passes, name: str, label: str, color: str, style: str = "-") -> None:
+def curve(axes: Axes, passes: Passes, name: str, label: str, color: str, style: str = "-", va: str = "center") -> None:
     """Draw a number of each pass over optimizer steps, with its name at its end."""
     points = [(row["step"], row["numbers"][name]) for row in passes if row["numbers"].get(name) is not None]
     axes.plot(*zip(*points), style, color=color, marker="o", ms=4)
-    axes.annotate(label, points[-1], xytext=(6, 0), textcoords="offset points", va="center", color=color)
+    axes.annotate(label, points[-1], xytext=(6, 0), textcoords="offset points", va=va, color=color)
+    axes.set(yscale="log", xlabel="optimizer step", xticks=[step for step, _ in points])
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def by_position(numbers: dict[str, Any], head: str, tail: str) -> tuple[list[int], list[float]]:
@@ -43,7 +45,6 @@ def names(axes: Axes, passes: Passes) -> None:
     curve(axes, passes, "perplexity", "perplexity", GREY)
     curve(axes, passes, "content_perplexity", "content: which of its kind", ORANGE)
     curve(axes, passes, "structure_perplexity", "structure: what kind of token", BLUE)
-    axes.set(yscale="log", xlabel="optimizer step")
 
 
 def own_text(axes: Axes, passes: Passes) -> None:
@@ -64,18 +65,17 @@ def own_text(axes: Axes, passes: Passes) -> None:
 def sureness(axes: Axes, passes: Passes) -> None:
     """Accuracy beside the probabilities that are taken for it."""
     axes.set_title("accuracy is many times 1/perplexity, and near the probability of the model's first choice")
-    curve(axes, passes, "mean_top_probability", "mean probability of the first choice", BLUE, "--")
-    curve(axes, passes, "token_accuracy", "accuracy", GREEN)
+    curve(axes, passes, "mean_top_probability", "mean probability of the first choice", BLUE, "--", "bottom")
+    curve(axes, passes, "token_accuracy", "accuracy", GREEN, va="top")
     curve(axes, passes, "mean_target_probability", "mean p(target)", GREY)
     curve(axes, passes, "inverse_perplexity", "1/perplexity", ORANGE)
-    axes.set(yscale="log", xlabel="optimizer step")
 
 
 def not_alike(axes: Axes, passes: Passes) -> None:
     """The cross-entropy of kinds of tokens, of domains and of names, old and new."""
     numbers = passes[-1]["numbers"]
     bars = [("all tokens", numbers["cross_entropy"], GREY)]
-    bars += [("id that is new in its document", numbers["novel_cross_entropy"], ORANGE)]
+    bars += [("id that is new in its window", numbers["novel_cross_entropy"], ORANGE)]
     bars += [("id that has occurred", numbers["seen_cross_entropy"], ORANGE)]
     for head, color in (("class", BLUE), ("group", GREEN)):
         found = {

@@ -119,6 +119,12 @@ def calibration(batch: Batch) -> Numbers:
         "calibration_error": math.nan if not count else math.fsum(gaps) / count if count >= 30_000 else None,
         "overconfidence": sure - share(bool(token.correct) for token in batch.valid),
         "mean_top_probability": sure,
+        **{f"reliability/{place / 20:.2f}/tokens": len(tokens) for place, tokens in bins.items()},
+        **{f"reliability/{place / 20:.2f}/accuracy": share(bool(t.correct) for t in b) for place, b in bins.items()},
+        **{
+            f"reliability/{place / 20:.2f}/confidence": mean(t.top_probability or 0.0 for t in b)
+            for place, b in bins.items()
+        },
     }
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 import pplmon
 
@@ -70,6 +73,39 @@ def on_rank(rank: int, count: int, fails: bool = False) -> Any:
     assert val.report is not None
     numbers = {name: repr(value) for name, value in val.report.numbers.items() if name.startswith("free_running/")}
     return numbers, [str(warning.message) for warning in told if "pplmon" in str(warning.message)], model.calls
+
+
+class Layers(nn.Module):
+    """A model of layers that can be sharded: each token is read with the one before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.embed, self.mix, self.head = nn.Embedding(VOCAB, 16), nn.Linear(32, 16), nn.Linear(16, VOCAB)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+        logits: Tensor = self.head(self.mix(torch.cat([x, before], -1)).tanh()) * 6
+        return logits
+
+
+def on_sharded_rank(rank: int, count: int, shards: bool) -> dict[str, str]:
+    """The probe's numbers on one of two ranks, each of which holds a half of every weight if ``shards``."""
+    model = Layers()
+    given = sequences(model)[:count]
+    if shards:
+        mesh = init_device_mesh("cpu", (2,))
+        for layer in (model.embed, model.mix, model.head, model):
+            fully_shard(layer, mesh=mesh)
+        assert all(isinstance(weight, DTensor) for weight in model.parameters())
+    monitor = pplmon.Monitor(alerts=[])
+    with monitor.stage("val") as val:
+        monitor.observe(model(given[0][None, :-1]).detach(), given[0][None, 1:])
+        monitor.probe(pplmon.FreeRunningProbe(given, HORIZON, batch_size=2), model)
+    monitor.close()
+    assert val.report is not None
+    return {name: repr(value) for name, value in val.report.numbers.items() if name.startswith("free_running/")}
 
 
 def failing(model: nn.Module, ids: Tensor) -> Tensor:

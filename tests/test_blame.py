@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
+from statistics import median
 from typing import Any
 
 import pytest
 import torch
 
 import pplmon
+from pplmon import replay
 from pplmon.measure.tokens import TokenStats
 from pplmon.report.formulas import share_of_jump
-from pplmon.sinks import Journal, read_journal
+from pplmon.sinks import Console, Journal, read_journal
 from tests.models import VOCAB, loader, make_module
 
 pl = pytest.importorskip("pytorch_lightning")
@@ -56,6 +59,61 @@ def test_an_alert_says_how_much_the_worst_sequence_and_token_explain(tmp_path: A
         assert alert.worst_sequences[0].sequence == 2
     rows = [row for row in read_journal(tmp_path) if row["kind"] == "alert"]
     assert [row.get("blame_sequence") for row in rows] == [alert.blame_sequence for alert in heard]
+
+
+GROUPS = ("web", "code", "books")
+
+
+def grouped(step: int, bad: float = 0.0) -> tuple[TokenStats, torch.Tensor]:
+    """Eight sequences of 20 tokens, of three groups in turn, each near its own loss; those of "code" may be ``bad`` nats worse."""
+    generator = torch.Generator().manual_seed(step)
+    group = torch.arange(8) % 3
+    nll = 2.0 + group[:, None] + 0.05 * torch.rand(8, 20, generator=generator)
+    nll[group == 1] += bad
+    return TokenStats.from_losses(nll, torch.ones(8, 20, dtype=torch.int64), vocab_size=50), group
+
+
+def test_an_alert_names_the_group_that_moved_through_a_checkpoint_and_in_a_replay(tmp_path: Any, capsys: Any) -> None:
+    """Share of the rise by the definition, in journal, sentence, page, console; the replay of the resumed run blames alike."""
+    heard: list[pplmon.Alert] = []
+    saved: Any = None
+    for steps in (range(70), range(70, 120)):
+        monitor = pplmon.Monitor(
+            alerts=[pplmon.Spike("cross_entropy"), pplmon.Above("max_token_loss", 7.0)],
+            on_alert=heard.append,
+            sinks=[Journal(tmp_path), Console()],
+            tally=pplmon.TokenTally(extras=[pplmon.Groups(GROUPS)]),
+            min_severity="info",
+        )
+        if saved is not None:
+            monitor.load_state_dict(saved)
+        for step in steps:
+            # At 110 "code" gets worse, and at 112 no group does, but one token.
+            batch, group = grouped(step, bad=3.0 if step == 110 else 0.0)
+            if step in (5, 112):
+                batch.nll[0] = 9.0
+            monitor.observe(batch, group_ids=group)
+            monitor.step()
+        saved = pickle.loads(pickle.dumps(monitor.state_dict()))
+        monitor.close()
+    found = {(alert.step, alert.rule): (alert.blame_group, alert.blame_group_share) for alert in heard}
+    assert found[5, "Above"] == (None, None), "too little is known"
+    assert found[112, "Above"][0] == "web", "one token of its first sequence"
+    past = [grouped(step) for step in range(56, 88)]  # renewed at 104: 32 without the newest 16
+    codes = [batch.nll.view(8, 20)[group == 1].double().mean().item() for batch, group in past]
+    means = [batch.nll.double().mean().item() for batch, _ in past]
+    bad, group = grouped(110, 3.0)
+    excess = (bad.nll.view(8, 20)[group == 1].double().mean().item() - median(codes)) * 60
+    share = excess / ((bad.nll.double().mean().item() - median(means)) * 160)
+    assert 0.9 < share < 1.1
+    assert found[110, "Spike"] == ("code", pytest.approx(min(1.0, share), rel=1e-4))
+    rows = [row for row in read_journal(tmp_path) if row["kind"] == "alert"]
+    assert {(r["step"], r["rule"]): (r.get("blame_group"), r.get("blame_group_share")) for r in rows} == found
+    sentence = f"The group code explains {min(1.0, share):.0%} of the jump."
+    assert sentence in pplmon.page(tmp_path).html and sentence in capsys.readouterr().out
+    series = replay.read(tmp_path)
+    again = [fired.alert for fired in replay.run(series, replay.Rules([], series)).fired]
+    assert {(alert.step, alert.rule): (alert.blame_group, alert.blame_group_share) for alert in again} == found
 
 
 def test_the_worst_of_the_run_is_kept_and_shown_at_the_end(tmp_path: Any) -> None:

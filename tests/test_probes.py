@@ -15,7 +15,17 @@ import pplmon
 from pplmon.monitor.probes.greedy import continue_greedily
 from pplmon.sinks.journal import read_journal
 from tests.models import make_module, rows
-from tests.probe_tasks import HORIZON, LENGTHS, VOCAB, Recurrent, failing, on_rank, sequences, step_by_step
+from tests.probe_tasks import (
+    HORIZON,
+    LENGTHS,
+    VOCAB,
+    Recurrent,
+    failing,
+    on_rank,
+    on_sharded_rank,
+    sequences,
+    step_by_step,
+)
 from tests.ranks import Ranks
 from tests.test_lightning import trainer_for, windows
 
@@ -203,6 +213,44 @@ def test_a_failure_on_one_rank_leaves_nobody_waiting(two: Ranks) -> None:
     assert other == [
         "pplmon: FreeRunningProbe could not run the model: out of memory, say; this pass has no numbers of it"
     ]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("count", [len(LENGTHS), 1])
+def test_a_sharded_model_gives_the_same_and_nobody_waits(two: Ranks, count: int) -> None:
+    """Weights in two halves, each forward a collective: as with whole weights, also where one rank has no sequence."""
+    (whole, _), (first, second) = two.run(on_sharded_rank, count, False), two.run(on_sharded_rank, count, True)
+    assert first == second == whole and float(whole[f"{HEAD}diverged"]) > 0
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "64-true"])
+def test_its_forwards_are_those_of_validation(precision: str, tmp_path: Path) -> None:
+    """In the trainer's precision: with a prompt of one token the teacher-forced loss is that of the whole pass."""
+    pl = pytest.importorskip("pytorch_lightning")
+    model = Recurrent()
+    ids = torch.randint(0, VOCAB, (4, 12))
+
+    class Reads(pl.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.reads, self.kinds = model, []
+
+        def forward(self, ids: Tensor) -> Tensor:
+            logits = self.reads(ids)
+            self.kinds.append(logits.dtype)
+            return logits
+
+        def validation_step(self, batch: Tensor, index: int) -> None:
+            pplmon.observe(self, self(batch), batch)
+
+    module, probe = Reads(), pplmon.FreeRunningProbe(ids, horizon=11)
+    monitor = pplmon.PerplexityMonitor(probes=[probe], tally=pplmon.TokenTally(shift=True))
+    trainer_for(tmp_path, monitor, precision=precision).validate(module, torch.utils.data.DataLoader(ids, 4))
+    (row,) = windows(tmp_path, "val")
+    numbers = row["numbers"]
+    kind = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "64-true": torch.float64}[precision]
+    assert {*module.kinds} == {kind} and len(module.kinds) > 2
+    assert numbers[f"{HEAD}teacher_forced_cross_entropy"] == numbers["cross_entropy"]
 
 
 def test_the_callback_logs_judges_and_keeps_the_pass_as_it_was(tmp_path: Path) -> None:

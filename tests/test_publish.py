@@ -73,6 +73,16 @@ def test_the_number_of_an_extra_is_logged_unless_a_list_leaves_it_out() -> None:
         assert len(sent.scalars[0]) == expected, numbers
 
 
+def test_a_point_of_a_picture_is_no_curve_unless_it_is_named() -> None:
+    """It stands in the report, for rules, journal and pictures; a list of numbers may name it."""
+    names = ["reliability/0.95/accuracy", "reliability/0.95/tokens"]
+    report = pplmon.Report(3, "val", {"perplexity": 7.0, names[0]: 0.9, names[1]: 40})
+    for numbers, expected in (("core", ["perplexity"]), ("all", ["perplexity"]), (names[:1], names[:1])):
+        outlet, sent = publisher(numbers=numbers, tally=pplmon.TokenTally(extras=[pplmon.Calibration()]))
+        outlet.publish(report, "val/")
+        assert [*sent.scalars[0]] == [f"val/{name}" for name in expected]
+
+
 def test_a_held_report_is_sent_under_the_key_that_is_known_by_then() -> None:
     """It is shown at once, and again when it is sent; a window of training takes along what was held."""
     shelf = Shelf()

@@ -45,6 +45,8 @@ class Alert:
         blame_sequence: the share, 0 to 1, of the rise of the cross-entropy that the worst sequence explains; ``None`` where
             it did not rise, or where too few earlier steps are known.
         blame_token: the same for the worst token.
+        blame_group: the group of tokens (see ``Groups``) whose loss rose most, in nats above its own usual loss; likewise.
+        blame_group_share: the share, 0 to 1, of the rise of all tokens' loss that this group explains.
         ranks_missing: how many ranks are not in what the rule saw, because they were lost: each of those that are left then
             raises alerts of its own. ``None`` where none is missing.
         cause: beside an earlier run: "data" where it shows the same, "model" where only this run does; else ``None``.
@@ -62,6 +64,8 @@ class Alert:
     worst_sequences: tuple[WorstSequence, ...] = ()
     blame_sequence: float | None = None
     blame_token: float | None = None
+    blame_group: str | None = None
+    blame_group_share: float | None = None
     ranks_missing: int | None = None
     cause: str | None = None
 

@@ -76,9 +76,14 @@ def markdown(table: Table) -> str:
 
 
 def blame(alert: Alert) -> list[str]:
-    """Return a sentence on the share of the jump that the worst sequence and the worst token explain, where known."""
-    shares = (("sequence", alert.blame_sequence), ("token", alert.blame_token))
-    return [f"The worst {what} explains {share:.0%} of the jump." for what, share in shares if share is not None]
+    """Return a sentence on the share of the jump that each explains, where known: a group, the worst sequence, the worst token."""
+    group = "The group " + visible(alert.blame_group or "").replace("\n", " ")
+    shares = (
+        (group, alert.blame_group_share),
+        ("The worst sequence", alert.blame_sequence),
+        ("The worst token", alert.blame_token),
+    )
+    return [f"{what} explains {share:.0%} of the jump." for what, share in shares if share is not None]
 
 
 def title(alert: Alert) -> str:

@@ -37,6 +37,9 @@ class Calibration(Extra):
     where chance makes most of it. ``overconfidence`` is ``mean_top_probability`` − accuracy: above 0, the model is surer than
     it is right; it has no such bias.
 
+    ``reliability/{from}/…`` are the bins themselves, each named by its least probability, and are drawn as a diagram; a bin
+    without a token has None.
+
     The numbers are None where ``correct`` or the probability of the argmax is not known. NaN: there is no valid token.
     """
 
@@ -46,6 +49,9 @@ class Calibration(Extra):
         ),
         Number("overconfidence", "", "mean_top_probability − accuracy", low=-1.0, high=1.0),
         Number("mean_top_probability", "", "mean probability of the argmax", high=1.0),
+        Number("reliability/{from}/tokens", "count", "tokens whose argmax has p from there to 0.05 more", drawn=True),
+        Number("reliability/{from}/accuracy", "", "hits / tokens of the bin", high=1.0, drawn=True),
+        Number("reliability/{from}/confidence", "", "mean probability of the bin's argmax", high=1.0, drawn=True),
     )
     size = 1 + BINS * COLUMNS  # tokens of which something is not known; of each bin tokens, hits, Σ probability as two
 
@@ -59,9 +65,9 @@ class Calibration(Extra):
         return torch.cat([part.new_zeros(1), add_up(torch.where(valid, part, -1), BINS, columns)])
 
     def numbers(self, integers: Sequence[int]) -> Mapping[str, float | None]:
-        """Return the error, the overconfidence and the mean."""
+        """Return the error, the overconfidence, the mean, and the points of the diagram."""
         if integers[0]:
-            return dict.fromkeys(number.name for number in self.declares)
+            return dict.fromkeys(number.name for number in self.declares if not number.drawn)
         tokens, hits, upper, lower = (sum(integers[1 + column :: COLUMNS]) for column in range(COLUMNS))
         gaps = [b.tokens * abs(b.accuracy - b.confidence) for b in self.bins(integers) if b.tokens]
         error = math.fsum(gaps) / tokens if tokens else math.nan
@@ -70,6 +76,14 @@ class Calibration(Extra):
             "calibration_error": error if tokens >= LEAST_TOKENS or not tokens else None,
             "overconfidence": confidence - hits / tokens if tokens else math.nan,
             "mean_top_probability": confidence,
+            **self._points(integers),
+        }
+
+    def _points(self, integers: Sequence[int]) -> dict[str, float]:
+        return {
+            f"reliability/{place / BINS:.2f}/{name}": value
+            for place, found in enumerate(self.bins(integers))
+            for name, value in (found._asdict().items() if found.tokens else ())
         }
 
     def bins(self, integers: Sequence[int]) -> list[Bin]:

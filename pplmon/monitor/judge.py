@@ -12,7 +12,7 @@ from typing import Any
 from pplmon.alerts import Alert, MetricRule, Rule, TargetCheck, checked, remembered, remind
 from pplmon.alerts.against import Against
 from pplmon.alerts.earlier import Earlier
-from pplmon.alerts.rules.baseline import Baseline
+from pplmon.alerts.usual import Usual
 from pplmon.monitor.delivery import Delivery
 from pplmon.monitor.ranks import Link
 from pplmon.report import layout
@@ -33,7 +33,7 @@ class Judge:
         self._delivery, self._link = delivery, link
         self._reads_rows = not all(getattr(rule, "numbers_only", False) for rule in self.rules)
         self._targets = TargetCheck()
-        self._usual = Baseline()  # the cross-entropy of earlier read-outs, for blame
+        self._usual = Usual()  # for blame
         self.raised = {"alerts": 0, "notices": 0}  # in the run, before a resume too
         self._against: Against | None = None
         self._memory: Mapping[str, Any] | None = None  # of the comparison, until there is an earlier run
@@ -70,13 +70,14 @@ class Judge:
                 self._tell(f"step {report.step}: {told}", self._against.matches)
         raised = [self._delivery.guard(rule, "judging", self._ask, rule, report) for rule in self.rules]
         alerts += [checked(rule, alert) for rule, alert in zip(self.rules, raised) if alert is not None]
-        usual = self._usual.middle if report.stage == "train" else None
-        self._learn(report)
+        usual = self._usual.mean.middle if report.stage == "train" else None
+        moved = self._usual.moved(report) if alerts else {}
+        self._usual.learn(report)
         if alerts:
             # Every rank judged the same numbers, so every rank is here.
             evidence = report_of(totals if gathered else self._link.gather(totals), True)
             for alert in alerts:
-                self._raise(alert, evidence, usual)
+                self._raise(replace(alert, **moved), evidence, usual)
 
     def without_raising(self, totals: Totals, report_of: Callable[[Totals, bool], Report]) -> None:
         """Judge while another exception is being raised: a failure here is a warning."""
@@ -85,13 +86,14 @@ class Judge:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the rules as plain values; a user's rule takes part if it has the same method."""
-        own = {"usual": self._usual.state_dict(), "raised": dict(self.raised)}
+        own = {**self._usual.state_dict(), "raised": dict(self.raised)}
         return {**self._targets.state_dict(), "rules": remembered(self.rules), **own, **self._compared()}
 
     def memory(self) -> dict[str, Any]:
         """Return the states of pplmon's own rules for the journal, where a replay of a resumed run begins."""
         ours = [rule for rule in self.rules if isinstance(rule, MetricRule)]
-        return {**self._targets.state_dict(), "rules": remembered(ours), **self._compared()}
+        usual = self._usual.state_dict() if self._usual.groups else {}  # without groups a replay blames nobody
+        return {**self._targets.state_dict(), "rules": remembered(ours), **usual, **self._compared()}
 
     def _compared(self) -> dict[str, Any]:
         return {} if self._against is None else {"against": self._against.state_dict()}
@@ -99,7 +101,7 @@ class Judge:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state of each rule; a rule that was not there before begins anew."""
         self._targets.load_state_dict(state)
-        self._usual.load_state_dict(state["usual"])
+        self._usual.load_state_dict(state)
         self.raised.update(state.get("raised", {}))
         remind(self.rules, state["rules"])
         self._memory = state.get("against")
@@ -116,11 +118,6 @@ class Judge:
         if self._against is None:
             return rule(report)
         return self._against.judge(rule, report)
-
-    def _learn(self, report: Report) -> None:
-        value = report.numbers.get("cross_entropy")
-        if report.stage == "train" and value is not None and math.isfinite(value):
-            self._usual.push(value)
 
     def _raise(self, alert: Alert, evidence: Report, usual: float | None) -> None:
         missing = evidence.ranks_missing

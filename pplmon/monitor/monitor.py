@@ -126,7 +126,8 @@ class Monitor(Observes, Logs):
         sums = list if alone else partial(self.sum_over_ranks, what="probe")
         ranks = Ranks() if alone else Ranks(self._link.home.rank, self._link.ranks, sums)
         try:
-            opened.probed.append(probe.run(model, ranks))
+            with self._places.forward_context():
+                opened.probed.append(probe.run(model, ranks))
         except UnlikeRanks:
             raise
         except Exception as error:

@@ -6,12 +6,13 @@ A trainer may have places of its own for numbers. The code that connects it pass
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from pplmon.extras import declare_all, declared_by
 from pplmon.monitor.delivery import Delivery
 from pplmon.monitor.ranks import Link
-from pplmon.report.declared import GRAD_NORM, fits, measured_by, select
+from pplmon.report.declared import GRAD_NORM, fits, is_drawn, measured_by, select
 from pplmon.report.numbers import CATALOGUE, CORE
 from pplmon.report.report import Report
 from pplmon.tally import TokenTally
@@ -41,6 +42,10 @@ class Places:
     def key(self, key: str) -> str:
         """Return the log key to use in place of this one."""
         return key
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """Return the context in which the trainer runs the model, as in mixed precision; a probe's forwards run in it, too."""
+        return nullcontext()
 
 
 class Publisher:
@@ -95,16 +100,22 @@ class Publisher:
 
     def keys(self, report: Report, head: str, tail: str = "") -> dict[str, float | int]:
         """Return the selected, finite numbers of a report under their log keys."""
-        names = self._names
-        extras = names is CORE  # "core" has the numbers of extras, which somebody asked for; a list names all it wants
         return {
             self._places.key(report.key(name, head, tail)): value
             for name, value in report.finite().items()
-            if names is None
-            or name in names
-            or (extras and name not in CATALOGUE and name not in self._on_request)
-            or name in report.own
+            if name in report.own or self._logs(name)
         }
+
+    def _logs(self, name: str) -> bool:
+        names = self._names
+        if names is not None and name in names:
+            return True
+        if names is not None and names is not CORE:
+            return False  # a list names all it wants
+        if is_drawn(name):
+            return False
+        # "core" has the numbers of extras, which somebody asked for
+        return names is None or (name not in CATALOGUE and name not in self._on_request)
 
     def _send(self) -> None:
         held, self._held = self._held, []

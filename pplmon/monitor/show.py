@@ -73,6 +73,7 @@ class Shows:
             "min_severity": min_severity,
         }
         self._delivery = Delivery(sinks, on_alert, min_severity)
+        self._places = places
         self.publisher = Publisher(self._delivery, self._link, names, places)
         self._judge = Judge(rules, self._delivery, self._link)
         self._reference = self._unread = reference  # the latter until the file is read

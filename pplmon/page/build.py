@@ -22,8 +22,10 @@ from pplmon.page.render import render
 from pplmon.page.runs import Run, find, read_runs
 from pplmon.page.verdict import verdict
 from pplmon.report.declared import find as number_named
+from pplmon.report.declared import is_drawn
 from pplmon.report.numbers import CATALOGUE
 from pplmon.report.worst import WorstToken
+from pplmon.sinks.reliability_diagram import Diagram
 
 GLIMPSE = 24  # tokens beside the verdict
 FRAME = 900  # pixels of a notebook's frame
@@ -81,6 +83,7 @@ def _view(run: Run, listed: Sequence[Event]) -> dict[str, Any]:
         "tiles": headline(run),
         "events": [{**vars(event), "texts": _texts(event.texts, sequence_of)} for event in listed],
         "worst": _texts(heatmap(tokens_of(run.worst or {})), address),
+        "reliability": _reliability(run),
         "stages": stages,
         "numbers": _numbers(run, stages),
         "settings": settings(run),
@@ -110,6 +113,13 @@ def _texts(found: Sequence[Text], where: Callable[[WorstToken], str]) -> list[di
     return [{**vars(text), "address": where(text.token)} for text in found]
 
 
+def _reliability(run: Run) -> list[str]:
+    """Return the reliability diagram of the last window or pass of each stage, as SVG that holds no text of the run's."""
+    last = {stage: rows[-1] for stage, rows in run.windows.items()}
+    found = [Diagram.of(row["numbers"], f"{stage}, step {row['step']}") for stage, row in last.items()]
+    return [diagram.svg() for diagram in found if diagram is not None]
+
+
 def _numbers(run: Run, stages: Sequence[str]) -> list[dict[str, Any]]:
     last = [run.windows[stage][-1]["numbers"] for stage in stages]
     names = dict.fromkeys([*CATALOGUE, *(name for numbers in last for name in numbers)])
@@ -121,5 +131,5 @@ def _numbers(run: Run, stages: Sequence[str]) -> list[dict[str, Any]]:
             "meaning": known.meaning if known else "",
         }
         for name in names
-        if any(name in numbers for numbers in last)
+        if any(name in numbers for numbers in last) and not is_drawn(name)
     ]

@@ -15,6 +15,7 @@ from pplmon.page.distribution import Distribution, distribution
 from pplmon.page.evidence import alert_of
 from pplmon.page.table import Table
 from pplmon.replay.read.sources import given, locate
+from pplmon.report.declared import is_drawn
 from pplmon.report.numbers import CATALOGUE, Value
 from pplmon.sinks.dashboards import CHARTS
 from pplmon.sinks.journal import FILE_NAME, read_journal
@@ -151,4 +152,5 @@ def _table(judged: Sequence[Row], windows: Sequence[Row], watched: set[str]) -> 
         own = {name: value for name, value in row["numbers"].items() if name not in read_out}
         merged[row["step"]] = {**own, **merged.get(row["step"], {})}
     known = {*read_out, *(windows[-1]["numbers"] if windows else ())}
-    return Table.of(merged, dict.fromkeys((*_DRAWN, *sorted((known - CATALOGUE.keys()) | watched))))
+    lines = {name for name in known - CATALOGUE.keys() if not is_drawn(name)}
+    return Table.of(merged, dict.fromkeys((*_DRAWN, *sorted(lines | watched))))

@@ -47,12 +47,13 @@ class Incident:
 
     @property
     def cause(self) -> str:
-        """Say how much one sequence or one token explains, where it is most of it."""
+        """Say how much one sequence, one token or one group explains, where it is most of it."""
         for what in ("sequence", "token"):
             share = max(getattr(alert, f"blame_{what}") or 0.0 for alert in self.alerts)
             if share >= 0.5:
                 return f"one {what} explains {percent(share)} of it"
-        return ""
+        share, group = max((alert.blame_group_share or 0.0, alert.blame_group or "") for alert in self.alerts)
+        return f"the group {shown(group)} explains {percent(share)} of it" if share >= 0.5 else ""
 
 
 def verdict(run: Run) -> Verdict:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pplmon.alerts import Alert, Rule, TargetCheck, checked, remind
 from pplmon.alerts.earlier import Earlier
+from pplmon.alerts.usual import Usual, read_for_blame
 from pplmon.monitor.failures import FAILURES, Tries
 from pplmon.replay.against import Beside
 from pplmon.replay.read.series import Noted, Row, Segment, Series
@@ -150,6 +151,7 @@ class _Process:
         if self._targets is not None:
             self._targets.first = False  # a read-out that was refused with an error is no judged row
         self._beside = None if earlier is None else Beside(earlier)
+        self._usual = Usual()
         self._tries = [Tries() for _ in rules]
         self._noted: dict[bool, set[str]] = {False: set(), True: set()}  # rules that failed, and that were left out
         self.labels = [label for label, _ in rules]
@@ -159,15 +161,20 @@ class _Process:
         """Judge rows in their order; return each alert with its rule's text."""
         alerts: list[tuple[str, Alert]] = []
         plain = all(getattr(rule, "numbers_only", False) for _, rule in self._rules)
+        grouped = bool(rows and read_for_blame(rows[-1].numbers))
         for row in rows:
+            moved = self._usual.moved(row) if grouped else {}
             if self._targets is not None:
                 count = row.numbers.get(TargetCheck.METRIC)
                 if count is not None and math.isfinite(count) and self._targets.verdict(int(count)) is not None:
                     text = f"{count} targets are outside the vocabulary"
-                    alerts.append((TargetCheck.RULE, self._targets.alert(row.step, row.stage, count, text)))  # type: ignore[arg-type]
+                    alert = self._targets.alert(row.step, row.stage, count, text)  # type: ignore[arg-type]
+                    alerts.append((TargetCheck.RULE, replace(alert, **moved)))
             told = None if self._beside is None else self._beside.against.begin(row)
             if told is not None:
                 self.notes.append(f"Step {row.step}: {told}.")
+            if grouped:
+                self._usual.learn(row)
             for tries, (label, rule) in zip(self._tries, self._rules):
                 if not tries.due():
                     continue
@@ -179,7 +186,7 @@ class _Process:
                     continue
                 tries.worked()
                 if answer is not None:
-                    alert = checked(rule, answer)
+                    alert = replace(checked(rule, answer), **moved)
                     alerts.append((label, alert if alert.step is not None else replace(alert, step=row.step)))
         if self._beside is not None:
             self.notes += self._beside.notes(sum(row.stage == "train" for row in rows))
@@ -193,6 +200,8 @@ class _Process:
         remind([rule for _, rule in self._rules], memory["rules"])
         if self._targets is not None:
             self._targets.load_state_dict({**memory, "first": False})
+        if "usual" in memory:
+            self._usual.load_state_dict(memory)
         if self._beside is not None and "against" in memory:
             self._beside.against.load_state_dict(memory["against"])
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pplmon.alerts.text import brief
+from pplmon.alerts.text import blame, brief
 from pplmon.replay.judge import Fired, Result
 from pplmon.replay.read.series import Series
 from pplmon.replay.score import Score
@@ -78,7 +78,8 @@ def _line(fired: Fired) -> str:
     notice = "" if fired.page else "  (a notice)"
     repeated = "  (judged again after a resume)" if fired.repeated else ""
     text = alert.text.removeprefix(f"step {alert.step}: ")
-    return f"step {alert.step}  {fired.rule}  {', '.join(numbers)}  {text}{notice}{repeated}".replace("\n", " ")
+    blamed = "".join(f"  {sentence}" for sentence in blame(alert))
+    return f"step {alert.step}  {fired.rule}  {', '.join(numbers)}  {text}{blamed}{notice}{repeated}".replace("\n", " ")
 
 
 def _table(scores: Sequence[Score], escape: Any) -> Any:
@@ -130,7 +131,18 @@ def _comparison(series: Series, differs: tuple[int, int]) -> str:
 
 def _alert(fired: Fired) -> dict[str, Any]:
     alert = fired.alert
-    names = ("metric", "stage", "step", "value", "threshold", "severity", "cause", "text")
+    names = (
+        "metric",
+        "stage",
+        "step",
+        "value",
+        "threshold",
+        "severity",
+        "cause",
+        "text",
+        "blame_group",
+        "blame_group_share",
+    )
     return (
         {"rule": fired.rule, "name": alert.rule}
         | {name: getattr(alert, name) for name in names}

@@ -103,6 +103,11 @@ def fits(name: str, pattern: str) -> bool:
     )
 
 
+def is_drawn(name: str) -> bool:
+    """Return True for a point of a picture, which is no curve of its own."""
+    return "/" in name and any(fits(name, pattern) for pattern, declared in _declared.items() if declared.number.drawn)
+
+
 def known() -> tuple[str, ...]:
     """Return every known name, pplmon's own first."""
     return (*CATALOGUE, *_declared)
@@ -153,7 +158,8 @@ def _number(row: Mapping[str, Any]) -> Number | None:
     name, unit, meaning = (str(row.get(part, "")) for part in ("name", "unit", "meaning"))
     try:
         low, high = float(row.get("low", 0.0)), float(row.get("high", INF))
-        return check_number(Number(name, unit, meaning, low=low, high=high, best=row.get("best")))
+        best, drawn = row.get("best"), bool(row.get("drawn"))
+        return check_number(Number(name, unit, meaning, low=low, high=high, best=best, drawn=drawn))
     except (TypeError, ValueError, OverflowError):
         return None
 

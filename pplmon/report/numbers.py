@@ -30,6 +30,8 @@ class Number:
         low: the least value that it can take.
         high: the largest value that it can take.
         best: "min" or "max", where that extreme over the run is worth a summary of its own.
+        drawn: True for a point of a picture. It stands in reports and journals, where rules find it, and is logged as a curve
+            of its own only where it is asked for by its whole name.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Number:
     low: float = 0.0
     high: float = INF
     best: str | None = None
+    drawn: bool = False
 
     def __post_init__(self) -> None:
         if self.best not in (None, "min", "max"):

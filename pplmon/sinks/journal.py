@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from weakref import WeakSet
 
 from pplmon.alerts import Alert
+from pplmon.alerts.usual import read_for_blame
 from pplmon.report.declared import learn
 from pplmon.report.numbers import CORE
 from pplmon.report.report import Report
@@ -38,7 +39,7 @@ class Journal(Sink):
     """A sink that appends to ``<directory>/pplmon.jsonl``; the directory is made on first use.
 
     ``series`` names the numbers of a ``judged`` row, one of which is written per read-out: keep it compact. ``None``
-    takes ``SERIES`` and the numbers that the monitor's rules watch, so that ``pplmon replay`` can run them. Numbers that
+    takes ``SERIES``, the numbers that the monitor's rules watch, and those that tell which group moved, for ``pplmon replay``. Numbers that
     the user logs are always in it.
     ``prefix`` tells the rows of two monitors in one file apart.
     """
@@ -71,7 +72,8 @@ class Journal(Sink):
 
     def judged(self, report: Report) -> None:
         """Write the series that rules watch. It is flushed with the next report or alert."""
-        series = dict.fromkeys((*self._series, *report.own))
+        groups = read_for_blame(report.numbers) if self._adds_watched else ()
+        series = dict.fromkeys((*self._series, *groups, *report.own))
         numbers = {name: report.numbers[name] for name in series if name in report.numbers}
         lacking = {"ranks_missing": report.ranks_missing} if report.ranks_missing else {}
         self._write(

@@ -1,4 +1,4 @@
-"""TensorBoard: scalars, the losses of all tokens as histograms, a page of custom charts, and alerts as text."""
+"""TensorBoard: scalars, the losses of all tokens as histograms, a page of custom charts, reliability diagrams, and alerts as text."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from pplmon.sinks.alert_counts import AlertCounts
 from pplmon.sinks.base import Sink
 from pplmon.sinks.dashboards import CHARTS, COUNTS, LABELS, LOSSES, Chart
 from pplmon.sinks.loss_histogram import LossHistogram
+from pplmon.sinks.reliability_diagram import RELIABILITY, Diagram
 
 
 class TensorBoard(Sink):
@@ -54,7 +55,7 @@ class TensorBoard(Sink):
         self.writer.add_text(self._counts.key("settings"), _settings(run), run.get("resumed_at") or 0)
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
-        """Write one window's scalars and histogram at its last step. Epochs have tags of their own, apart from windows."""
+        """Write one window's scalars and histogram at its last step, and a pass's reliability diagram. Epochs have tags of their own, apart from windows."""
         if report.stage == "train_epoch":
             scalars = {_epoch_tag(key): value for key, value in scalars.items()}
         self.scalars({**scalars, **self._counts.curves()}, report.step)
@@ -64,6 +65,10 @@ class TensorBoard(Sink):
             edges, counts = list(drawn.edges[1:]), list(drawn.counts)
             sums = drawn.edges[0], drawn.edges[-1], drawn.tokens, drawn.total, drawn.squares
             self.writer.add_histogram_raw(tag, *sums, edges, counts, report.step)
+        diagram = Diagram.of_pass(report)
+        if diagram is not None:
+            tag = f"{self._counts.prefix}{report.stage}/{RELIABILITY}"
+            self.writer.add_image(tag, diagram.pixels(), report.step, dataformats="HWC")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write scalars; a subclass may hand them to whoever writes the other scalars of the run."""

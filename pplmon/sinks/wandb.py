@@ -20,6 +20,7 @@ from pplmon.sinks.base import Sink
 from pplmon.sinks.dashboards import HEATMAP, LOSSES, TABLES
 from pplmon.sinks.heatmap_html import heatmap_html
 from pplmon.sinks.loss_histogram import LossHistogram
+from pplmon.sinks.reliability_diagram import RELIABILITY, Diagram
 
 STEP = "trainer/global_step"  # Lightning's x axis: wandb's own step drops rows that go backwards, as a resumed run's do
 # Seconds for which W&B drops alerts of the same title. 0 would mean a minute, and the rules limit themselves already.
@@ -67,17 +68,22 @@ class WandB(Sink):
         self.run.config.update({key: {**theirs, **settings}}, allow_val_change=True)
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
-        """Log one window as one history row, with the losses of its tokens, and the values that are the best so far."""
-        drawn, key = LossHistogram.of(report), f"{self._counts.prefix}{report.stage}/{LOSSES}"
-        row: dict[str, Any] = {**scalars, **self._counts.curves()}
+        """Log one window as one history row, with pictures of its tokens, and keep the values that are the best so far."""
+        drawn, diagram = LossHistogram.of(report), Diagram.of_pass(report)
+        head = f"{self._counts.prefix}{report.stage}/"
+        pictures: dict[str, Any] = {}
         if drawn is not None:
             import numpy as np
             import wandb
 
-            row[key] = wandb.Histogram(np_histogram=(np.array(drawn.counts), np.array(drawn.edges)))
-        self.row(row, report.step)
-        if drawn is not None:
-            self._forget(key)
+            counts, edges = np.array(drawn.counts), np.array(drawn.edges)
+            pictures[f"{head}{LOSSES}"] = wandb.Histogram(np_histogram=(counts, edges))
+        if diagram is not None:
+            import wandb
+
+            pictures[f"{head}{RELIABILITY}"] = wandb.Html(diagram.svg(), inject=False)
+        self.row({**scalars, **self._counts.curves(), **pictures}, report.step)
+        self._forget(*pictures)
         self.best(scalars)
 
     def row(self, values: Mapping[str, Any], step: int | None) -> None:

@@ -32,7 +32,7 @@ class FreeRunningProbe:
     over a run, and its distance from the teacher-forced loss on the same tokens, are what can be read.
 
     It needs nothing but forwards: all tokens are generated at once, and again, until none changes. This gives what
-    generation token by token gives, in at most ``horizon`` forwards and mostly in far fewer. A Hugging Face model
+    generation token by token gives, in at most ``horizon`` forwards, fewer where all of a batch settle earlier. A Hugging Face model
     whose prompts are of one length generates with its cache instead, and one forward checks the result.
 
     Args:

@@ -1,7 +1,7 @@
 """Greedy generation by whole forwards, iterated until nothing changes, with the losses of the correct tokens beside it.
 
 One forward tells the greedy token at every position, given the tokens before it as they stand. Writing all of them down and
-running the model again settles at least one token more each time, and most of the time many: what no longer changes is what
+running the model again settles at least one token more each time, often several: what no longer changes is what
 generation token by token writes.
 
 Shapes: B sequences, L ids in each, H tokens of the continuation.

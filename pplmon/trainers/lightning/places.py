@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
 from pplmon.monitor.publish import Places
+from pplmon.report.declared import is_drawn
 from pplmon.report.report import Report
 from pplmon.trainers.lightning import private_names as facts
 from pplmon.trainers.taken_keys import TakenKeys
@@ -32,6 +34,8 @@ class TrainerPlaces(Places):
         metrics, bar = self.trainer.callback_metrics, self.trainer.progress_bar_metrics
         own = facts.module_keys(self.trainer)
         for name, value in report.as_dict().items():
+            if is_drawn(name):
+                continue
             key = report.key(name, head, tail)
             if key in own:
                 self._keys.give_way(key)
@@ -60,3 +64,8 @@ class TrainerPlaces(Places):
     def key(self, key: str) -> str:
         """Return the key, or another one if the module logs this key itself."""
         return self._keys.free(key)
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """Return the context of the trainer's precision."""
+        context: AbstractContextManager[Any] = self.trainer.precision_plugin.forward_context()
+        return context
