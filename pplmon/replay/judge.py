@@ -75,7 +75,9 @@ class Replay:
             process = _Process(rules.live(segment), self._missed, with_targets=True, earlier=self._earlier)
             if segment.resumed_at is None or runs < 0:
                 runs += 1
-            if segment.resumed_at is not None:
+            if segment.cut_at is not None and segment.memory is not None:
+                process.recall(segment.memory)
+            elif segment.resumed_at is not None:
                 self._resume(process, segment.resumed_at, segment.memory, runs)
             self._judge(process, segment.rows, runs)
 

@@ -10,18 +10,23 @@ from pplmon.replay.read.reader import Reader, readers
 from pplmon.replay.read.series import ReplayError, Series
 
 
-def read(path: str | Path, mapped: Mapping[str, Place] | None = None, step: str | None = None) -> Series:
+def read(
+    path: str | Path, mapped: Mapping[str, Place] | None = None, step: str | None = None, run: str | None = None
+) -> Series:
     """Read a run from its file or its directory.
 
     Args:
         path: a journal, a TensorBoard directory or event file, a W&B offline run or its ``.wandb`` file, or a CSV file.
         mapped: column -> (stage, name), for columns with names that pplmon does not know.
         step: the column that counts optimizer steps; ``None`` finds it.
+        run: the name of a run in a journal that holds several; ``None`` takes the last.
 
     Raises:
         ReplayError: there is nothing to read, or needed columns are missing.
     """
     reader, found = locate(Path(path))
+    if run is not None and not mapped and step is None:
+        return reader.read_run(found, run)
     return reader.read(found, mapped or {}, step)
 
 
