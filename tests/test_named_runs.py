@@ -43,7 +43,7 @@ def test_a_replay_of_an_earlier_run(named: list[str], tmp_path: Path, capsys: py
 
 def test_a_page_of_an_earlier_run(named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Named on the page, from Python and by the command; a name that is not there is told."""
-    first, last = named
+    first, _ = named
     assert pplmon.page(tmp_path).runs[0].steps == 20
     page = pplmon.page(tmp_path, run=first)
     assert page.runs[0].steps == 30 and f"run {first}" in page.html
