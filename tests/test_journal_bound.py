@@ -128,7 +128,9 @@ def test_two_processes_that_write_one_journal_are_told(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == "writing\n"
         journal = Journal(tmp_path)
-        with pytest.warns(RuntimeWarning, match=r"another process is writing .*pplmon.jsonl at this moment.*of its own"):
+        with pytest.warns(
+            RuntimeWarning, match=r"another process is writing .*pplmon.jsonl at this moment.*of its own"
+        ):
             journal.start({})
         journal.alert(Alert("Spike", "up"))
         other.communicate("\n")

@@ -30,7 +30,11 @@ def named(tmp_path: Path) -> list[str]:
 def test_a_replay_of_an_earlier_run(named: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its rows, its rules and its alerts; without a name the last, and a note that says which there are."""
     first, last = named
-    for arguments, fired, span in (([], [], [0, 19]), (["--run", first], [12], [0, 29]), (["--run", last], [], [0, 19])):
+    for arguments, fired, span in (
+        ([], [], [0, 19]),
+        (["--run", first], [12], [0, 29]),
+        (["--run", last], [], [0, 19]),
+    ):
         assert cli.main(["replay", str(tmp_path), "--json", *arguments]) == 0
         found = json.loads(capsys.readouterr().out)
         assert [alert["step"] for alert in found["alerts"]] == fired

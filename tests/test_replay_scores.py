@@ -235,7 +235,9 @@ def test_the_command(journal: Path) -> None:
     assert lines[4].split() == ["Spike('cross_entropy')", "0", "1", "0", "0/1", "1/1", "0", *rates]
     assert lines[5].split() == ["Above('cross_entropy',", "6.5)", "1", "0", "1", "1/1", "1/1", "1", "0", *rates]
     assert lines[6].startswith("any of them")
-    assert lines[7].startswith("false: events of pages outside of marked incidents (--incident), also per 100,000 judged")
+    assert lines[7].startswith(
+        "false: events of pages outside of marked incidents (--incident), also per 100,000 judged"
+    )
     assert lines[8].startswith("suggested for Spike('cross_entropy'): Spike('cross_entropy', limit=")
     assert lines[9].startswith("suggested for Above('cross_entropy', 6.5): Above('cross_entropy', 2.1")
 

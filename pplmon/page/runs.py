@@ -87,7 +87,9 @@ def read_runs(journals: Sequence[Path], named: str | None = None) -> list[Run]:
         ValueError: the journal has no run of that name, or there are several journals.
     """
     if named is not None and len(journals) != 1:
-        raise ValueError(f"a run's name is one of a single journal, got {len(journals)} journals and the name {named!r}")
+        raise ValueError(
+            f"a run's name is one of a single journal, got {len(journals)} journals and the name {named!r}"
+        )
     runs = []
     for path, name in zip(journals, names(journals)):
         rows = read_journal(path, named)

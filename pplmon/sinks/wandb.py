@@ -131,7 +131,9 @@ class WandB(Sink):
                 made.add(wandb.Table(columns=[*table.columns], data=table.rows), name)
         self.run.log_artifact(made)
         key = self._counts.key(WORST)
-        self.row({key: wandb.Html(heatmap_html("The worst tokens of the run", report.worst), inject=False)}, report.step)
+        self.row(
+            {key: wandb.Html(heatmap_html("The worst tokens of the run", report.worst), inject=False)}, report.step
+        )
         self._forget(key)
 
     def close(self) -> None:

@@ -51,7 +51,12 @@ def workspace(entity: str, project: str, prefix: str = "") -> Any:
         name=NAME,
         entity=entity,
         project=project,
-        sections=[_trouble(counts, prefix), *(_section(chart, prefix) for chart in CHARTS), _evidence(prefix), _extras(prefix)],
+        sections=[
+            _trouble(counts, prefix),
+            *(_section(chart, prefix) for chart in CHARTS),
+            _evidence(prefix),
+            _extras(prefix),
+        ],
         settings=ws.WorkspaceSettings(x_axis=STEP, ignore_outliers=False, point_visualization_method="bucketing"),
         # The runs that are in trouble first.
         runset_settings=ws.RunsetSettings(
