@@ -20,16 +20,24 @@ def extra_charts(names: Sequence[str]) -> list[Chart]:
         lines = [name for pattern in chart.names for name in sorted(names, key=_natural) if fits(name, pattern)]
         found += _in_parts(chart, lines)
     drawn = {name for chart in found for name in chart.names}
-    rest = [name for name in names if name not in drawn][:MOST_OWN]
-    return found + [Chart(f"own{i}", shown(name), (name,), ("train", "val")) for i, name in enumerate(rest)]
+    rest: dict[str, list[str]] = {}
+    for name in sorted(set(names) - drawn, key=_natural):
+        rest.setdefault(_kind(name), []).append(name)
+    for place, (kind, alike) in enumerate(list(rest.items())[:MOST_OWN]):
+        whole = Chart(f"own{place}", shown(kind), tuple(alike), ("train", "val"))
+        found += [whole] if len(alike) == 1 else _in_parts(whole, alike)
+    return found
 
 
 def label(name: str) -> str:
     """Return what a line is called: of a part of the tokens the part alone, since the chart says the rest."""
-    if name in LABELS:
-        return LABELS[name]
-    patterns = [pattern for chart in EXTRAS for pattern in chart.names if "{" in pattern and fits(name, pattern)]
-    return shown(name.split("/")[1] if patterns else name)
+    return LABELS.get(name) or shown(name.split("/")[1] if name.count("/") == 2 else name)
+
+
+def _kind(name: str) -> str:
+    """Return what a number has in common with those of other parts: "group/…/tokens" of "group/code/tokens"."""
+    parts = name.split("/")
+    return f"{parts[0]}/…/{parts[2]}" if len(parts) == 3 else name
 
 
 def _in_parts(chart: Chart, lines: Sequence[str]) -> Iterator[Chart]:
