@@ -11,7 +11,7 @@ help:
 	@echo "make test    run the tests (ARGS='-k perplexity' passes flags to pytest)"
 	@echo "make gpu     what only a GPU can tell, with a PYTHON that has PyTorch and Triton; installs nothing"
 	@echo "             (ARGS=--dry proves it without a GPU; the tables go to runs/gpu)"
-	@echo "make test-all  the slow tests, too"
+	@echo "make test-all  the slow tests, too, and the page in a browser where there is a Chromium"
 	@echo "make docs    build the site of docs/ into build/site, and serve it (ARGS=--no-serve only builds)"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove the environment and what tools left"
@@ -24,9 +24,9 @@ test: export OMP_NUM_THREADS ?= 1
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile -m "not slow" $(ARGS)
 
-# The slow ones, too.
+# The slow ones, too, and the page in a browser where the system has a Chromium.
 test-all: export OMP_NUM_THREADS ?= 1
-test-all: .venv/installed
+test-all: .venv/browser
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 gpu:
@@ -54,6 +54,10 @@ lint: .venv/installed
 
 .venv/docs: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	@touch $@
+
+.venv/browser: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,browser]"
 	@touch $@
 
 clean:

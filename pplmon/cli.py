@@ -19,14 +19,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(prog="pplmon", description="Know the token that broke your run.")
     parser.add_argument("--version", action="version", version=f"pplmon {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     _add_demo(commands)
     add_report(commands)
     add_view(commands)
     add_dashboard(commands)
     add_replay(commands)
     add_doctor(commands)
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # the command's own usage names the flags that there are
+        commands.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     return int(options.run(options))
 
 

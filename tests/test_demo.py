@@ -135,6 +135,7 @@ def test_wandb_works_without_an_account(tmp_path: Path) -> None:
     assert "No sequence is corrupted" in done.stdout and "corrupted step" not in done.stdout
     (run,) = (tmp_path / "runs" / "wandb").glob("offline-run-*")
     assert numbers(read_journal(run / "files"), "val/perplexity")
+    assert "anonymous" not in done.stdout + done.stderr  # a warning of W&B's about what a logger would have set
     assert f"wandb sync {run.relative_to(tmp_path)}" in done.stdout
     assert f"wandb leet run {run.relative_to(tmp_path)}" in done.stdout
     assert list(run.glob("*.wandb"))
@@ -196,3 +197,14 @@ def test_every_held_out_byte_is_scored_once() -> None:
     scored = [byte for row in range(len(windows)) for byte in windows[row]["targets"].tolist()]
     assert scored == tail[1 : 1 + len(scored)].tolist()
     assert len(tail) - len(scored) <= CONTEXT
+
+
+@pytest.mark.parametrize("command", [["demo"], ["report", "runs/a"], ["replay", "runs/a"], ["view", "runs/a"]])
+def test_a_wrong_flag_shows_the_usage_of_its_command(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """That of pplmon alone would name no flag of the command."""
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--no-such-flag", "3"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: pplmon {command[0]} [-h]")
+    assert said.endswith(f"pplmon {command[0]}: error: unrecognized arguments: --no-such-flag 3\n")

@@ -82,13 +82,17 @@ def replayed(path: Path, *texts: str) -> replay.Result:
 class Life:
     """A run with crashes, as a script would be restarted: in one journal."""
 
-    def __init__(self, directory: Path, **cadence: int) -> None:
-        self.directory, self.cadence = directory, cadence
+    def __init__(self, directory: Path, most: float | None = None, **cadence: int) -> None:
+        self.directory, self.most, self.cadence = directory, most, cadence
         self.saved: dict[str, Any] | None = None
         self.monitor = self.begin()
 
     def begin(self, state: dict[str, Any] | None = None) -> Monitor:
-        monitor = Monitor(sinks=[Journal(self.directory)], alerts=rules(), **self.cadence)  # type: ignore[arg-type]
+        monitor = Monitor(
+            sinks=[Journal(self.directory, max_megabytes=self.most)],
+            alerts=rules(),
+            **self.cadence,  # type: ignore[arg-type]
+        )
         if state is not None:
             monitor.load_state_dict(state)
         return monitor

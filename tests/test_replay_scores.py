@@ -229,14 +229,17 @@ def test_the_command(journal: Path) -> None:
     assert lines[1].startswith("step 2000  Spike('cross_entropy')  value 7.029, threshold 2.612  train/cross")
     assert lines[2].startswith("step 2000  Above('cross_entropy', 6.5)")
     assert lines[1].endswith("(a notice)") and not lines[2].endswith("(a notice)")
-    columns = "rule pages notices events caught noticed delay false per 100k values per 100k steps"
+    columns = "rule pages notices events caught noticed delay false false per 100k values false per 100k steps"
     assert lines[3].split() == columns.split()
     rates = ["0", "(<", "1.1e+02)"] * 2
     assert lines[4].split() == ["Spike('cross_entropy')", "0", "1", "0", "0/1", "1/1", "0", *rates]
     assert lines[5].split() == ["Above('cross_entropy',", "6.5)", "1", "0", "1", "1/1", "1/1", "1", "0", *rates]
     assert lines[6].startswith("any of them")
-    assert lines[7].startswith("suggested for Spike('cross_entropy'): Spike('cross_entropy', limit=")
-    assert lines[8].startswith("suggested for Above('cross_entropy', 6.5): Above('cross_entropy', 2.1")
+    assert lines[7].startswith(
+        "false: events of pages outside of marked incidents (--incident), also per 100,000 judged"
+    )
+    assert lines[8].startswith("suggested for Spike('cross_entropy'): Spike('cross_entropy', limit=")
+    assert lines[9].startswith("suggested for Above('cross_entropy', 6.5): Above('cross_entropy', 2.1")
 
 
 def test_json(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:

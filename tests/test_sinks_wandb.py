@@ -43,7 +43,12 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offline]:
     """One run of ours, from first use to close."""
     directory = tmp_path_factory.mktemp("wandb")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DIR", str(directory))):
+        for name, value in (
+            ("MODE", "offline"),
+            ("SILENT", "true"),
+            ("DIR", str(directory)),
+            ("DATA_DIR", str(directory)),
+        ):
             patch.setenv(f"WANDB_{name}", value)
         wandb.teardown()  # it remembers the directory of the first run in the process
         sink = WandB(project="p", config={"mine": 1, "pplmon": {"theirs": 2}})
@@ -168,16 +173,26 @@ def test_alerts_are_recorded_with_level_and_short_title(offline: Offline) -> Non
     assert first.wait_duration < 1000  # ms: 60,000 would swallow the next alert of that title
 
 
-def test_worst_tokens_of_the_run_are_a_table_once(offline: Offline) -> None:
+def test_worst_tokens_of_the_run_are_tables_of_an_artifact(offline: Offline) -> None:
     """At the end, tokens and sequences; NaN and control characters as text."""
-    (row,) = [row for row in offline.run.history if "pplmon/worst_tokens" in row]
-    assert row[STEP] == 7 and "pplmon/worst_sequences" in row
-    table = json.loads((offline.files / row["pplmon/worst_tokens"]["path"]).read_text())
+    (made,) = offline.run.artifacts
+    assert made.name == f"pplmon-worst-{offline.files.parent.name.rpartition('-')[2]}"
+    tables = {entry.path: Path(entry.local_path) for entry in made.manifest.contents}
+    assert set(tables) == {"worst_tokens.table.json", "worst_sequences.table.json"}
+    table = json.loads(tables["worst_tokens.table.json"].read_text())
     cells = [dict(zip(table["columns"], line)) for line in table["data"]]
     assert [(c["loss"], c["position"], c["target_text"]) for c in cells] == [
         ("NaN", 99, r"'a\x1b'"),
         ("41.25", 3, None),
     ]
+
+
+def test_the_worst_of_the_run_is_a_picture_and_no_chart_of_one_dot(offline: Offline) -> None:
+    """At the end; nothing in the history is a table, whose counts of rows and columns ``wandb leet`` would draw."""
+    (row,) = [row for row in offline.run.history if "pplmon/worst_of_run" in row]
+    html = (offline.files / row["pplmon/worst_of_run"]["path"]).read_text(encoding="utf-8")
+    assert row[STEP] == 7 and "The worst tokens of the run" in html and html.count("<span") == 4
+    assert not [key for row in offline.run.history for key, value in row.items() if "table" in str(value)]
 
 
 def test_a_given_run_is_neither_defined_norfinished() -> None:

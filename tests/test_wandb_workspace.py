@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from pplmon.cli import main
 from pplmon.report.numbers import CATALOGUE
 from pplmon.sinks import wandb_workspace
-from pplmon.sinks.dashboards import CHARTS
+from pplmon.sinks.dashboards import CHARTS, EXTRAS
 from tests.wandb_server import wandb_server
 
 HERE = ["dashboard", "wandb", "--entity", "e", "--project", "p"]
@@ -35,8 +36,21 @@ def panels(spec: dict[str, Any]) -> list[dict[str, Any]]:
 def test_its_sections_are_those_of_the_page(spec: dict[str, Any]) -> None:
     """Alerts first, then the charts in their order, then the evidence."""
     sections = spec["spec"]["section"]["panelBankConfig"]["sections"]
-    assert [s["name"] for s in sections] == ["Alerts", *(chart.title for chart in CHARTS), "Evidence"]
-    assert {s["name"] for s in sections if not s["isOpen"]} == {"Share of the worst 1 % of tokens in the loss"}
+    assert [s["name"] for s in sections] == ["Alerts", *(chart.title for chart in CHARTS), "Evidence", "Extras"]
+    closed = {"Share of the worst 1 % of tokens in the loss", "Extras"}
+    assert {s["name"] for s in sections if not s["isOpen"]} == closed
+
+
+@needed
+def test_the_numbers_of_extras_have_panels_that_find_their_keys(spec: dict[str, Any]) -> None:
+    """By a regular expression: what the groups are called only the run knows."""
+    found = {
+        panel["chartTitle"]: re.compile(panel["metricRegex"]) for panel in panels(spec) if panel.get("useMetricRegex")
+    }
+    assert found["Loss of each group, val, nats"].search("val/group/my code/cross_entropy")
+    assert not found["Loss of each group, val, nats"].search("train/group/my code/cross_entropy")
+    assert found["Calibration, train"].search("train/overconfidence")
+    assert sum(len(chart.stages) for chart in EXTRAS) == len(found)
 
 
 @needed
@@ -48,7 +62,7 @@ def test_no_line_plot_leaves_a_spike_out(spec: dict[str, Any]) -> None:
         assert plot["ignoreOutliers"] is False and plot["smoothingType"] == "none"
         assert plot["pointVisualizationMethod"] == "bucketing-gorilla"
         assert plot["xAxis"] == "trainer/global_step"
-    drawn = {key for plot in plots for key in plot["metrics"]}
+    drawn = {key for plot in plots if not plot.get("useMetricRegex") for key in plot["metrics"]}
     names = {f"{stage}/{name}" for chart in CHARTS for stage in chart.stages for name in chart.names}
     assert drawn == names | {"pplmon/alerts_total", "pplmon/notices_total"}
 
@@ -68,7 +82,10 @@ def test_the_runs_table_is_sorted_by_trouble(spec: dict[str, Any]) -> None:
     """The count of alerts is a column, and the order."""
     said = json.dumps(spec)
     assert '"summary:pplmon/alerts_total"' in said and '"summary:pplmon/worst_step"' in said
-    assert [panel["mediaKeys"] for panel in panels(spec) if "mediaKeys" in panel] == [["pplmon/alert_text"]]
+    assert [panel["mediaKeys"] for panel in panels(spec) if "mediaKeys" in panel] == [
+        ["pplmon/alert_text"],
+        ["pplmon/worst_of_run"],
+    ]
 
 
 @needed

@@ -16,6 +16,7 @@ class OfflineRun:
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    artifacts: list[Any] = field(default_factory=list)
     alerts: list[Any] = field(default_factory=list)
     metrics: list[Any] = field(default_factory=list)
     exits: list[int] = field(default_factory=list)
@@ -36,6 +37,8 @@ def read_run(path: Path) -> OfflineRun:
             run.config.update(items(record.config.update))
         elif kind == "run":
             run.config.update(items(record.run.config.update))
+        elif kind == "artifact":
+            run.artifacts.append(record.artifact)
         elif kind == "alert":
             run.alerts.append(record.alert)
         elif kind == "metric":

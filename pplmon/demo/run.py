@@ -22,6 +22,7 @@ from pplmon.demo.summary import corruption_found, show_summary
 from pplmon.demo.text import CONTEXT, HeldOutWindows, Sequences, TrainingWindows, decode, language_reference
 from pplmon.page.command import NAME, opening
 from pplmon.sinks.journal import FILE_NAME, read_journal
+from pplmon.sinks.wandb import STEP
 
 MOST_THREADS = 4  # more do not make a model this small faster
 VALIDATIONS = 6  # in a run, about, ...
@@ -127,8 +128,20 @@ def _logger(plan: Plan, directory: Path) -> Any:
         os.environ.setdefault("WANDB_MODE", "offline")  # so that it works without an account
         os.environ.setdefault("WANDB_SILENT", "true")  # the summary says where things are
         plan.out.mkdir(parents=True, exist_ok=True)
-        return WandbLogger(save_dir=plan.out, project="pplmon-demo")
+        return WandbLogger(save_dir=plan.out, project="pplmon-demo", experiment=_wandb_run(plan))
     return False
+
+
+def _wandb_run(plan: Plan) -> Any:
+    """Return the run of the first rank. The logger would make it with a setting that W&B warns of."""
+    if _rank() > 0:
+        return None
+    import wandb
+
+    run = wandb.init(dir=plan.out, project="pplmon-demo")
+    run.define_metric(STEP)
+    run.define_metric("*", step_metric=STEP, step_sync=True)
+    return run
 
 
 def _finish(plan: Plan, logger: Any, directory: Path) -> tuple[Path, dict[str, str]]:

@@ -41,7 +41,7 @@ def show_summary(rows: Sequence[Row], seconds: float, corrupted: int | None, pla
 def summary_table(rows: Sequence[Row], title: str) -> Table:
     """Return first, best, worst and last of the numbers in ``SHOWN`` over the logged windows and passes."""
     table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("")
+    table.add_column("", no_wrap=True, min_width=max(map(len, SHOWN)))
     for header in ("first", "best", "worst", "in the window to", "last"):
         table.add_column(header, justify="right")
     for key, more_is_better in SHOWN.items():

@@ -68,6 +68,12 @@ class Delivery:
         for sink in self._sinks:
             self.guard(sink, "judged", sink.judged, report)
 
+    def remember(self, step: int, memory: Callable[[], Mapping[str, Any]]) -> None:
+        """Let journals know what the rules remember, once they have judged a step."""
+        for sink in self._sinks:
+            if isinstance(sink, Journal):
+                self.guard(sink, "remember", sink.remember, step, memory)
+
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Pass on one logged window or pass."""
         for sink in self._sinks:

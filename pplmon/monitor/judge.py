@@ -78,6 +78,8 @@ class Judge:
             evidence = report_of(totals if gathered else self._link.gather(totals), True)
             for alert in alerts:
                 self._raise(replace(alert, **moved), evidence, usual)
+        if self._link.writes:
+            self._delivery.remember(report.step, self.memory)
 
     def without_raising(self, totals: Totals, report_of: Callable[[Totals, bool], Report]) -> None:
         """Judge while another exception is being raised: a failure here is a warning."""

@@ -52,19 +52,20 @@ class Page:
         return f'<iframe {frame} height="{FRAME}" title="pplmon" srcdoc="{html.escape(self.html)}"></iframe>'
 
 
-def page(*runs: str | os.PathLike[str], follow: int = 0) -> Page:
+def page(*runs: str | os.PathLike[str], follow: int = 0, run: str | None = None) -> Page:
     """Return the page of the runs in one or several places (journals, or directories that hold some).
 
-    ``follow``: seconds after which the open page loads itself again.
+    ``follow``: seconds after which the open page loads itself again. ``run``: the name of one of several runs in a single
+    journal; ``None`` takes the last.
     """
-    found = read_runs(find(runs))
-    listed = [events(run, place) for place, run in enumerate(found)]
+    found = read_runs(find(runs), run)
+    listed = [events(one, place) for place, one in enumerate(found)]
     figures = drawings(found)
-    names = [shown(run.name) for run in found]
+    names = [shown(one.name) for one in found]
     content = {
         "title": f"{', '.join(names)}: {verdict(found[0]).text}" if len(found) == 1 else f"pplmon: {', '.join(names)}",
         "heading": names[0] if len(found) == 1 else plural(len(found), "run"),
-        "views": [_view(run, own) for run, own in zip(found, listed)],
+        "views": [_view(one, own) for one, own in zip(found, listed)],
         "differences": differences(found) if len(found) > 1 else [],
         "differing": differing(found) if len(found) > 1 else {},
         "figures": figures,

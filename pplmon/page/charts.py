@@ -10,13 +10,13 @@ from pplmon.alerts.words import shown
 from pplmon.page.distribution import Distribution
 from pplmon.page.encode import doubles, floats
 from pplmon.page.events import Event
+from pplmon.page.extra_charts import extra_charts, label
 from pplmon.page.runs import Run
 from pplmon.page.table import Table, tokens_at
 from pplmon.report.histogram import eighth_edge
-from pplmon.sinks.dashboards import CHARTS, DISTRIBUTION, LABELS, Chart
+from pplmon.sinks.dashboards import CHARTS, DISTRIBUTION, Chart
 
 UPON_COLUMNS = (0, 3)  # colours that are seen on the distribution's blue
-MOST_OWN = 24  # charts of numbers that are not pplmon's
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ class Drawing:
 
 def drawings(runs: Sequence[Run]) -> list[Drawing]:
     """Return the figures of one run; of several the same with one number each, and a line for each run."""
-    own = list(dict.fromkeys(name for run in runs for name in run.own_numbers))[:MOST_OWN]
-    charts = [*CHARTS, *(Chart(f"own{i}", shown(name), (name,), ("train", "val")) for i, name in enumerate(own))]
+    charts = [*CHARTS, *extra_charts(list(dict.fromkeys(name for run in runs for name in run.own_numbers)))]
     found = [drawn for chart in charts for drawn in (_one(chart, runs) if len(runs) == 1 else _several(chart, runs))]
     whole = [_distribution(runs, number) for number, run in enumerate(runs) if run.distribution is not None]
     whole = [figure for figure in whole if figure.lines]
@@ -68,7 +67,7 @@ def _one(chart: Chart, runs: Sequence[Run]) -> Iterator[Drawing]:
     places = [(stage, name) for name in chart.names for stage in chart.stages if _has(chart, runs[0], stage, name)]
     several = len({stage for stage, _ in places}) > 1
     lines = [
-        Line(0, stage, name, f"{_label(name)}, {stage}" if several else _label(name), color)
+        Line(0, stage, name, f"{label(name)}, {stage}" if several else label(name), color)
         for color, (stage, name) in enumerate(places)
     ]
     if lines:
@@ -89,7 +88,7 @@ def _several(chart: Chart, runs: Sequence[Run]) -> Iterator[Drawing]:
             if _has(chart, run, stage, name)
         ]
         if lines:
-            title = f"{chart.title}: {_label(name)}" if len(chart.names) > 1 else chart.title
+            title = f"{chart.title}: {label(name)}" if len(chart.names) > 1 else chart.title
             yield Drawing(f"{chart.key}-{name}", title, chart.unit, chart.meaning, lines, None, chart.logarithmic)
 
 
@@ -97,7 +96,7 @@ def _distribution(runs: Sequence[Run], number: int) -> Drawing:
     title = DISTRIBUTION.title if len(runs) == 1 else f"{DISTRIBUTION.title}: {shown(runs[number].name)}"
     key = f"{DISTRIBUTION.key}{number}"
     names = [name for name in DISTRIBUTION.names if _has(DISTRIBUTION, runs[number], "train", name)]
-    lines = [Line(number, "train", name, _label(name), color) for color, name in zip(UPON_COLUMNS, names)]
+    lines = [Line(number, "train", name, label(name), color) for color, name in zip(UPON_COLUMNS, names)]
     return Drawing(key, title, DISTRIBUTION.unit, DISTRIBUTION.meaning, lines, wide=len(runs) == 1, distribution=number)
 
 
@@ -110,10 +109,6 @@ def _band(chart: Chart, names: Sequence[str]) -> tuple[int, int] | None:
     if chart.band is None or not set(chart.band) <= set(names):
         return None
     return names.index(chart.band[0]), names.index(chart.band[1])
-
-
-def _label(name: str) -> str:
-    return LABELS.get(name) or shown(name)
 
 
 def _figure(figure: Drawing) -> dict[str, Any]:

@@ -40,6 +40,9 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="write it again while the run goes on; an open page loads itself again, and keeps its zoom",
     )
     report.add_argument(
+        "--run", metavar="NAME", dest="named", help="one of several runs in a journal, by its name (default: the last)"
+    )
+    report.add_argument(
         "--json", action="store_true", help="print one JSON object: verdicts, alerts, and the page's path"
     )
     report.set_defaults(run=_report)
@@ -73,11 +76,11 @@ def _report(options: argparse.Namespace) -> int:
                 f"pplmon report: a journal's own directory is one run; name these to see them, too:{some}",
                 file=sys.stderr,
             )
-        made = page(*options.runs, follow=RELOAD if options.follow else 0)
+        made = page(*options.runs, follow=RELOAD if options.follow else 0, run=options.named)
         path = made.save(options.out or _place(made))
         if options.follow:
             _say(made, path, options.json)
-            made = _follow(options.runs, made, path)
+            made = _follow(options.runs, made, path, options.named)
     except (ValueError, OSError) as error:
         print(f"pplmon report: {one_line(error)}", file=sys.stderr)
         return 2
@@ -103,7 +106,7 @@ def _say(made: Page, path: Path, quiet: bool = False) -> None:
     print(f"{path} ({path.stat().st_size / 1024:,.0f} KiB); it opens with: {opening(path)}", flush=True)
 
 
-def _follow(places: Sequence[str], made: Page, path: Path) -> Page:
+def _follow(places: Sequence[str], made: Page, path: Path, run: str | None) -> Page:
     """Write the page again whenever a journal has grown, until its runs are over or the user has had enough."""
     from pplmon.page.build import page
 
@@ -113,12 +116,12 @@ def _follow(places: Sequence[str], made: Page, path: Path) -> Page:
             time.sleep(LOOK)
             if _sizes(made) != before:
                 begun = time.monotonic()
-                made = page(*places, follow=RELOAD)
+                made = page(*places, follow=RELOAD, run=run)
                 made.save(path)
                 time.sleep(min(60.0, SHARE * (time.monotonic() - begun)))
     except KeyboardInterrupt:
         print(file=sys.stderr)
-    made = page(*places)  # which no longer loads itself again
+    made = page(*places, run=run)  # which no longer loads itself again
     made.save(path)
     return made
 

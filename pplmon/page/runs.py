@@ -79,11 +79,22 @@ def left_out(places: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return [path for place in own for path in sorted(place.rglob(FILE_NAME)) if path != place / FILE_NAME]
 
 
-def read_runs(journals: Sequence[Path]) -> list[Run]:
-    """Return the runs of the journals. Two monitors that share a file are two runs, told apart by their prefix."""
+def read_runs(journals: Sequence[Path], named: str | None = None) -> list[Run]:
+    """Return the last run of each journal, or of a single journal the run that is named.
+
+    Two monitors that share a file are two runs, told apart by their prefix.
+
+    Raises:
+        ValueError: the journal has no run of that name, or there are several journals.
+    """
+    if named is not None and len(journals) != 1:
+        raise ValueError(
+            f"a run's name is one of a single journal, got {len(journals)} journals and the name {named!r}"
+        )
     runs = []
     for path, name in zip(journals, names(journals)):
-        rows = read_journal(path)
+        rows = read_journal(path, named)
+        name = name if named is None else f"{name}, run {named}"
         prefixes = dict.fromkeys(row.get("prefix", "") for row in rows) or {"": None}
         for prefix in prefixes:
             own = [row for row in rows if row.get("prefix", "") == prefix]
@@ -148,8 +159,9 @@ def _table(judged: Sequence[Row], windows: Sequence[Row], watched: set[str]) -> 
     """
     merged: dict[int, Mapping[str, Value]] = {row["step"]: row["numbers"] for row in judged}
     read_out: Mapping[str, Value] = judged[-1]["numbers"] if judged else {}
+    first = min(merged, default=0)  # windows before it have the only values: a bounded journal lost its oldest rows
     for row in windows:
-        own = {name: value for name, value in row["numbers"].items() if name not in read_out}
+        own = {n: value for n, value in row["numbers"].items() if n not in read_out or row["step"] < first}
         merged[row["step"]] = {**own, **merged.get(row["step"], {})}
     known = {*read_out, *(windows[-1]["numbers"] if windows else ())}
     lines = {name for name in known - CATALOGUE.keys() if not is_drawn(name)}

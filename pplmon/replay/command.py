@@ -73,6 +73,9 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="an earlier run on the same data: rules see the difference, and each alert says if both runs show it (data) or only "
         "this one (model)",
     )
+    replay.add_argument(
+        "--run", metavar="NAME", dest="named", help="one of several runs in a journal, by its name (default: the last)"
+    )
     replay.add_argument("--json", action="store_true", help="print one JSON object")
     replay.set_defaults(run=_replay)
 
@@ -86,7 +89,7 @@ def _replay(options: argparse.Namespace) -> int:
             run_file(file, f"--rules {file}")
         incidents = [Incident.parse(text) for text in options.incident]
         mapped = dict(map(parse_map, options.map))
-        series = read(options.path, mapped, options.step, options.pattern)
+        series = read(options.path, mapped, options.step, options.pattern, options.named)
         rules = Rules(options.rule, series)
         earlier = (
             None

@@ -77,7 +77,7 @@ class Replay:
             if segment.resumed_at is None or runs < 0:
                 runs += 1
             process = self._process(rules, segment)
-            if segment.resumed_at is not None:
+            if segment.resumed_at is not None and segment.cut_at is None:
                 self._mark_repeated(segment.resumed_at, runs)
             self._judge(process, segment.rows, runs)
 
@@ -107,7 +107,8 @@ class Replay:
     def _process(self, rules: Rules, segment: Segment) -> _Process:
         """Return the rules of one process of the run, with what they remembered where it resumed."""
         process = self._fresh(rules, segment)
-        if segment.resumed_at is None:
+        begins = segment.resumed_at if segment.cut_at is None else segment.cut_at
+        if begins is None:
             return process
         why = "is not known"
         if segment.memory is not None:
@@ -118,9 +119,7 @@ class Replay:
                 process = self._fresh(rules, segment)
             else:
                 return process
-        self._notes.append(
-            f"The run goes on at step {segment.resumed_at}; what its rules remembered {why}: they begin anew."
-        )
+        self._notes.append(f"The run goes on at step {begins}; what its rules remembered {why}: they begin anew.")
         return process
 
     def _fresh(self, rules: Rules, segment: Segment) -> _Process:

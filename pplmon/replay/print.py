@@ -15,6 +15,10 @@ from pplmon.report.strict_json import plain
 from pplmon.report.visible import visible
 
 SHOWN = 50  # alerts; --json has all
+RATES = (
+    "false: events of pages outside of marked incidents (--incident), also per 100,000 judged values and optimizer steps. "
+    "0 (< 60): none was seen, and more than 60 would have shown one, with 95 % confidence."
+)
 PIPE_WIDTH = 160  # columns: rich takes a pipe for 80, and would fold a rule's text
 
 
@@ -54,6 +58,8 @@ def show(series: Series, result: Result, scores: Sequence[Score], suggestions: S
     if not result.fired:
         line("No rule would have fired.")
     console.print(_table(scores, escape))
+    if any(score.quiet_values for score in scores):
+        line(RATES, "dim")
     for suggestion in suggestions:
         line(_suggestion(suggestion))
     if result.differs is not None:
@@ -89,7 +95,7 @@ def _table(scores: Sequence[Score], escape: Any) -> Any:
     table = Table(box=None, pad_edge=False)
     table.add_column("rule", overflow="fold")
     more = ("caught", "noticed", "delay", "false") if marked else ()
-    for name in ("pages", "notices", "events", *more, "per 100k values", "per 100k steps"):
+    for name in ("pages", "notices", "events", *more, "false per 100k values", "false per 100k steps"):
         table.add_column(name, justify="right")
     for score in scores:
         counts = [str(count) for count in (score.pages, score.notices, score.events)]

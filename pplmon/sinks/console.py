@@ -66,7 +66,8 @@ class Console(Sink):
             parts += [Text("\n".join([*blame(alert), *map(_sequence_line, alert.worst_sequences[:1])]))]
             parts += [Text(), _token_table(alert.worst[:TOKENS])]
             self._shown = alert.worst
-        heading = Text(f"pplmon {alert.severity}: {shown(alert.rule)}")
+        kind = "notice" if alert.severity == "info" else alert.severity  # in the words of the page
+        heading = Text(f"pplmon {kind}: {shown(alert.rule)}")
         self._show(Panel(Group(*parts), title=heading, title_align="left", border_style=COLOURS[alert.severity]))
 
     def notice(self, alert: Alert) -> None:

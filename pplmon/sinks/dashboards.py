@@ -17,13 +17,20 @@ LABELS = {
     "inverse_perplexity": "1 / perplexity",
     "worst_1pct_share": "share of the worst 1 %",
     "nonfinite_tokens": "non-finite tokens",
+    "structure_perplexity": "structure",
+    "content_perplexity": "content",
+    "calibration_error": "calibration error",
+    "overconfidence": "overconfidence",
+    "free_running/cross_entropy": "after its own tokens",
+    "free_running/teacher_forced_cross_entropy": "the same after correct ones",
 }
 
 # Curves that count what happened: they stand first, because no sampling, smoothing or clipped axis hides a step of theirs.
 COUNTS = {"alerts_total": "Alerts so far", "notices_total": "Notices so far"}
 LOSSES = "token_loss"  # the histogram of a window's tokens, in places that draw histograms
 HEATMAP = "alert_text"  # the text around an alert's worst tokens, in places that show HTML
-TABLES = ("worst_tokens", "worst_sequences")  # of the run
+WORST = "worst_of_run"  # the text around the worst tokens of the run, as text or HTML
+TABLES = ("worst_tokens", "worst_sequences")  # of the run, in places that keep tables
 
 
 @dataclass(frozen=True)
@@ -32,13 +39,18 @@ class Chart:
 
     key: str  # a short name, for links and ids
     title: str
-    names: tuple[str, ...]  # of the catalogue; what is to be seen first comes first
+    names: tuple[str, ...]  # of numbers, as they are declared; what is to be seen first comes first
     stages: tuple[str, ...] = ("train",)
     unit: str = ""
     meaning: str = ""  # how to read it, in one sentence
     band: tuple[str, str] | None = None  # the lower and the upper of two numbers that hold the others between them
     logarithmic: bool = False  # its values span orders of magnitude
     only_above_zero: bool = False  # nothing is to be seen while all values are 0
+
+
+def any_part(name: str) -> str:
+    """Return the regular expression of a number: with any text in place of the part in braces."""
+    return "/".join("[^/]+" if part.startswith("{") else part for part in name.split("/"))
 
 
 CHARTS = (
@@ -89,4 +101,55 @@ DISTRIBUTION = Chart(
     names=("token_loss_p99", "token_loss_p50"),
     unit="nats",
     meaning="The stronger the colour, the more tokens have that loss; a spike is a few tokens far above the others.",
+)
+
+# Of numbers that are there only where their extra or probe is: of each part of the tokens one line.
+EXTRAS = (
+    Chart(
+        key="groups",
+        title="Loss of each group",
+        names=("group/{name}/cross_entropy",),
+        stages=("train", "val"),
+        unit="nats",
+        meaning="A group that rises while the others fall is what the mean of all hides.",
+    ),
+    Chart(
+        key="classes",
+        title="Loss of each class of tokens",
+        names=("class/{name}/cross_entropy",),
+        stages=("train", "val"),
+        unit="nats",
+        meaning="The mean loss of the tokens whose target is in a class.",
+    ),
+    Chart(
+        key="structure",
+        title="Perplexity of structure and content",
+        names=("structure_perplexity", "content_perplexity"),
+        stages=("train", "val"),
+        meaning="Which class comes next, and which token of that class: their product is the perplexity.",
+        logarithmic=True,
+    ),
+    Chart(
+        key="positions",
+        title="Loss by position in the sequence",
+        names=("position/{from}/cross_entropy",),
+        stages=("train", "val"),
+        unit="nats",
+        meaning="Each line begins at that position, and ends at twice that: with more context the loss is lower.",
+    ),
+    Chart(
+        key="calibration",
+        title="Calibration",
+        names=("calibration_error", "overconfidence"),
+        stages=("train", "val"),
+        meaning="How far the model's probabilities are from how often it is right; overconfidence above 0 is surer than right.",
+    ),
+    Chart(
+        key="free_running",
+        title="Loss after the model's own tokens",
+        names=("free_running/cross_entropy", "free_running/teacher_forced_cross_entropy"),
+        stages=("val",),
+        unit="nats",
+        meaning="The distance of the lines is what a model loses by going on from its own output in place of correct text.",
+    ),
 )

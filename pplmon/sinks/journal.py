@@ -11,7 +11,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +24,8 @@ from pplmon.report.numbers import CORE
 from pplmon.report.report import Report
 from pplmon.report.strict_json import plain, revive
 from pplmon.sinks.base import Sink
+from pplmon.sinks.file_lock import has_another_writer
+from pplmon.sinks.journal_bound import Bound, check_bound
 from pplmon.sinks.journal_rows import KINDS, sound
 from pplmon.sinks.journal_runs import JournalRuns
 from pplmon.sinks.json_lines import no_collection, objects
@@ -42,15 +44,23 @@ class Journal(Sink):
     takes ``SERIES``, the numbers that the monitor's rules watch, and those that tell which group moved, for ``pplmon replay``. Numbers that
     the user logs are always in it.
     ``prefix`` tells the rows of two monitors in one file apart.
+    ``max_megabytes`` bounds the file: beyond it the oldest ``judged`` rows go. A replay begins where they end, exactly.
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], series: Sequence[str] | None = None, prefix: str = ""
+        self,
+        directory: str | os.PathLike[str],
+        series: Sequence[str] | None = None,
+        prefix: str = "",
+        max_megabytes: float | None = None,
     ) -> None:
         self._path = Path(directory) / FILE_NAME
         self._series = SERIES if series is None else tuple(series)
         self._prefix = prefix
         self._adds_watched = series is None
+        most = check_bound(max_megabytes)
+        self._bound = None if most is None else Bound(most)
+        self._others: bool | None = None  # True: another process writes the file, too
         self._file: BinaryIO | None = None
         self._inherited = False  # by a fork of the process that writes
 
@@ -79,6 +89,19 @@ class Journal(Sink):
         self._write(
             {"kind": "judged", "step": report.step, "stage": report.stage, **lacking, "numbers": _known(numbers)}
         )
+
+    def remember(self, step: int, memory: Callable[[], Mapping[str, Any]]) -> None:
+        """Hold the bound, once a step is judged: mark now and then what rules remember, and cut the file at such a mark."""
+        if self._bound is None or self._file is None:
+            return
+        size = self._file.tell()
+        if self._bound.marks(size):
+            self._write({"kind": "mark", "step": step, "memory": memory()})
+        if self._bound.cuts(size) and not self._others:
+            for journal in list(_open):  # of another monitor in this process
+                if journal.path.absolute() == self._path.absolute():
+                    journal.close()
+            self._bound.cut(self._path, self._prefix)
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Write every number and the evidence, even if fewer are logged elsewhere."""
@@ -147,12 +170,24 @@ class Journal(Sink):
             if self._file is None:
                 self._file = _open_to_append(self._path)
                 _open.add(self)
+                self._look_for_others()
             self._file.write(line)
         except OSError:  # a full disk may have torn the line: the next write opens the file anew, and ends it
             with contextlib.suppress(OSError):
                 self.close()
             raise
         return self._file
+
+    def _look_for_others(self) -> None:
+        assert self._file is not None
+        told, self._others = self._others, has_another_writer(self._file)
+        if self._others and not told:
+            warnings.warn(
+                f"pplmon: another process is writing {self._path} at this moment: the rows of both are in one file, and pages and "
+                "replays take those of one for the other's. Give each process a directory of its own.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 def read_journal(path: str | os.PathLike[str], run: str | None = None) -> list[dict[str, Any]]:

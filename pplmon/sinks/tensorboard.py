@@ -18,7 +18,7 @@ from pplmon.report.report import Report
 from pplmon.report.strict_json import plain
 from pplmon.sinks.alert_counts import AlertCounts
 from pplmon.sinks.base import Sink
-from pplmon.sinks.dashboards import CHARTS, COUNTS, LABELS, LOSSES, Chart
+from pplmon.sinks.dashboards import CHARTS, COUNTS, EXTRAS, LABELS, LOSSES, WORST, Chart, any_part
 from pplmon.sinks.loss_histogram import LossHistogram
 from pplmon.sinks.reliability_diagram import RELIABILITY, Diagram
 
@@ -51,7 +51,9 @@ class TensorBoard(Sink):
     def start(self, run: Mapping[str, Any]) -> None:
         """Write the charts, and the settings as text."""
         self._counts.start(run)
-        self.writer.add_custom_scalars(custom_scalars(self._counts.prefix, select(run.get("logged_numbers", "all"))))
+        declared = [row["name"] for row in run.get("declared", ())]
+        names = select(run.get("logged_numbers", "all"))
+        self.writer.add_custom_scalars(custom_scalars(self._counts.prefix, names, declared))
         self.writer.add_text(self._counts.key("settings"), _settings(run), run.get("resumed_at") or 0)
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
@@ -92,7 +94,7 @@ class TensorBoard(Sink):
     def finished(self, report: Report) -> None:
         """Write the run's worst as text."""
         text = evidence_markdown(report.worst, report.worst_sequences)
-        self.writer.add_text(self._counts.key("worst_of_run"), text, report.step)
+        self.writer.add_text(self._counts.key(WORST), text, report.step)
 
     def close(self) -> None:
         """Close pplmon's own writer; only flush one that was given."""
@@ -104,16 +106,23 @@ class TensorBoard(Sink):
             self._writer = None
 
 
-def custom_scalars(prefix: str = "", names: Sequence[str] | None = None) -> dict[str, dict[str, list[Any]]]:
+def custom_scalars(
+    prefix: str = "", names: Sequence[str] | None = None, declared: Sequence[str] = ()
+) -> dict[str, dict[str, list[Any]]]:
     """Return the layout for ``SummaryWriter.add_custom_scalars``: charts of the numbers ``names``, ``None`` being all.
 
     One number a chart: TensorBoard draws all curves of a run in one colour, and an axis that leaves outliers out hides a
-    spike beside a calm curve. Log keys begin with ``prefix``.
+    spike beside a calm curve. Log keys begin with ``prefix``. Of extras, which ``declared`` numbers with braces in their
+    names, the parts of the tokens stand in one chart, by their names.
     """
     charts = {title: ["Multiline", [f"^pplmon/{re.escape(prefix)}{name}$"]] for name, title in COUNTS.items()}
     for chart in CHARTS:
         for name in chart.names:
             for stage in chart.stages if names is None or name in names else ():
+                charts[_title(chart, name, stage)] = ["Multiline", [_regex(prefix, stage, name)]]
+    for chart in EXTRAS:
+        for name in filter(declared.__contains__, chart.names):
+            for stage in chart.stages:
                 charts[_title(chart, name, stage)] = ["Multiline", [_regex(prefix, stage, name)]]
     return {"pplmon": charts}
 
@@ -125,7 +134,7 @@ def _title(chart: Chart, name: str, stage: str) -> str:
 
 
 def _regex(prefix: str, stage: str, name: str) -> str:
-    return rf"^(?:pplmon/)?{re.escape(prefix)}{stage}/{name}(?:/dataloader_idx_\d+)?$"
+    return rf"^(?:pplmon/)?{re.escape(prefix)}{stage}/{any_part(name)}(?:/dataloader_idx_\d+)?$"
 
 
 def _epoch_tag(key: str) -> str:

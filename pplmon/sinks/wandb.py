@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from pplmon.report.report import Report
 from pplmon.report.worst import WorstToken
 from pplmon.sinks.alert_counts import AlertCounts
 from pplmon.sinks.base import Sink
-from pplmon.sinks.dashboards import HEATMAP, LOSSES, TABLES
+from pplmon.sinks.dashboards import HEATMAP, LOSSES, TABLES, WORST
 from pplmon.sinks.heatmap_html import heatmap_html
 from pplmon.sinks.loss_histogram import LossHistogram
 from pplmon.sinks.reliability_diagram import RELIABILITY, Diagram
@@ -124,13 +125,22 @@ class WandB(Sink):
             self._forget(self._counts.key(HEATMAP))
 
     def finished(self, report: Report) -> None:
-        """Log the run's worst as tables, once."""
+        """Log the run's worst, once: their text as a picture, and tables as an artifact.
+
+        In the history each count of a table's rows and columns would be drawn as a chart of one dot.
+        """
         import wandb
 
-        rows = dict(zip(TABLES, (token_table(report.worst), sequence_table(report.worst_sequences))))
-        filled = {self._counts.key(name): table for name, table in rows.items() if table.rows}
-        self.row({key: wandb.Table(columns=[*t.columns], data=t.rows) for key, t in filled.items()}, report.step)
-        self._forget(*filled)
+        made = wandb.Artifact(_artifact_name(self.run.id, self._counts.prefix), type="pplmon")
+        for name, table in zip(TABLES, (token_table(report.worst), sequence_table(report.worst_sequences))):
+            if table.rows:
+                made.add(wandb.Table(columns=[*table.columns], data=table.rows), name)
+        self.run.log_artifact(made)
+        key = self._counts.key(WORST)
+        self.row(
+            {key: wandb.Html(heatmap_html("The worst tokens of the run", report.worst), inject=False)}, report.step
+        )
+        self._forget(key)
 
     def close(self) -> None:
         """Finish pplmon's own run; one that was given is left open."""
@@ -139,7 +149,7 @@ class WandB(Sink):
             self._run = None
 
     def _forget(self, *keys: str) -> None:
-        """Take pictures and tables out of the summary, which is for numbers: a runs table would list their metadata."""
+        """Take pictures out of the summary, which is for numbers: a runs table would list their metadata."""
         for key in keys:
             with contextlib.suppress(KeyError):  # a disabled run keeps none
                 del self.run.summary[key]
@@ -150,6 +160,10 @@ class WandB(Sink):
             if isinstance(before, (int, float)) and math.isfinite(before):
                 self._best[name] = before
         return name not in self._best or bool(_BETTER[extreme](value, self._best[name]))
+
+
+def _artifact_name(run: str, prefix: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", "-".join(filter(None, ("pplmon", prefix.strip("/"), "worst", run))))
 
 
 def _extreme(key: str) -> str | None:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
 from pplmon.report.numbers import CORE
-from pplmon.sinks.dashboards import CHARTS, COUNTS, HEATMAP, LABELS, Chart
+from pplmon.sinks.dashboards import CHARTS, COUNTS, EXTRAS, HEATMAP, LABELS, WORST, Chart, any_part
 from pplmon.sinks.wandb import STEP
 
 NAME = "pplmon"
@@ -50,7 +51,12 @@ def workspace(entity: str, project: str, prefix: str = "") -> Any:
         name=NAME,
         entity=entity,
         project=project,
-        sections=[_trouble(counts, prefix), *(_section(chart, prefix) for chart in CHARTS), _evidence(prefix)],
+        sections=[
+            _trouble(counts, prefix),
+            *(_section(chart, prefix) for chart in CHARTS),
+            _evidence(prefix),
+            _extras(prefix),
+        ],
         settings=ws.WorkspaceSettings(x_axis=STEP, ignore_outliers=False, point_visualization_method="bucketing"),
         # The runs that are in trouble first.
         runset_settings=ws.RunsetSettings(
@@ -91,7 +97,7 @@ def _panel(chart: Chart, names: Sequence[str], prefix: str) -> Any:
     return _plot(f"{labels}{unit}{highest}", keys, log_y=chart.logarithmic)
 
 
-def _plot(title: str, keys: Sequence[str], log_y: bool = False) -> Any:
+def _plot(title: str, keys: Sequence[str], log_y: bool = False, regex: str | None = None) -> Any:
     """Return a line plot that leaves no spike out: W&B draws each bucket's least and largest value, and no outlier is cut."""
     import wandb_workspaces.reports.v2 as wr
 
@@ -100,16 +106,30 @@ def _plot(title: str, keys: Sequence[str], log_y: bool = False) -> Any:
         x=STEP,
         y=list(keys),
         log_y=log_y,
+        metric_regex=regex,
         ignore_outliers=False,
         smoothing_type="none",
         point_visualization_method="bucketing-gorilla",
     )
 
 
+def _extras(prefix: str) -> Any:
+    """Return the charts of extras, closed: they are empty in a project that uses none."""
+    panels = []
+    for chart in EXTRAS:
+        for stage in chart.stages:
+            keys = [f"{re.escape(prefix)}{stage}/{any_part(name)}" for name in chart.names]
+            unit = f", {chart.unit}" if chart.unit else ""
+            panels.append(_plot(f"{chart.title}, {stage}{unit}", [], chart.logarithmic, f"^(?:{'|'.join(keys)})$"))
+    return _of("Extras", panels, is_open=False)
+
+
 def _evidence(prefix: str) -> Any:
     import wandb_workspaces.reports.v2 as wr
 
-    return _of("Evidence", [wr.MediaBrowser(title="The text of each alert", media_keys=[f"pplmon/{prefix}{HEATMAP}"])])
+    titles = {HEATMAP: "The text of each alert", WORST: "The worst tokens of the run"}
+    shown = [wr.MediaBrowser(title=title, media_keys=[f"pplmon/{prefix}{key}"]) for key, title in titles.items()]
+    return _of("Evidence", shown)
 
 
 def _of(name: str, panels: Sequence[Any], is_open: bool = True) -> Any:

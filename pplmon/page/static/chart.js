@@ -101,7 +101,9 @@ class Chart {
     const { spec } = this;
     if (spec.logarithmic) return { distr: 3 };
     if (spec.distribution !== null) return { range: [0, losses(spec.distribution).edges.at(-1) * 1.06] };
-    return { range: { min: { pad: 0, hard: 0 }, max: { pad: 0.06 } } };
+    // From 0 on, but for values below it.
+    const below = { min: { pad: 0.06 }, max: { pad: 0.06 } }, above = { min: { pad: 0, hard: 0 }, max: { pad: 0.06 } };
+    return { range: (_, min, max) => (min === null ? [null, null] : uPlot.rangeNum(min, max, min < 0 ? below : above)) };
   }
 
   look(line, i) {

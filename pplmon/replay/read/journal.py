@@ -39,14 +39,17 @@ class JournalReader(Reader):
             )
         return read_journal_file(path)
 
+    def read_run(self, path: Path, run: str) -> Series:
+        return read_journal_file(path, run)
 
-def read_journal_file(path: Path) -> Series:
-    """Read the last run of a journal's file.
+
+def read_journal_file(path: Path, run: str | None = None) -> Series:
+    """Read the last run of a journal's file, or the one of this name.
 
     Every row counts, also those that a resumed run repeated: the rules saw them. (``sinks.read_journal`` keeps the last.)
 
     Raises:
-        ReplayError: there is no judged row in it.
+        ReplayError: there is no judged row in it, or no run of this name.
     """
     runs = JournalRuns()
     found: dict[Place, list[Segment]] = {}
@@ -60,6 +63,10 @@ def read_journal_file(path: Path) -> Series:
             if kind == "run":
                 learn(row.get("declared"))
                 segments.append(_segment(row))
+            elif kind == "cut":  # what goes before is no longer there: begin with what the rules remembered
+                rules = segments[-1].rules if segments else None
+                segments[:] = [Segment(rules=rules, memory=row["memory"], cut_at=row["step"])]
+                live.pop(place, None)
             elif kind == "judged":
                 if not segments:  # the file begins in the middle of a run
                     segments.append(Segment())
@@ -68,19 +75,36 @@ def read_journal_file(path: Path) -> Series:
                 live.setdefault(place, []).append(_revived(row))
             elif kind == "report":
                 reported.setdefault(place, set()).update((row["stage"], name) for name in row["numbers"])
-    chosen = [place for place in found if place in runs.chosen(None)]
+    try:
+        wanted = runs.chosen(run)
+    except ValueError as error:
+        raise ReplayError(f"--run: {error}") from None
+    chosen = [place for place in found if place in wanted]
     segments = [segment for place in chosen for segment in found[place]]
     if not any(segment.rows for segment in segments):
         raise ReplayError(
             f"{path} has no row of kind 'judged'. A pplmon.sinks.Journal gets one at every read-out: is this another file, "
-            "or did the run end before its first step?"
+            "did the run end before its first step, or were its rows taken out, by max_megabytes?"
         )
     notes = left_out.notes()
-    if len(runs.names) > len(chosen):
-        notes.append(f"The journal holds {len(runs.names)} runs; this is the last one.")
+    notes += [_which(runs, run)] if len(runs.names) > len(chosen) else []
+    notes += [_cut(segment.cut_at) for segment in segments if segment.cut_at is not None]
     alerts = [row for place in chosen for row in live.get(place, ())]
     numbers = frozenset(pair for place in chosen for pair in reported.get(place, ()))
     return Series(path, "journal", segments, alerts, numbers, notes=notes)
+
+
+def _which(runs: JournalRuns, run: str | None) -> str:
+    names = ", ".join(runs.names)
+    which = "this is the last one" if run is None else f"this is {run}"
+    return f"The journal holds {len(runs.names)} runs; {which}. --run NAME takes one of {names}."
+
+
+def _cut(step: int) -> str:
+    return (
+        f"The journal was kept within max_megabytes: rows judged up to step {step} are gone. The run's own rules go on from what "
+        "they remembered there, so that what is left is replayed exactly; rules of --rule begin anew."
+    )
 
 
 def _segment(row: dict[str, Any]) -> Segment:

@@ -61,6 +61,14 @@ class Reader:
         """
         raise NotImplementedError
 
+    def read_run(self, path: Path, run: str) -> Series:
+        """Return one of several runs in a file, by its name.
+
+        Raises:
+            ReplayError: it is not there, or the format has no names of runs.
+        """
+        raise ReplayError(f"--run names a run in a journal, and {path} is none ({self.kind}); leave it out")
+
 
 class LogReader(Reader):
     """The base of readers of logs with columns: a subclass gives the table, this one picks the numbers."""

@@ -57,6 +57,7 @@ class Segment:
     rules: tuple[str, ...] | None = None  # the live rules' texts, where they are known
     resumed_at: int | None = None  # the step at which it went on; None: it began anew
     memory: Mapping[str, Any] | None = None  # the states that the live rules began with
+    cut_at: int | None = None  # the last step of what was taken out of the file before these rows
 
 
 @dataclass

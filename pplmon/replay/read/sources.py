@@ -15,7 +15,11 @@ NAMED = 8  # runs that an error names
 
 
 def read(
-    path: str | Path, mapped: Mapping[str, Place] | None = None, step: str | None = None, pattern: str | None = None
+    path: str | Path,
+    mapped: Mapping[str, Place] | None = None,
+    step: str | None = None,
+    pattern: str | None = None,
+    run: str | None = None,
 ) -> Series:
     """Read a run from its file or its directory.
 
@@ -24,6 +28,7 @@ def read(
         mapped: column -> (stage, name), for columns with names that pplmon does not know.
         step: the column that counts optimizer steps; ``None`` finds it.
         pattern: a regular expression for the lines of a text log, with the groups ``step`` and, say, ``loss``.
+        run: the name of a run in a journal that holds several; ``None`` takes the last.
 
     Raises:
         ReplayError: there is nothing to read, or needed columns are missing.
@@ -34,6 +39,8 @@ def read(
             raise ReplayError(f"--pattern reads one text file; {found} is none")
         return reader.read(found, mapped or {}, step)
     one, place = locate(given(path))
+    if run is not None and not mapped and step is None:
+        return one.read_run(place, run)
     return one.read(place, mapped or {}, step)
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from enum import Enum
 from typing import Any
 
 from pplmon.alerts import Alert
-from pplmon.alerts.message import few_lines
-from pplmon.alerts.text import title
 from pplmon.report.report import Report
-from pplmon.sinks.alert_counts import AlertCounts
 from pplmon.sinks.base import Sink
 from pplmon.sinks.tensorboard import TensorBoard
-from pplmon.sinks.wandb import LEVELS, WandB
+from pplmon.sinks.wandb import WandB
+from pplmon.trainers.lightning.other_loggers import Scalars, Texts
 
 
 class LightningLogger(Sink):
@@ -77,47 +73,14 @@ class _Run(WandB):
         self._logger.log_metrics(metrics=dict(values), step=step)
 
 
-class _Scalars(Sink):
-    """Any other logger: numbers, and alerts where its backend has them."""
-
-    def __init__(self, logger: Any) -> None:
-        self._logger = logger
-        self._counts = AlertCounts()
-
-    def start(self, run: Mapping[str, Any]) -> None:
-        self._counts.start(run)
-
-    def report(self, report: Report, scalars: Mapping[str, float]) -> None:
-        self._logger.log_metrics(metrics={**scalars, **self._counts.curves()}, step=report.step)
-
-    def alert(self, alert: Alert) -> None:
-        self.notice(alert)
-        _alert_by_experiment(getattr(self._logger, "experiment", None), alert)
-
-    def notice(self, alert: Alert) -> None:
-        self._counts.add(alert)
-
-
 def _backend(logger: Any) -> Sink:
     if is_a(logger, "TensorBoardLogger"):
         return _Board(logger)
-    return _Run(logger) if is_a(logger, "WandbLogger") else _Scalars(logger)
+    if is_a(logger, "WandbLogger"):
+        return _Run(logger)
+    return Texts(logger) if is_a(logger, "MLFlowLogger") else Scalars(logger)
 
 
 def is_a(thing: Any, name: str) -> bool:
     """Return True for an instance of a class of this name or of a subclass: Lightning has each class twice."""
     return any(base.__name__ == name for base in type(thing).__mro__)
-
-
-def _alert_by_experiment(experiment: Any, alert: Alert) -> None:
-    """Call ``experiment.alert(title, text, level)`` where there is such a method, as in wandb and trackio."""
-    tell = getattr(experiment, "alert", None)
-    if not callable(tell):
-        return
-    known = inspect.signature(tell).parameters
-    level: Any = LEVELS[alert.severity]
-    usual = known["level"].default if "level" in known else None
-    if isinstance(usual, Enum):  # trackio wants a member of its own enum, which has the same names
-        level = type(usual)[level]
-    step = {"step": alert.step} if "step" in known and alert.step is not None else {}
-    tell(title=title(alert), text=few_lines(alert), level=level, **step)
