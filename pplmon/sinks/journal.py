@@ -78,7 +78,8 @@ class Journal(Sink):
         """Write the description of the run: versions, settings, rules."""
         if self._adds_watched:
             self._series = tuple(dict.fromkeys((*self._series, *run.get("watched", ()))))
-        self._write({"kind": "run"} | {name: value for name, value in run.items() if name != "kind"}).flush()
+        # A row's "prefix" is this journal's, by which two monitors in one file are told apart.
+        self._write({"kind": "run"} | {n: value for n, value in run.items() if n not in ("kind", "prefix")}).flush()
 
     def judged(self, report: Report) -> None:
         """Write the series that rules watch. It is flushed with the next report or alert."""
