@@ -3,7 +3,7 @@
 It learns from modules of the standard library, in a few minutes on two CPU cores, and prints a table:
 
     python examples/python_source.py
-    python examples/python_source_pictures.py runs/python_source    # the pictures of docs/beyond-perplexity.md
+    python examples/python_source_pictures.py    # the pictures of docs/beyond-perplexity.md
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Four pictures of what a perplexity hides, drawn from the journal of examples/python_source.py.
+"""Four pictures of what a perplexity hides, drawn from the journal that examples/python_source.py left.
 
-python examples/python_source_pictures.py runs/python_source
+python examples/python_source_pictures.py
 """
 
 import argparse
@@ -92,7 +92,7 @@ def not_alike(axes: Axes, passes: Passes) -> None:
 def main() -> None:
     """Draw all pictures of one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="?", default=Path("runs/python_source"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args()
     passes = [row for row in read_journal(options.run) if row["kind"] == "report" and row["stage"] == "val"]

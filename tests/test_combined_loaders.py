@@ -71,7 +71,11 @@ def test_a_pass_over_combined_loaders_is_over_all_of_them(
         assert found[f"{stage}/{name}"] == pytest.approx(value, rel=1e-6), name
     each = {key.rpartition("/")[2] for key in found if "dataloader_idx" in key}
     assert each == ({"dataloader_idx_0", "dataloader_idx_1"} if mode == "sequential" else set())
-    assert not any(math.isnan(value) for value in found.values())
+    longer = (
+        "rollout_match_",
+        "seen_cross_entropy",
+    )  # NaN where no start is so far from its end, and where no id came twice
+    assert not any(math.isnan(value) for key, value in found.items() if not any(name in key for name in longer))
 
 
 def test_loaders_taken_at_once_in_the_middle_of_a_fit(tmp_path: Any) -> None:

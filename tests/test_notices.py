@@ -158,11 +158,11 @@ def test_tensorboard_has_notices_among_its_alerts(tmp_path: Path) -> None:
     events.Reload()
     (event,) = events.Tensors("pplmon/alerts/text_summary")
     text = event.tensor_proto.string_val[0].decode()
-    assert event.step == 7 and "**info**" in text and "41.25" in text
+    assert event.step == 7 and "**notice**" in text and "41.25" in text
 
 
 def test_wandb_marks_a_notice_and_sends_no_alert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its tables stand in the history at its step; nobody is called."""
+    """Its evidence stands in the history at its step; nobody is called."""
     for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DIR", str(tmp_path))):
         monkeypatch.setenv(f"WANDB_{name}", value)
     wandb.teardown()
@@ -172,8 +172,8 @@ def test_wandb_marks_a_notice_and_sends_no_alert(tmp_path: Path, monkeypatch: py
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     found = finished(path)
     wandb.teardown()
-    (row,) = [row for row in found.history if "pplmon/worst_tokens" in row]
-    assert row["trainer/global_step"] == 7 and "pplmon/worst_sequences" in row
+    (row,) = [row for row in found.history if row.get("pplmon/notices_total") == 1]
+    assert row["trainer/global_step"] == 7 and row["pplmon/alerts_total"] == 0
     assert not found.alerts
 
 
