@@ -64,6 +64,8 @@ class OwnNumbers:
 
     def take(self, step: int, device: torch.device) -> Block:
         """Return what was logged up to ``step``, for a read-out, and forget it."""
+        if not (self._kept or self._squares or self._without_slot):
+            return self.empty(device)
         block, rest = self._block(step, device)
         self._kept = {s: numbers for s, numbers in self._kept.items() if s > step}
         self._squares = {s: digits for s, digits in self._squares.items() if s > step}
@@ -82,7 +84,7 @@ class OwnNumbers:
         # A trainer that skips the number of a step may have more of them than there is room for.
         parts = [self._squares[s] for s in sorted(self._squares) if s <= step][-max(self._steps, 1) :]
         rest = {name: value for name, value in merged.items() if name not in self.slots}
-        block = self.empty(device)
+        block = Block(*(part.clone() for part in _empty(self._steps, device)), self.slots)
         if self._steps and parts:
             block.squares[: len(parts) * own.CELLS] = torch.cat([part.to(device) for part in parts])
         keys = [_key(merged.get(name), device) for name in self.slots]
@@ -94,9 +96,7 @@ class OwnNumbers:
 
     def empty(self, device: torch.device) -> Block:
         """Return a block without a value: a pass takes part with one, so that every read-out has one size."""
-        maxima = torch.full((own.MOST_NAMES + 1,), own.EMPTY, dtype=torch.int64, device=device)
-        squares = torch.zeros(self._steps * own.CELLS, dtype=torch.int64, device=device)
-        return Block(squares, maxima, self.slots)
+        return Block(*_empty(self._steps, device), self.slots)
 
     def settle(self, group: Group, device: torch.device) -> dict[str, float]:
         """Agree on slots for names that are new, and return what was logged under them. Every rank of the group calls it."""
@@ -121,6 +121,13 @@ class OwnNumbers:
         if group.size > 1:
             dist.all_reduce(merged, dist.ReduceOp.MAX, group=group.handle)
         return own.values(self.slots[begin:], merged.tolist(), ())
+
+
+@lru_cache
+def _empty(steps: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the tensors of a block without a value. They are read only."""
+    maxima = torch.full((own.MOST_NAMES + 1,), own.EMPTY, dtype=torch.int64, device=device)
+    return torch.zeros(steps * own.CELLS, dtype=torch.int64, device=device), maxima
 
 
 def digits_of(total: Tensor) -> Tensor:
