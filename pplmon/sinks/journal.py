@@ -68,12 +68,10 @@ class Journal(Sink):
 
     def judged(self, report: Report) -> None:
         """Write the series that rules watch. It is flushed with the next report or alert."""
-        series = dict.fromkeys((*self._series, *report.own))
-        numbers = {name: report.numbers[name] for name in series if name in report.numbers}
+        series = dict.fromkeys((*self._series, *report.own)) if report.own else self._series
+        numbers = {name: value for name in series if (value := report.numbers.get(name)) is not None}
         lacking = {"ranks_missing": report.ranks_missing} if report.ranks_missing else {}
-        self._write(
-            {"kind": "judged", "step": report.step, "stage": report.stage, **lacking, "numbers": _known(numbers)}
-        )
+        self._write({"kind": "judged", "step": report.step, "stage": report.stage, **lacking, "numbers": numbers})
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Write every number and the evidence, even if fewer are logged elsewhere."""
