@@ -30,11 +30,11 @@ class Cells:
     def __init__(self, flat: Tensor, empty: Tensor, shapes: Mapping[str, torch.Size]) -> None:
         self.flat, self._empty, self.shapes = flat, empty, shapes
         rooms = [room(shapes[name]) for name in ORDER]
-        parts = zip(ORDER, flat.split(rooms))
+        parts = zip(ORDER, torch.split(flat, rooms))
         views = {name: part[: shapes[name].numel()].view(shapes[name]) for name, part in parts}
         self.state = State(**views)
         self._named = tuple(views.items())
-        self.pieces = flat.split([sum(room(shapes[name]) for name in names) for names in (SUMMED, MAXIMA, ROWS)])
+        self.pieces = torch.split(flat, [sum(room(shapes[name]) for name in names) for names in (SUMMED, MAXIMA, ROWS)])
 
     @classmethod
     def of(cls, state: State, defaults: Mapping[str, Any]) -> Cells:

@@ -84,7 +84,8 @@ class OwnNumbers:
         # A trainer that skips the number of a step may have more of them than there is room for.
         parts = [self._squares[s] for s in sorted(self._squares) if s <= step][-max(self._steps, 1) :]
         rest = {name: value for name, value in merged.items() if name not in self.slots}
-        block = Block(*(part.clone() for part in _empty(self._steps, device)), self.slots)
+        squares, maxima = _empty(self._steps, device)
+        block = Block(squares.clone(), maxima.clone(), self.slots)
         if self._steps and parts:
             block.squares[: len(parts) * own.CELLS] = torch.cat([part.to(device) for part in parts])
         keys = [_key(merged.get(name), device) for name in self.slots]

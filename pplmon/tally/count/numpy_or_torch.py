@@ -179,7 +179,10 @@ class OnNumpy:
         return bool(rows[0, 0] < 0)
 
     def known_below(self, rows: Array, losses: Array, when: int) -> bool:
-        least, largest = rows[-1, 0], losses.max()  # rows are sorted, and those that are empty hold −1
+        least = rows[-1, 0]  # rows are sorted, and those that are empty, which stand last, hold −1
+        if least < 0:
+            return False
+        largest = losses.max()
         return bool(largest < least or (largest == least and when > rows[-1, layout.WHEN]))
 
     def known_none(self, count: Array) -> bool:
