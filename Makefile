@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+OLDEST := $(addprefix tests/test_,tally.py tally_metric.py tally_arrays.py tokens.py monitor.py lightning.py sinks_journal.py \
+	sinks_tensorboard.py sinks_wandb.py)
 
-.PHONY: help demo test test-all gpu lint clean
+.PHONY: help demo test test-all test-oldest gpu lint clean
 
 help:
 	@echo "make demo    train a small model for about two minutes and see a corrupted sequence found"
@@ -12,6 +14,7 @@ help:
 	@echo "make gpu     what only a GPU can tell, with a PYTHON that has PyTorch and Triton; installs nothing"
 	@echo "             (ARGS=--dry proves it without a GPU; the tables go to runs/gpu)"
 	@echo "make test-all  the slow tests, too"
+	@echo "make test-oldest  some tests with the oldest versions that pyproject.toml states (PYTHON=python3.10)"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove the environment and what tools left"
 
@@ -27,6 +30,12 @@ test: .venv/installed
 test-all: export OMP_NUM_THREADS ?= 1
 test-all: .venv/installed
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+# In an environment of its own, of the oldest versions stated: what counts, and the sinks. Lightning's own tests are for its newest.
+test-oldest:
+	$(PYTHON) -m venv .oldest
+	.oldest/bin/python -m pip install --quiet --disable-pip-version-check $$($(PYTHON) -m tests.oldest)
+	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q -n 0 -m "not slow" $(OLDEST) $(ARGS)
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(ARGS)
@@ -45,4 +54,4 @@ lint: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
