@@ -14,7 +14,7 @@ import pytest
 from tests.launch import ROOT
 
 pytest.importorskip("hatchling", reason="nothing here builds packages: pip install hatchling")
-TRIED = (
+TRIED = ("test_layout.py", "test_sinks_journal.py", "test_page_data.py")  # quick, and some read files beside the code
     "test_tally_metric.py",
     "test_sinks_journal.py",
     "test_page.py",
@@ -24,7 +24,7 @@ TRIED = (
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     """Run a program, and return what it printed."""
     kept = {**os.environ, **environment}
-    done = subprocess.run([*map(str, command)], cwd=cwd, env=kept, capture_output=True, text=True, timeout=280)
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=kept, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, f"{command}:\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
     return done.stdout
 
