@@ -14,17 +14,16 @@ import pytest
 from tests.launch import ROOT
 
 pytest.importorskip("hatchling", reason="nothing here builds packages: pip install hatchling")
-TRIED = ("test_layout.py", "test_sinks_journal.py", "test_page_data.py")  # quick, and some read files beside the code
-    "test_tally_metric.py",
-    "test_sinks_journal.py",
-    "test_page.py",
-)  # of every room that has files beside its code
+# Quick ones, of which some read files beside the code.
+TRIED = ("test_layout.py", "test_sinks_journal.py", "test_page_data.py")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     """Run a program, and return what it printed."""
     kept = {**os.environ, **environment}
-    done = subprocess.run([*map(str, command)], cwd=cwd, env=kept, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(
+        [*map(str, command)], cwd=cwd, env=kept, capture_output=True, text=True, timeout=280, check=False
+    )
     assert done.returncode == 0, f"{command}:\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
     return done.stdout
 
