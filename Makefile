@@ -2,8 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
-OLDEST := $(addprefix tests/test_,tally.py tally_metric.py tally_arrays.py tokens.py monitor.py lightning.py sinks_journal.py \
-	sinks_tensorboard.py sinks_wandb.py)
+OLDEST := $(addprefix tests/test_,tally_metric.py layout.py sinks_journal.py sinks_tensorboard.py sizes.py)
 
 .PHONY: help demo test test-all test-oldest gpu lint clean
 
@@ -31,7 +30,7 @@ test-all: export OMP_NUM_THREADS ?= 1
 test-all: .venv/installed
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
-# In an environment of its own, of the oldest versions stated: what counts, and the sinks. Lightning's own tests are for its newest.
+# In an environment of its own, of the oldest versions stated: what counts, the journal, TensorBoard and a Lightning run.
 test-oldest:
 	$(PYTHON) -m venv .oldest
 	.oldest/bin/python -m pip install --quiet --disable-pip-version-check $$($(PYTHON) -m tests.oldest)
