@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+OLDEST := $(addprefix tests/test_,tally_metric.py layout.py sinks_journal.py sinks_tensorboard.py sizes.py)
 
-.PHONY: help demo test test-all gpu docs lint clean
+.PHONY: help demo test test-all test-oldest gpu docs lint clean
 
 help:
 	@echo "make demo    train a small model for about two minutes and see a corrupted sequence found"
@@ -12,6 +13,7 @@ help:
 	@echo "make gpu     what only a GPU can tell, with a PYTHON that has PyTorch and Triton; installs nothing"
 	@echo "             (ARGS=--dry proves it without a GPU; the tables go to runs/gpu)"
 	@echo "make test-all  the slow tests, too, and the page in a browser where there is a Chromium"
+	@echo "make test-oldest  some tests with the oldest versions that pyproject.toml states (PYTHON=python3.10)"
 	@echo "make docs    build the site of docs/ into build/site, and serve it (ARGS=--no-serve only builds)"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove the environment and what tools left"
@@ -28,6 +30,12 @@ test: .venv/installed
 test-all: export OMP_NUM_THREADS ?= 1
 test-all: .venv/browser
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+# In an environment of its own, of the oldest versions stated: what counts, the journal, TensorBoard and a Lightning run.
+test-oldest:
+	$(PYTHON) -m venv .oldest
+	.oldest/bin/python -m pip install --quiet --disable-pip-version-check $$($(PYTHON) -m tests.oldest)
+	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q -n 0 -m "not slow" $(OLDEST) $(ARGS)
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(ARGS)
@@ -61,4 +69,4 @@ lint: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

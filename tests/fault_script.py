@@ -71,6 +71,26 @@ def full_disk(where: Path) -> None:
     print("trained to the end")
 
 
+def bad_disk(where: Path, sink: str, limit: str) -> None:
+    """Train with a sink whose files may not grow beyond so many bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    sinks: dict[str, Any] = {
+        "TensorBoard": lambda: pplmon.sinks.TensorBoard(where),
+        "WandB": lambda: pplmon.sinks.WandB(project="p", dir=str(where), mode="offline"),
+        "Journal": lambda: Journal(where),
+    }
+    heard: list[int | None] = []
+    alerts = [pplmon.Above("max_token_loss", 40.0)]
+    on_alert = lambda alert: heard.append(alert.step)  # noqa: E731
+    monitor = pplmon.Monitor(every_n_steps=1, sinks=[sinks[sink]()], alerts=alerts, on_alert=on_alert)
+    for step in range(60):
+        monitor.observe(stats(10, 50.0 if step % 20 == 3 else 3.0))
+        monitor.step()
+    last = monitor.close()
+    assert last is not None
+    print(f"trained to step {last.step}, alerts at {heard}", flush=True)
+
+
 def trainer_of(where: Path, **more: Any) -> Any:
     """A quiet trainer with our callback."""
     import pytorch_lightning as pl
@@ -146,4 +166,4 @@ if __name__ == "__main__":
         codes = launch(one_rank_fails, 2, Path(root), timeout_s=60.0)
         sys.exit(0 if all(code == 1 for code in codes) else f"exit codes {codes}")
     else:
-        globals()[name](Path(root))
+        globals()[name](Path(root), *rest)

@@ -275,3 +275,16 @@ def test_abandoned_in_a_pass_writes_each_stage_by_itself(tmp_path: Path) -> None
         raise KeyError
     own = [json.loads(line) for line in (tmp_path / "pplmon.rank0.jsonl").read_text().splitlines()]
     assert [(row["stage"], row["numbers"]["tokens"]) for row in own] == [("train", 10), ("val", 30)]
+
+
+@pytest.mark.slow  # each imports its logger in a process of its own
+@pytest.mark.parametrize("disk", ["full", "read-only"])
+@pytest.mark.parametrize("sink", ["Journal", "TensorBoard", "WandB"])
+def test_no_sink_minds_a_disk_that_takes_nothing(tmp_path: Path, sink: str, disk: str) -> None:
+    """Training goes on to its end, and every alert is heard; a warning names the sink, unless its library found a way."""
+    where, limit = (tmp_path, 512) if disk == "full" else (Path("/sys/pplmon"), 10**9)  # no user may write there
+    done = run_script("fault_script", "bad_disk", where, sink, limit, TMPDIR=str(tmp_path), WANDB_SILENT="true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "trained to step 59, alerts at [3, 23, 43]" in done.stdout
+    # W&B writes to a temporary folder instead, and of a full disk it tells by itself.
+    assert sink == "WandB" or f"pplmon: {sink} failed" in done.stderr

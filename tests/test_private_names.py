@@ -27,7 +27,7 @@ TORCH, TORCHMETRICS = f"torch {torch.__version__} changed", f"torchmetrics {torc
 
 # What a tally reads of its base class, and what it puts in place of the base class's own.
 READ = {"_defaults", "_is_synced", "_persistent", "_plot", "_reductions"}
-REPLACED = {"_load_from_state_dict", "_sync_dist"}
+REPLACED = {"_apply", "_load_from_state_dict", "_sync_dist"}
 
 
 def test_torch_names_the_backward_pass_that_a_thread_is_in() -> None:
@@ -37,14 +37,6 @@ def test_torch_names_the_backward_pass_that_a_thread_is_in() -> None:
     x.register_hook(lambda grad: inside.append(of_torch.graph_task()))
     x.sum().backward()
     assert of_torch.graph_task() == -1 and len(inside) == 1 and inside[0] >= 0, f"{TORCH} _C._current_graph_task_id"
-
-
-def test_torch_copies_a_list_of_tensors_in_place() -> None:
-    """Each target keeps its memory and takes the source's values."""
-    targets = [torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)]
-    where = [target.data_ptr() for target in targets]
-    of_torch.copy_each(targets, [torch.tensor([3, 4]), torch.zeros(0, dtype=torch.int64)])
-    assert targets[0].tolist() == [3, 4] and [t.data_ptr() for t in targets] == where, f"{TORCH} _foreach_copy_"
 
 
 def test_torch_takes_the_norm_of_each_of_a_list() -> None:

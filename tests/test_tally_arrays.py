@@ -25,20 +25,20 @@ def states(tally: TokenTally) -> dict[str, list[Any]]:
     return {name: getattr(tally, name).tolist() for name in State._fields}
 
 
-def counted(batches: list[tuple[TokenStats, dict[str, Any]]], **how: Any) -> dict[str, list[Any]]:
+def counted(batches: list[tuple[TokenStats, dict[str, Any]]], steps: list[int], **how: Any) -> dict[str, list[Any]]:
     """The states after some batches, with settings that keep few rows, so that merging has to choose."""
     tally = TokenTally(top_k=3, context=2, min_sequence_tokens=2, **how)
-    for number, (batch, data) in enumerate(batches):
-        tally.update(batch, step=3 - number, micro_batch=number, **data)
+    for (batch, data), step in zip(batches, steps):
+        tally.update(batch, step=step, **data)
     return states(tally)
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_numpy_and_torch_count_alike(monkeypatch: pytest.MonkeyPatch, data: st.DataObject) -> None:
-    """For any stats, packed or not, shifted or not, whatever is missing of them, over an update or two."""
+    """For any stats, packed or not, shifted or not, whatever is missing of them, over some updates in any order of steps."""
     shift, parts = data.draw(st.booleans(), "shift"), []
-    for _ in range(data.draw(st.integers(1, 2), "updates")):
+    for _ in range(data.draw(st.integers(1, 3), "updates")):
         batch, documents = data.draw(stats(ROWS))
         lacking = data.draw(
             st.sets(st.sampled_from(["correct", "top_probability", "predicted", "vocab_size"])), "lacking"
@@ -51,11 +51,12 @@ def test_numpy_and_torch_count_alike(monkeypatch: pytest.MonkeyPatch, data: st.D
         if data.draw(st.booleans(), "placed"):  # against the order of the tokens, which decides between equal losses
             given_too["position_ids"] = torch.arange(batch.nll.numel()).flip(0).view(fields["batch_shape"])
         parts.append((TokenStats(**fields), given_too))
+    steps = data.draw(st.permutations(range(len(parts))), "steps")
     table = data.draw(st.sampled_from([None, torch.tensor([1, 2, 0, 7])]), "bytes")
     with monkeypatch.context() as patch:
         patch.setattr(pplmon.tally.count.by_arrays, "arrays_on", OnTorch)
-        on_torch = counted(parts, token_bytes=table)
-    assert counted(parts, token_bytes=table) == on_torch
+        on_torch = counted(parts, steps, token_bytes=table)
+    assert counted(parts, steps, token_bytes=table) == on_torch
 
 
 @pytest.mark.parametrize("xp", [OnTorch(torch.device("cpu")), OnNumpy()], ids=["torch", "numpy"])

@@ -10,7 +10,6 @@ from torch import nn
 
 __all__ = [
     "compiled_module",
-    "copy_each",
     "default_store",
     "graph_task",
     "is_flat_shard",
@@ -18,7 +17,6 @@ __all__ = [
     "timeout_of",
 ]
 
-copy_each = torch._foreach_copy_  # (targets, sources): copy a list of tensors, in one launch on a GPU
 norm_each = torch._foreach_norm  # (tensors, order, dtype): the norm of each of a list, in few launches on a GPU
 graph_task = torch._C._current_graph_task_id  # (): the backward pass that this thread is in, −1 outside one
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 
 from pplmon.report import layout
 from pplmon.report.histogram import Histogram, Losses
@@ -22,27 +23,34 @@ class Window:
     Attributes:
         sums: every sum of ``layout.SUMS``, by name.
         maxima: every maximum of ``layout.MAXIMA``, by name.
-        losses: the distribution of the token losses, in nats.
         tokens: valid tokens, n.
         nll: Σ nll, in nats.
         cross_entropy: Σ nll / n, in nats per token.
         max_loss: the largest nll, in nats.
         vocab: V, where it is known for every token and is one and the same.
         worst_count: ⌈n / 100⌉, the tokens that are the worst 1 %.
-        worst_sum: Σ nll of these, in nats.
     """
 
     def __init__(self, sums: Mapping[str, int], maxima: Mapping[str, int], histogram: Histogram) -> None:
         self.sums, self.maxima = sums, maxima
+        self._histogram = histogram
         self.tokens = n = sums["tokens"]
         self.nll = self.nats("nll")
         self.cross_entropy = ratio(self.nll, n)
         loss_bits = maxima["token_loss_bits"]
         self.max_loss = layout.float_from_bits(loss_bits) if loss_bits >= 0 else NAN
-        self.losses = Losses(histogram, self.max_loss)
         self.worst_count = -(-n // 100)
-        self.worst_sum = self.losses.tail(self.worst_count)
         self.vocab = _vocab(sums, maxima)
+
+    @cached_property
+    def losses(self) -> Losses:
+        """The distribution of the token losses, in nats."""
+        return Losses(self._histogram, self.max_loss)
+
+    @cached_property
+    def worst_sum(self) -> float:
+        """Σ nll of the ⌈n / 100⌉ worst tokens, in nats."""
+        return self.losses.tail(self.worst_count)
 
     def nats(self, name: str) -> float:
         """Return a sum in nats from its two cells, whole nats and fraction."""

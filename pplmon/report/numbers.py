@@ -6,12 +6,11 @@ A derived number is one entry of ``BuiltInNumbers``: it is then logged, judged, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast, overload
 
 from pplmon.report.formulas import INF, Window, exp, ratio
-from pplmon.report.histogram import Histogram
 
 Value = float | int | None
 T = TypeVar("T")
@@ -189,10 +188,26 @@ CATALOGUE: dict[str, Number] = {name: built_in.number for name, built_in in _ALL
 CORE = tuple(name for name, number in CATALOGUE.items() if number.core)
 
 
-def derive(sums: Mapping[str, int], maxima: Mapping[str, int], histogram: Histogram) -> dict[str, Value]:
-    """Return every number that has a formula, from one window's totals."""
-    window = Window(sums, maxima, histogram)
-    return {name: formula(window) for name, formula in _FORMULAS.items()}
+class Derived(Mapping[str, Value]):
+    """Every number that has a formula, from one window's totals. A formula is computed when its number is first asked for."""
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
+        self._known: dict[str, Value] = {}
+
+    def __getitem__(self, name: str) -> Value:
+        if name not in self._known:
+            self._known[name] = _FORMULAS[name](self._window)
+        return self._known[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in _FORMULAS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_FORMULAS)
+
+    def __len__(self) -> int:
+        return len(_FORMULAS)
 
 
 def numbers_as_attributes() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pplmon.report.declared import find
 from pplmon.report.histogram import Histogram
@@ -17,28 +17,38 @@ from pplmon.report.worst import WorstSequence, WorstToken
 class Numbers(Mapping[str, Value]):
     """The numbers of a report by name. A known name that was not given reads ``None``, and ``in`` is False for it."""
 
-    def __init__(self, given: Mapping[str, Value]) -> None:
-        self._given = dict(given)
+    def __init__(self, given: Mapping[str, Value], derived: Mapping[str, Value] | None = None) -> None:
+        """Take numbers, and others that are computed once they are asked for and come first; of equal names the given one."""
+        self._given: Mapping[str, Value] = dict(given)
+        self._derived: Mapping[str, Value] = {} if derived is None else derived
 
     def __getitem__(self, name: str) -> Value:
-        if name not in self._given and find(name) is None:
+        if name in self._given:
+            return self._given[name]
+        if name in self._derived:
+            return self._derived[name]
+        if find(name) is None:
             raise KeyError(name)
-        return self._given.get(name)
+        return None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._given
+        return name in self._given or name in self._derived
 
     def __hash__(self) -> int:
-        return hash(frozenset(self._given.items()))
+        return hash(frozenset(self.items()))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._given)
+        yield from self._derived
+        yield from (name for name in self._given if name not in self._derived)
 
     def __len__(self) -> int:
-        return len(self._given)
+        return len({*self._derived, *self._given})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Numbers, (dict(self),)
 
     def __repr__(self) -> str:
-        return repr(self._given)
+        return repr(dict(self))
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,8 @@ class Report(BuiltInNumbers):
     own: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "numbers", Numbers(self.numbers))
+        if not isinstance(self.numbers, Numbers):
+            object.__setattr__(self, "numbers", Numbers(self.numbers))
 
     if not TYPE_CHECKING:  # to a type checker a name that is no number is an error
 

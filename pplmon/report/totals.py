@@ -9,10 +9,11 @@ from operator import add
 from typing import Any, Protocol
 
 from pplmon.report import layout, saved
+from pplmon.report.formulas import Window
 from pplmon.report.histogram import Histogram
-from pplmon.report.numbers import Value, derive
+from pplmon.report.numbers import Derived, Value
 from pplmon.report.own import larger
-from pplmon.report.report import Report
+from pplmon.report.report import Numbers, Report
 from pplmon.report.worst import Row, merge_rows, with_context, worst_sequence, worst_token
 
 
@@ -132,16 +133,18 @@ class Totals:
 
     def numbers(self, before: Totals | None = None) -> dict[str, Value]:
         """Return every number that the totals give; with those of the pass before also what extras compare."""
-        given: dict[str, Value] = dict(
-            derive(
-                dict(zip(layout.SUMS, self.sums)),
-                dict(zip(layout.MAXIMA, self.maxima)),
-                self.histogram,
-            )
-        )
-        earlier = {} if before is None else before.integers()
-        for extra, (name, integers) in zip(self.extras, self.integers().items()):
-            given.update(_numbers_of(extra, integers, earlier.get(name)))
+        return {**self._derived(), **self._of_extras(before)}
+
+    def _derived(self) -> Derived:
+        sums, maxima = dict(zip(layout.SUMS, self.sums)), dict(zip(layout.MAXIMA, self.maxima))
+        return Derived(Window(sums, maxima, self.histogram))
+
+    def _of_extras(self, before: Totals | None) -> dict[str, Value]:
+        given: dict[str, Value] = {}
+        if self.extras:
+            earlier = {} if before is None else before.integers()
+            for extra, (name, integers) in zip(self.extras, self.integers().items()):
+                given.update(_numbers_of(extra, integers, earlier.get(name)))
         return given
 
     def integers(self) -> dict[str, list[int]]:
@@ -164,7 +167,7 @@ class Totals:
         return Report(
             step=step,
             stage=stage,
-            numbers={**self.numbers(before), "tokens_seen": tokens_seen, **self.own},
+            numbers=Numbers({**self._of_extras(before), "tokens_seen": tokens_seen, **self.own}, self._derived()),
             own=tuple(self.own),
             worst=tuple(map(worst_token, self.token_rows)) if evidence else (),
             worst_sequences=tuple(map(worst_sequence, self.sequence_rows)) if evidence else (),

@@ -84,12 +84,11 @@ class Journal(Sink):
     def judged(self, report: Report) -> None:
         """Write the series that rules watch. It is flushed with the next report or alert."""
         groups = read_for_blame(report.numbers) if self._adds_watched else ()
-        series = dict.fromkeys((*self._series, *groups, *report.own))
-        numbers = {name: report.numbers[name] for name in series if name in report.numbers}
+        more = (*groups, *report.own)
+        series = dict.fromkeys((*self._series, *more)) if more else self._series
+        numbers = {name: value for name in series if (value := report.numbers.get(name)) is not None}
         lacking = {"ranks_missing": report.ranks_missing} if report.ranks_missing else {}
-        self._write(
-            {"kind": "judged", "step": report.step, "stage": report.stage, **lacking, "numbers": _known(numbers)}
-        )
+        self._write({"kind": "judged", "step": report.step, "stage": report.stage, **lacking, "numbers": numbers})
 
     def remember(self, step: int, memory: Callable[[], Mapping[str, Any]]) -> None:
         """Hold the bound, once a step is judged: mark now and then what rules remember, and cut the file at such a mark."""

@@ -65,6 +65,8 @@ class OwnNumbers:
 
     def take(self, step: int, device: torch.device) -> Block:
         """Return what was logged up to ``step``, for a read-out, and forget it."""
+        if not (self._kept or self._squares or self._without_slot):
+            return self.empty(device)
         block, rest = self._block(step, device)
         self._kept = {s: numbers for s, numbers in self._kept.items() if s > step}
         self._squares = {s: digits for s, digits in self._squares.items() if s > step}

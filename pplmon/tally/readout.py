@@ -20,6 +20,7 @@ from pplmon.report.histogram import Histogram
 from pplmon.report.own import values
 from pplmon.report.totals import Derives, Totals
 from pplmon.report.worst import Row
+from pplmon.tally.cells import MAXIMA, Cells, room
 from pplmon.tally.coming import Waits, comes, wait_for, within
 from pplmon.tally.doing import LEAVES, Doing, Votes, differ
 from pplmon.tally.merge import merge_rows
@@ -27,11 +28,6 @@ from pplmon.tally.own_numbers import Block
 from pplmon.tally.ranks import Group
 from pplmon.tally.records import State
 from pplmon.tally.same_layout import Layout
-
-# The order in a read-out: what is summed, then the maxima, the layout's mark and what the rank does, then rows, so that each
-# reduction is over one piece.
-_SUMMED = ("sums", "extra_sums", "histogram", "squares")
-_FLAT = (*_SUMMED, "maxima", "extra_maxima", "own_maxima")
 
 
 class ReadOut:
@@ -45,28 +41,28 @@ class ReadOut:
 
     def __init__(
         self,
-        state: State,
+        cells: Cells,
         group: Group,
         extras: tuple[Derives, ...],
         own_layout: Layout,
         doing: Doing,
         own: Block | None = None,
     ) -> None:
-        """Copy the state, start its reduction (every rank of the group does) and its copy to the host. No wait."""
+        """Copy the cells, start their reduction (every rank of the group does) and their copy to the host. No wait."""
         # A copy in the order of the step: what is counted from here on changes the states in place.
         self.doing, self.first_step, self.wants_slots = doing, doing.step, False
         self._group, self._layout, self._says = group, own_layout, doing
-        mark, word = own_layout.mark(state.sums.device, doing.votes), doing.word
+        mark, word = own_layout.mark(cells.flat.device, doing.votes), doing.word
         says = (mark.new_full((1,), word), mark.new_full((1,), -word if word != LEAVES else word))
-        rows = state.token_rows.flatten(), state.sequence_rows.flatten()
         none = mark.new_empty(0)
-        beside = (
-            {"squares": none, "own_maxima": none} if own is None else {"squares": own.squares, "own_maxima": own.maxima}
-        )
-        parts = {**state._asdict(), **beside}
-        self._own = torch.cat([*(parts[name] for name in _FLAT), mark, *says, *rows])
+        squares, own_maxima = (none, none) if own is None else (own.squares, own.maxima)
+        summed, maxima, rows = cells.pieces
+        # What is summed, then the maxima, the layout's mark and what the rank does, then rows: each reduction is over one piece.
+        self._own = torch.cat([summed, squares, maxima, own_maxima, mark, *says, rows])
         self._mark = len(mark) + len(says)
-        self._shapes = {name: part.shape for name, part in parts.items()}
+        self._shapes = {**cells.shapes, "squares": squares.shape, "own_maxima": own_maxima.shape}
+        self._summed = len(summed) + len(squares)
+        self._reduced = self._summed + len(maxima) + len(own_maxima) + self._mark
         self._slots = [] if own is None else own.slots
         self._extras = extras
         self._work: list[Any] = []
@@ -119,17 +115,17 @@ class ReadOut:
 
     def _read(self, packed: Tensor) -> tuple[Totals, tuple[int, ...]]:
         on_host, shapes = packed.cpu().numpy(), self._shapes
-        before = shapes["sums"].numel() + shapes["extra_sums"].numel()
-        after = before + shapes["histogram"].numel()
+        before = room(shapes["sums"]) + room(shapes["extra_sums"])
+        after = before + room(shapes["histogram"])
         summed, take = on_host[:before].tolist(), _Taker(on_host[after:].tolist())
-        squares, maxima, extra_maxima, own_maxima = (
-            take(shapes[name].numel()) for name in ("squares", "maxima", "extra_maxima", "own_maxima")
-        )
+        squares = take(shapes["squares"].numel())
+        maxima, extra_maxima = (take(shapes[name].numel(), room(shapes[name])) for name in MAXIMA)
+        own_maxima = take(shapes["own_maxima"].numel())
         said = take(self._mark)
         self.wants_slots = own_maxima[-1:] == (1,)
         totals = Totals(
             sums=tuple(summed[: shapes["sums"].numel()]),
-            extra_sums=tuple(summed[shapes["sums"].numel() :]),
+            extra_sums=_Taker(summed[room(shapes["sums"]) :])(shapes["extra_sums"].numel()),
             histogram=_trimmed(on_host[before:after]),
             maxima=maxima,
             extra_maxima=extra_maxima,
@@ -158,8 +154,7 @@ class ReadOut:
         self._all = self._own
         if group.size > 1:
             self._all = self._own.clone()
-            summed, flat = (sum(self._shapes[name].numel() for name in names) for names in (_SUMMED, _FLAT))
-            sums, maxima = self._all[:summed], self._all[summed : flat + self._mark]
+            sums, maxima = self._all[: self._summed], self._all[self._summed : self._reduced]
             # SUM cannot saturate: so that W ranks at the ceiling cannot wrap, each gives at most its part.
             sums.clamp_max_(self._ceiling)
             self._work = [
@@ -242,14 +237,19 @@ class _Taker:
     def __init__(self, values: list[int]) -> None:
         self._values, self._at = values, 0
 
-    def __call__(self, count: int) -> tuple[int, ...]:
-        self._at += count
-        return tuple(self._values[self._at - count : self._at])
+    def __call__(self, count: int, of: int | None = None) -> tuple[int, ...]:
+        """Take the next values, the first of so many."""
+        begin = self._at
+        self._at += count if of is None else of
+        return tuple(self._values[begin : begin + count])
 
     def rows(self, shape: torch.Size) -> tuple[Row, ...]:
         """Take rows [K, C], which are sorted; those that are empty stand last and are left out."""
-        rows = [self(shape[1]) for _ in range(shape[0])]
-        return tuple(row for row in rows if row[0] >= 0)
+        end, rows = self._at + shape.numel(), []
+        while self._at < end and self._values[self._at] >= 0:
+            rows.append(self(shape[1]))
+        self._at = end
+        return tuple(rows)
 
 
 def _trimmed(buckets: Any) -> Histogram:

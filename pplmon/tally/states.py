@@ -15,10 +15,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from pplmon.extras import Measures
-from pplmon.measure.private_names import copy_each
 from pplmon.report import layout, saved
 from pplmon.report.totals import Totals
 from pplmon.tally import checkpoint
+from pplmon.tally.cells import Cells
 from pplmon.tally.coming import Waits
 from pplmon.tally.doing import Doing
 from pplmon.tally.merge import merge_counts, merge_maxima, merge_rows, merge_sums
@@ -54,6 +54,7 @@ class States(Metric):
         self._for_numbers = False
         self._before_sync: State | None = None
         self._alone: Alone | None = None
+        self._held: Cells | None = None
         self._columns = layout.TOKEN_COLUMNS + 2 * context + 1
         self._add("sums", (len(layout.SUMS),), 0, merge_sums)
         self._add("maxima", (len(layout.MAXIMA),), -1, merge_maxima)
@@ -63,7 +64,7 @@ class States(Metric):
         sizes = [saved.size_of(extra) for extra in extras]
         self._add("extra_sums", (sum(size.sums for size in sizes),), 0, merge_counts)
         self._add("extra_maxima", (sum(size.maxima for size in sizes),), -1, merge_maxima)
-        self._layout = Layout.of(self._state(), extras)
+        self._layout = Layout.of(self._gather_cells().state, extras)
 
     def read_out(self, doing: Doing | None = None, own: Block | None = None) -> ReadOut:
         """Start the reduction over ranks (every rank calls it, and does the same). Only the first waits, to compare layouts.
@@ -109,31 +110,30 @@ class States(Metric):
 
     def add_totals(self, totals: Totals) -> None:
         """Add host totals, as from a checkpoint, on one rank of a group only: on W ranks they would count W times."""
-        own = self._writable()
+        own = self._writable().state
         for name, part in state_of(totals, own)._asdict().items():
             state: Tensor = getattr(own, name)
             state.copy_(self._reductions[name](torch.stack([state, part])))  # type: ignore[operator,misc]
 
     def reset(self) -> None:
         """Begin anew, with the states where they were (``torchmetrics.Metric.reset`` makes new ones)."""
-        own = self._writable()
+        own = self._writable().state
         super().reset()
         self._move_to(own)
 
     def clear(self) -> None:
-        """Forget what was counted, and nothing else."""
-        defaults = [self._defaults[name] for name in State._fields]
-        copy_each(list(self._writable()), defaults)  # type: ignore[arg-type]
+        """Forget what was counted, and nothing else, in one copy."""
+        self._writable().clear()
 
     def copy_counts(self, other: States) -> None:
-        """Hold what another tally with the same settings holds, in one launch."""
+        """Hold what another tally with the same settings holds, in one copy."""
         if self.device != other.device:
             self.to(other.device)
-        copy_each(list(self._writable()), list(other._state()))
+        self._writable().flat.copy_(other._cells().flat)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Put the group's totals in place of this rank's (``torchmetrics.Metric.sync``), with three collectives."""
-        own, already = self._writable(), self._is_synced
+        own, already = self._writable().state, self._is_synced
         super().sync(*args, **kwargs)
         if already or not self._is_synced:
             return
@@ -164,6 +164,9 @@ class States(Metric):
         """Return the states (as ``torch.nn.Module.state_dict``), and the names of their integers."""
         state = super().state_dict(destination, prefix, keep_vars)
         if self._persistent["sums"]:
+            for name in State._fields:
+                if not keep_vars:  # each by itself: a view would be saved with all that it is a view of
+                    state[prefix + name] = state[prefix + name].clone()
             state[prefix + checkpoint.KEY] = checkpoint.names_of(self.extras)
         return state
 
@@ -206,7 +209,7 @@ class States(Metric):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        own = self._writable()
+        own = self._writable().state
         *_, missing, _, errors = args
         checkpoint.translate(state_dict, prefix, own, self._defaults, self.extras)
         # torchmetrics takes what it finds, of any shape, and does not miss the rest.
@@ -224,15 +227,37 @@ class States(Metric):
         self._move_to(own)  # what was loaded stays as it is, also when this tally counts on
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "process_group": None}  # a ProcessGroup cannot be pickled
+        # A ProcessGroup cannot be pickled, and a copy's states are no longer views of one tensor.
+        return {**super().__getstate__(), "process_group": None, "_held": None}
 
-    def _writable(self) -> State:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._gather_cells()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        super()._apply(*args, **kwargs)
+        self._gather_cells()  # now, not in the next update, which may be captured in a graph
+        return self
+
+    def _writable(self) -> Cells:
         """Return the states, to be changed in place, so that a captured graph finds them where they were."""
-        for name in State._fields:
-            tensor: Tensor = getattr(self, name)
-            if tensor.is_inference() and not torch.is_inference_mode_enabled():
-                setattr(self, name, tensor.clone())  # made under inference_mode, it could not be changed outside
-        return self._state()
+        held = self._cells()
+        if held.flat.is_inference() and not torch.is_inference_mode_enabled():
+            held = self._gather_cells()  # made under inference_mode, they could not be changed outside
+        return held
+
+    def _cells(self) -> Cells:
+        """Return the one tensor whose views the states are. Where some were made anew they are moved to a new one."""
+        held = self._held
+        if held is not None and held.holds(self.__dict__):
+            return held
+        return self._gather_cells()
+
+    def _gather_cells(self) -> Cells:
+        self._held = held = Cells.of(self._state(), self._defaults)
+        for name, view in held.state._asdict().items():
+            setattr(self, name, view)
+        return held
 
     def _move_to(self, own: State) -> None:
         """Copy the states that torchmetrics made anew to where they were."""
@@ -243,7 +268,7 @@ class States(Metric):
 
     def _read_out(self, group: Group, doing: Doing, own: Block | None = None) -> ReadOut:
         self._layout.compare(group, self.sums.device)
-        return ReadOut(self._state(), group, self.extras, self._layout, doing, own)
+        return ReadOut(self._cells(), group, self.extras, self._layout, doing, own)
 
     def _state(self) -> State:
         return State(*(getattr(self, name) for name in State._fields))
@@ -260,6 +285,7 @@ class States(Metric):
         """Set what a state holds before the first batch, now and after each reset."""
         setattr(self, name, state)
         self._defaults[name] = state.clone()
+        self._gather_cells()
 
     def _add(self, name: str, shape: tuple[int, ...], fill: int, merge: Callable[[Tensor], Tensor]) -> None:
         default = torch.full(shape, fill, dtype=torch.int64)

@@ -141,7 +141,7 @@ class TokenTally(States):
         settings = Settings(
             self.min_sequence_tokens, self.context, not self.context_parallel, self.token_bytes, bool(self.extras)
         )
-        state = self._writable()
+        state = self._writable().state
         valid = add(state, stats, given, settings)
         if self.extras:
             data = {**batch_data, **checks.for_extras(given, stats)}
@@ -171,13 +171,13 @@ class TokenTally(States):
 
     def add_duplicates(self, sequences: int | Tensor) -> None:
         """Count sequences that a sampler repeated to fill the last batch, on one rank only."""
-        sums = self._writable().sums
+        sums = self._writable().state.sums
         sums[layout.place("duplicates_known")] += 1
         sums[layout.place("duplicate_sequences")] += sequences
 
     def signal(self, cell: str) -> None:
         """Add 1 to "stop_votes" or "leaving": it reaches all other ranks with the next read-out."""
-        self._writable().sums[layout.place(cell)] += 1
+        self._writable().state.sums[layout.place(cell)] += 1
 
     def _measure(
         self,

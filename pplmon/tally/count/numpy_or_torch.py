@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pplmon.report import layout
+
 Array: TypeAlias = Any  # a Tensor, or the numpy array over its memory
 
 
@@ -91,6 +93,10 @@ class OnTorch:
 
     def known_empty(self, rows: Array) -> bool:
         """Return True if rows [K, C] are empty and the host can see it without waiting for a device."""
+        return False
+
+    def known_below(self, rows: Array, losses: Array, when: int) -> bool:
+        """Return True if none of these losses, of a batch at ``when``, can come into the rows [K, C], and the host can see it."""
         return False
 
     def known_none(self, count: Array) -> bool:
@@ -171,6 +177,13 @@ class OnNumpy:
 
     def known_empty(self, rows: Array) -> bool:
         return bool(rows[0, 0] < 0)
+
+    def known_below(self, rows: Array, losses: Array, when: int) -> bool:
+        least = rows[-1, 0]  # rows are sorted, and those that are empty, which stand last, hold −1
+        if least < 0:
+            return False
+        largest = losses.max()
+        return bool(largest < least or (largest == least and when > rows[-1, layout.WHEN]))
 
     def known_none(self, count: Array) -> bool:
         return not count

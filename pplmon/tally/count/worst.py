@@ -47,6 +47,8 @@ def keep_tokens(xp: Arrays, rows: Array, batch: Batch, address: Address, context
     """Keep in ``rows`` [K, C] the tokens with the largest loss (NaN, then inf, then finite), ties to the earliest."""
     columns = batch.columns
     length, shift = columns.shape[1], int(columns.shift)
+    if xp.known_below(rows, batch.bits, address.when):
+        return
     bits = xp.integers(batch.bits)
     count = len(bits)
     # Of what is not scored the key is below 0, and its lower half is the token's place all the same.
@@ -84,6 +86,8 @@ def keep_tokens(xp: Arrays, rows: Array, batch: Batch, address: Address, context
 def keep_sequences(xp: Arrays, rows: Array, batch: Batch, sums: SequenceSums | None, address: Address) -> None:
     """Keep in ``rows`` [K, C] the sequences with the largest mean loss, ties to the earliest."""
     if sums is None or batch.sequences is None:
+        return
+    if xp.known_below(rows, sums.mean_units, address.when):
         return
     sequences, count = batch.sequences, len(sums.tokens)
     # Of more sequences than a key has places for, ties between equal means fall as topk likes.
