@@ -6,15 +6,12 @@ import logging
 import warnings
 from collections.abc import Iterable
 
-from pplmon.doctor import Finding
+from pplmon.doctor import OFTEN_MEANT, Finding
 from pplmon.doctor.loss_agrees import Gap
 from pplmon.monitor import Monitor
 from pplmon.trainers.capture.choose import Chosen
 from pplmon.trainers.capture.evidence import Verdict
 from pplmon.trainers.capture.padding import kind_of
-
-# What a loss may well be meant to hold, and what is no more than a rounding.
-OFTEN_MEANT = {"further_term", "label_smoothing", "z_loss", "per_sequence_mean", "low_precision_loss", "several_fit"}
 
 _WITHOUT = {"": "", "mask": ", without the padding of the attention mask", "id": ", without the padding, id {}"}
 

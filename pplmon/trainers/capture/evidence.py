@@ -27,8 +27,6 @@ from pplmon.trainers.capture.heard import Batch, Heard, observation
 from pplmon.trainers.capture.joined import Joined, joined
 from pplmon.trainers.capture.padding import BY_MASK, KINDS, kind_of
 
-BATCHES = 3  # that have to agree
-
 
 @dataclass(frozen=True)
 class Verdict:

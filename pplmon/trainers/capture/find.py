@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pplmon.doctor import Finding, Loss, Measured
+from pplmon.doctor import BATCHES, Finding, Loss, Measured
 from pplmon.measure.tokens import TokenStats
 from pplmon.monitor.repeated_rows import Repeated
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
 from pplmon.trainers.capture.choose import Call, Chosen, Trial, sources_for
-from pplmon.trainers.capture.evidence import BATCHES, Verdict, weigh
+from pplmon.trainers.capture.evidence import Verdict, weigh
 from pplmon.trainers.capture.findings import findings
 from pplmon.trainers.capture.heard import Batch
 from pplmon.trainers.capture.help_text import nothing_found
