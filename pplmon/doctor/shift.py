@@ -10,7 +10,6 @@ from pplmon.doctor.alignment import TokenSet
 from pplmon.doctor.hypotheses import AS_IT_SHOULD_BE, Observation, decide, fitting
 
 
-
 class Fit(NamedTuple):
     """A shift whose cross-entropy equals the loss, and whether it is the only one that does."""
 

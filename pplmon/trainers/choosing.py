@@ -136,7 +136,7 @@ class Choosing:
             if self._monitor.writes:
                 warnings.warn(
                     f"pplmon: the losses of the ranks do not agree on which logits and shift they are of in {stage}; the "
-                    f"default is counted: {self._said.words(verdict.default)}. Name it: logits=, shift=",
+                    f"default is counted: {self._said.words(verdict.default, verdict.shift)}. Name it: logits=, shift=",
                     stacklevel=2,
                 )
             return False, verdict.default
