@@ -39,7 +39,8 @@ class Saying:
         """Warn of a departure from the default, and of what does not agree; else note that all agrees."""
         if not self._monitor.writes:
             return
-        counts, default = self.words(chosen, verdict.shift), self.words(verdict.default, verdict.shift)
+        counts = self.words(chosen, verdict.shift)
+        default = self.words(verdict.default, None if chosen.shift is None else verdict.shift)
         if chosen != verdict.default:
             if verdict.equals is not None:
                 every = (
