@@ -118,7 +118,7 @@ def simplest(batches: Sequence[Observation], base: TokenSet, most: int) -> tuple
 
 def only_pair(batches: Sequence[Observation], base: TokenSet) -> Hypothesis | None:
     """Return the one hypothesis of two departures that a loss of low precision equals in three batches; None where others do, too."""
-    found = {}
+    found: dict[tuple[object, ...], Hypothesis] = {}
     for hypothesis in fitting(batches) if len(batches) >= BATCHES else ():
         if hypothesis.factor == "" and hypothesis.reduction in AS_IT_SHOULD_BE:
             continue  # of a fresh model the means of all tokens are near each other
