@@ -39,9 +39,10 @@ class Saying:
         """Warn of a departure from the default, and of what does not agree; else note that all agrees."""
         if not self._monitor.writes:
             return
-        counts = self.words(chosen, verdict.shift)
+        departs = chosen != verdict.default
+        counts = self.words(chosen, None if departs and chosen.shift is None else verdict.shift)
         default = self.words(verdict.default, None if chosen.shift is None else verdict.shift)
-        if chosen != verdict.default:
+        if departs:
             if verdict.equals is not None:
                 every = (
                     ", all its calls of a batch" if chosen.number is None and verdict.default.number is not None else ""
