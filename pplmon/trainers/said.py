@@ -39,10 +39,9 @@ class Saying:
         """Warn of a departure from the default, and of what does not agree; else note that all agrees."""
         if not self._monitor.writes:
             return
-        departs = chosen != verdict.default
-        counts = self.words(chosen, None if departs and chosen.shift is None else verdict.shift)
+        counts = self.words(chosen, None)
         default = self.words(verdict.default, None if chosen.shift is None else verdict.shift)
-        if departs:
+        if chosen != verdict.default:
             if verdict.equals is not None:
                 every = (
                     ", all its calls of a batch" if chosen.number is None and verdict.default.number is not None else ""
@@ -55,7 +54,8 @@ class Saying:
                 self._warn(f"{stage} counts {counts}: the input ids show that the targets are shifted so")
         elif verdict.equals is not None:
             self._monitor.agreed(
-                f"{stage} counts {counts}: its cross-entropy equals the loss, {verdict.equals:.5g} nats per token"
+                f"{stage} counts {self.words(chosen, verdict.shift)}: its cross-entropy equals the loss, "
+                f"{verdict.equals:.5g} nats per token"
             )
         if verdict.others and verdict.chosen == verdict.default:
             both = (
