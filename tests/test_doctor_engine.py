@@ -60,7 +60,7 @@ def mean64(logits: Tensor, targets: Tensor, kept: Tensor, shift: int) -> tuple[f
 @settings(max_examples=20)
 @given(seed=st.integers(0, 2**20), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
 def test_every_candidate_is_measured_exactly(seed: int, dtype: torch.dtype) -> None:
-    """Each shift and each set of targets, against float64: told, without padding, with it, with the rest, all, and moved masks."""
+    """Each shift and each set of targets, against float64: told, without padding, with it, with the rest, all, moved masks and the opposite."""
     logits, labels, ids, mask = problem(seed, dtype)
     told, padding = labels != -100, mask == 0
     sets = {
@@ -71,6 +71,7 @@ def test_every_candidate_is_measured_exactly(seed: int, dtype: torch.dtype) -> N
         "all": torch.ones_like(told),
         "mask late": F.pad(told[:, :-1], (1, 0)),
         "mask early": F.pad(told[:, 1:], (0, 1)),
+        "opposite": ~told,
     }
     assert tuple(sets) == SCORED
     facts = measure(logits, labels, True, ids, mask).facts()

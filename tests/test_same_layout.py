@@ -14,7 +14,7 @@ import torch
 
 import pplmon
 from pplmon import TokenTally
-from pplmon.report import layout
+from pplmon.report import layout, own
 from pplmon.sinks import Journal, read_journal
 from pplmon.tally import UnlikeRanks, same_layout
 from tests.rank_tasks import random_stats
@@ -131,6 +131,13 @@ def test_layouts_are_compared_once(ranks: Ranks) -> None:
     used, sizes = ranks.run(handshakes)[0]
     assert used == [3, 2, 2, 3]
     assert sizes == [16, 15_552, 144]
+
+
+def test_the_page_gives_the_bytes_that_a_step_sends() -> None:
+    """The MAX of docs/scaling.md is the tally's of 144 bytes and the slots of the user's own numbers."""
+    page = (Path(__file__).parent.parent / "docs/scaling.md").read_text(encoding="utf-8")
+    assert all(words in page for words in ("15,552 + 280,", "16 + 48 of the 280", "136 of the 280"))
+    assert 8 * len(layout.MAXIMA) + 16 + 48 == 144 and 144 + 8 * (own.MOST_NAMES + 1) == 280
 
 
 def monitored(rank: int, where: str) -> tuple[list[str], int]:

@@ -27,6 +27,7 @@ class Given:
     attention_mask: Tensor | None
     run: Run = field(default_factory=Run)
     ignore_index: int = -100
+    mask: Tensor | None = None  # of the targets, as for ``Monitor.observe``
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,26 @@ def mask_dropped(e: Example, ce: Cross) -> Given:
 def mask_off_by_one(e: Example, ce: Cross) -> Given:
     late = e.text.masked_fill(ahead(e.answers, -1) == -100, -100)
     return right(e, ce, targets=e.answers, loss=ce(e.logits, late, e.shift))
+
+
+@mistake("pplmon's mask is True on padding", "mask_opposite")
+def mask_opposite(e: Example, ce: Cross) -> Given:
+    return right(e, ce, targets=e.text, input_ids=None, attention_mask=None, mask=e.labels == -100)
+
+
+@mistake("labels are ignored where the text is", "mask_opposite")
+def labels_opposite(e: Example, ce: Cross) -> Given:
+    return right(e, ce, targets=e.text.masked_fill(e.labels != -100, -100))
+
+
+@mistake("labels are ignored where the answers are, and nowhere else", "mask_opposite", "padding_scored")
+def answers_opposite(e: Example, ce: Cross) -> Given:
+    return right(e, ce, targets=e.text.masked_fill(e.answers != -100, -100), loss=ce(e.logits, e.answers, e.shift))
+
+
+@mistake("the attention mask is 1 on padding", "mask_opposite")
+def attention_mask_opposite(e: Example, ce: Cross) -> Given:
+    return right(e, ce, attention_mask=1 - e.mask)
 
 
 @mistake("all labels are ignored", "all_ignored")

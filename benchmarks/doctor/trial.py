@@ -41,7 +41,7 @@ class Outcome:
 
 def observation(given: Given) -> Observation:
     measured = measure(
-        given.logits, given.targets, given.shift, given.input_ids, given.attention_mask, given.ignore_index
+        given.logits, given.targets, given.shift, given.input_ids, given.attention_mask, given.ignore_index, given.mask
     )
     loss = None if given.loss is None else Loss.of(given.loss)
     return Observation(measured.facts(), loss, given.run, measured)

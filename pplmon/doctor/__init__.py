@@ -8,10 +8,10 @@ from pplmon.doctor.finding import KINDS, OFTEN_MEANT, TOLD_ELSEWHERE, Finding
 from pplmon.doctor.hypotheses import Hypothesis, Observation, decide, fitting
 from pplmon.doctor.judge import judge
 from pplmon.doctor.late import Late
-from pplmon.doctor.loss import Loss, Run, check_loss
+from pplmon.doctor.loss import BATCHES, Loss, Run, check_loss
 from pplmon.doctor.measured import Measured, measure
 from pplmon.doctor.ranks import row_digests, same_rows
-from pplmon.doctor.shift import BATCHES, Fit, shift_that_fits, tells
+from pplmon.doctor.shift import Fit, shift_that_fits, tells
 
 __all__ = [
     "BATCHES",

@@ -17,7 +17,7 @@ from pplmon.doctor.padding import Padding, by_mask, by_runs, edge
 SHIFTS = (-1, 0, 1, 2)  # logits at t on targets at t + shift; and targets[t] == input_ids[t + shift]
 SURE, UNSURE, LEAST = 0.98, 0.9, 8  # ids settle a shift where it fits this well, all others worse, on so many targets
 TOLD = "told"
-SCORED = (TOLD, "no padding", "padding too", "prompt too", "all", "mask late", "mask early")
+SCORED = (TOLD, "no padding", "padding too", "prompt too", "all", "mask late", "mask early", "opposite")
 
 
 class TokenSet(NamedTuple):
@@ -45,9 +45,10 @@ class Tokens:
 
     targets: Tensor  # [B, T] int64, as given
     full: Tensor  # [B, T] int64: the ignored ones filled from the input ids, or by id 0
-    ignored: Tensor  # [B, T] bool: equal to ignore_index
+    ignored: Tensor  # [B, T] bool: equal to ignore_index, or masked
     told: Tensor  # [B, T] bool: not ignored, and inside the vocabulary
     has: Tensor  # [B, T] bool: full has an id that may be scored
+    opposite: Tensor  # [B, T] bool: what would be scored by a mask of the opposite sense
     ends: Padding
     matches: Matches | None
 
@@ -55,6 +56,11 @@ class Tokens:
     def padding(self) -> Tensor:
         """Return [B, T] bool: the target is padding, as far as is known."""
         return self.ends.columns
+
+    @property
+    def text(self) -> Tensor:
+        """Return [B, T] bool: scored, and neither padding nor its id."""
+        return _text(self.told, self.targets, self.ends)
 
     def masks(self) -> Tensor:
         """Return the candidates [C, B, T] bool, in the order of ``SCORED``."""
@@ -69,6 +75,7 @@ class Tokens:
                 has,
                 moved(told, -1, fill=False) & has,
                 moved(told, 1, fill=False) & has,
+                self.opposite,
             ]
         )
 
@@ -82,18 +89,26 @@ def moved(x: Tensor, shift: int, *, fill: int | bool) -> Tensor:
 
 
 def tokens_of(
-    targets: Tensor, vocab: int, ignore_index: int | None, input_ids: Tensor | None, attention_mask: Tensor | None
+    targets: Tensor,
+    vocab: int,
+    ignore_index: int | None,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    mask: Tensor | None = None,
+    shift: int = 0,
 ) -> Tokens:
-    """Return what the targets [B, T] say, with the ids that the model read and its attention mask, of the same shape."""
+    """Return what the targets [B, T] say, with the ids that the model read, its attention mask and the mask of the targets."""
     known = (targets >= 0) & (targets < vocab)
     ignored = torch.zeros_like(known) if ignore_index is None else targets == ignore_index
-    told = known & ~ignored
-    blank = ignored | (targets < 0)
+    valid = known & ~ignored
+    masked = torch.zeros_like(known) if mask is None else valid & ~mask
+    told, ignored = valid & ~masked, ignored if mask is None else ignored | ~mask
+    blank = (ignored | (targets < 0)) & ~masked
     seen = None if attention_mask is None else by_mask(attention_mask)
     if input_ids is None:
         ends = by_runs(targets) if seen is None else seen._replace(columns=seen.columns & edge(seen.columns, 1))
-        return Tokens(targets, torch.where(told, targets, 0), ignored, told, told | blank, ends, None)
-    matches = compare(targets, told, input_ids)
+        return Tokens(targets, torch.where(valid, targets, 0), ignored, told, valid | blank, masked, ends, None)
+    matches = compare(targets, told, input_ids, shift)
     inputs = by_runs(input_ids) if seen is None else seen
     ends = _over_targets(inputs, targets, matches)
     # A column beyond the inputs: padding, where some row has a target there and this one has none, or the padding's own id.
@@ -101,24 +116,35 @@ def tokens_of(
     last = matches.settled & ~matches.inside & (pad >= 0)
     ends = ends._replace(columns=ends.columns | (last & ((targets == pad) | (blank & (told & ~matches.inside).any()))))
     behind = torch.where(matches.inside, matches.behind, pad)
-    fits = matches.settled & (behind >= 0) & (behind < vocab) & (matches.inside | ends.columns)
-    full = torch.where(told, targets, torch.where(fits, behind, 0))
-    return Tokens(targets, full, ignored, told, told | (blank & (fits | ~matches.settled)), ends, matches)
+    is_id = (behind >= 0) & (behind < vocab) & (matches.inside | ends.columns)
+    fits = matches.settled & is_id
+    # Padding alone is the same id under several shifts; the ids around it are those of the usual shift.
+    only_padding = matches.related & ~_text(told, targets, ends).any()
+    full = torch.where(valid, targets, torch.where(fits | (only_padding & is_id), behind, 0))
+    opposite = masked if mask is not None else blank & is_id & (matches.settled | only_padding)
+    has = valid | (blank & (fits | ~matches.settled))
+    return Tokens(targets, full, ignored, told, has, opposite, ends, matches)
 
 
-def compare(targets: Tensor, told: Tensor, input_ids: Tensor) -> Matches:
-    """Compare the scored targets with the input ids at every shift."""
+def compare(targets: Tensor, told: Tensor, input_ids: Tensor, shift: int = 0) -> Matches:
+    """Compare the scored targets with the input ids at every shift; of two that fit alike the usual one is the best."""
     behind = torch.stack([moved(input_ids, shift, fill=-1) for shift in SHIFTS])
     both = told & (behind >= 0)
     equal, compared = (both & (behind == targets)).sum((1, 2)), both.sum((1, 2))
     shares = equal / compared.clamp_min(1)
-    best = shares.argmax().view(1)
+    usual = torch.arange(len(SHIFTS), device=shares.device) == SHIFTS.index(1 - shift)
+    best = (shares + 1e-6 * usual).argmax().view(1)
     others = torch.where(torch.arange(len(SHIFTS), device=shares.device) == best, 0.0, shares)
     related = shares.amax() > SURE
     settled = related & (others.amax() < UNSURE) & (compared.index_select(0, best)[0] >= LEAST)
     column = torch.arange(targets.shape[1], device=targets.device) + best + SHIFTS[0]
     nearest = column.clamp(0, targets.shape[1] - 1)
     return Matches(equal, compared, settled, related, input_ids.index_select(1, nearest), nearest, column == nearest)
+
+
+def _text(told: Tensor, targets: Tensor, ends: Padding) -> Tensor:
+    pad = torch.where(told & ends.columns, targets, -1).amax()
+    return told & ~ends.columns & (targets != pad)
 
 
 def _over_targets(inputs: Padding, targets: Tensor, matches: Matches) -> Padding:

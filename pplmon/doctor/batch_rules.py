@@ -121,6 +121,11 @@ def is_padding_scored(batches: Sequence[Facts]) -> bool:
     return few and scored >= max(PADDING_SHARE * told, 4) and total(batches, "padding_rows") >= 2
 
 
+def is_mask_opposite(batches: Sequence[Facts]) -> bool:
+    """Tell whether all that is scored is padding, and what is not scored is text."""
+    return is_padding_scored(batches) and not total(batches, "text") and total(batches, "opposite") > 0
+
+
 def forgot_shift(batches: Sequence[Facts]) -> Finding | None:
     """Tell by the model alone that targets should have been shifted: it is worse than a guess, and good at the next ones."""
     told, uniform = batches[0].told, math.log(batches[0].vocab)

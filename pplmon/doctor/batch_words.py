@@ -147,6 +147,19 @@ def padding_scored(count: int, of: int, mean: float, without: float, loss: float
     )
 
 
+def mask_opposite(count: int, left_out: int, mean: float, loss: float | None, agrees: bool) -> Finding:
+    """Say that padding is scored in place of the text; or, where the loss ``agrees``, that the attention mask says so."""
+    of = "the attention mask marks the text" if agrees else "pplmon scores padding in place of the text"
+    and_loss = "" if loss is None else f", the loss {nats(loss)}"
+    return Finding(
+        "mask_opposite",
+        f"{of}: all {count} scored targets are padding by it, and {left_out} others are not scored. The cross-entropy is "
+        f"{nats(mean)}{and_loss}",
+        "attention_mask is 1 on text" if agrees else "mask=~mask: a mask is True where a target is scored",
+        {"targets": count, "left_out": left_out, "cross_entropy": mean, "loss": loss},
+    )
+
+
 def repeated_rows(ranks: int) -> Finding:
     """Say that ranks have the same rows."""
     return Finding(

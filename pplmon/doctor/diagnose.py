@@ -9,6 +9,7 @@ from pplmon.doctor.hypotheses import Observation
 from pplmon.doctor.judge import judge
 from pplmon.doctor.loss import Loss
 from pplmon.doctor.measured import measure
+from pplmon.measure.called import called
 from pplmon.measure.checks import check_logits
 from pplmon.measure.tokens import is_dtensor
 
@@ -39,7 +40,8 @@ def diagnose(
     Raises:
         ValueError: shapes that do not fit each other. TypeError: integer logits, non-integer targets or ids, a loss that is none.
     """
-    seen = observation(logits, targets, loss, shift, input_ids, attention_mask, ignore_index)
+    with called("pplmon.diagnose(logits, targets)"):
+        seen = observation(logits, targets, loss, shift, input_ids, attention_mask, ignore_index)
     return judge([seen], ignore_index)
 
 

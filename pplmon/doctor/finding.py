@@ -35,6 +35,7 @@ KINDS = {
     "padding_scored": "padding is scored",
     "prompt_scored": "the prompt is scored by one of the two",
     "mask_dropped": "the loss scores what the targets ignore",
+    "mask_opposite": "padding is scored in place of the text: a mask is of the opposite sense",
     "mask_off_by_one": "the loss uses the mask of the neighbouring token",
     "per_sequence_mean": "the loss is a mean of the sequences' means",
     "denominator": "the loss is divided by something else than its tokens",

@@ -12,10 +12,12 @@ import torch
 
 from pplmon.doctor.alignment import TOLD, TokenSet, moved
 from pplmon.doctor.hypotheses import TIGHT, Observation
+from pplmon.doctor.loss import BATCHES
 
 USUAL_SMOOTHING = (0.1, 0.05, 0.2, 0.15, 0.3, 0.01, 0.02)
 USUAL_Z_LOSS = (1e-4, 1e-3, 1e-5, 2e-4, 5e-4, 2e-5, 5e-5, 1e-2)
 LARGEST_MULTIPLE = 128
+LARGEST_MULTIPLE_OF_LOW = 8  # of larger ones two that follow each other are hardly apart
 VARIED = 1e-3  # batches differ so much that one multiple of all of them is no chance
 CLEAR = 2  # times the tolerance: a smaller effect cannot be told from rounding
 
@@ -52,6 +54,17 @@ def multiple(batches: Sequence[Observation], base: TokenSet) -> float | None:
         candidates.append(float(f"{ratio:.3g}"))
     good = [c for c in candidates if all(batch.equals(c * mean, TIGHT) for batch, mean in zip(batches, means))]
     return good[0] if good else None
+
+
+def multiple_of_low(batches: Sequence[Observation], base: TokenSet) -> float | None:
+    """Return the small whole number, or the inverse of one, that gives a loss of low precision in three batches."""
+    if len(batches) < BATCHES:
+        return None
+    whole = range(2, LARGEST_MULTIPLE_OF_LOW + 1)
+    for times in (*map(float, whole), *(1 / n for n in whole)):
+        if all(batch.equals(times * _expected(batch, base)) for batch in batches):
+            return times
+    return None
 
 
 def shorter_vocabulary(batches: Sequence[Observation], base: TokenSet) -> int | None:

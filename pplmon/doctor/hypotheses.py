@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pplmon.doctor.alignment import TOLD, TokenSet
 from pplmon.doctor.facts import Facts, Sums
-from pplmon.doctor.loss import Loss, Run
+from pplmon.doctor.loss import BATCHES, Loss, Run
 from pplmon.doctor.measured import Measured
 
 MEAN = "token mean"
@@ -82,7 +82,11 @@ class Observation:
         found = {}
         for hypothesis, value in self.predictions():
             plain = hypothesis.factor == "" and hypothesis.reduction in AS_IT_SHOULD_BE
-            if self.equals(value, 1.0 if plain or (self.loss is not None and self.loss.is_low) else TIGHT):
+            low = self.loss is not None and self.loss.is_low
+            share = 1.0 if plain or low else TIGHT
+            if low and hypothesis.factor == "perplexity":
+                share *= 1 + self.facts.sums[hypothesis.tokens].mean  # exp makes an absolute error a relative one
+            if self.equals(value, share):
                 found[hypothesis] = value
         return found
 
@@ -110,6 +114,18 @@ def simplest(batches: Sequence[Observation], base: TokenSet, most: int) -> tuple
         if found:
             return list(_one_for_each_set(found, batches, base).values()), number
     return [], most + 1
+
+
+def only_pair(batches: Sequence[Observation], base: TokenSet) -> Hypothesis | None:
+    """Return the one hypothesis of two departures that a loss of low precision equals in three batches; None where others do, too."""
+    found: dict[tuple[object, ...], Hypothesis] = {}
+    for hypothesis in fitting(batches) if len(batches) >= BATCHES else ():
+        if hypothesis.factor == "" and hypothesis.reduction in AS_IT_SHOULD_BE:
+            continue  # of a fresh model the means of all tokens are near each other
+        if departures(hypothesis, base) == 2 and any(_apart(batch, hypothesis, base, False) for batch in batches):
+            tokens, *rest = hypothesis
+            found.setdefault((_same_set(tokens, batches), *rest), hypothesis)
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _apart(batch: Observation, hypothesis: Hypothesis, base: TokenSet, alone: bool) -> bool:
@@ -163,10 +179,13 @@ def _one_for_each_set(
     """Keep for each set of tokens its simplest hypothesis. Sets under two names are one where they are so in every batch."""
     kept: dict[tuple[float, ...], Hypothesis] = {}
     for hypothesis in sorted(found, key=lambda h: departures(h, base)):
-        shift, scored = hypothesis.tokens
-        key = (shift, *(b.facts.sums[TokenSet(shift, scored)].place for b in batches))
-        kept.setdefault(key, hypothesis)
+        kept.setdefault(_same_set(hypothesis.tokens, batches), hypothesis)
     return kept
+
+
+def _same_set(tokens: TokenSet, batches: Sequence[Observation]) -> tuple[float, ...]:
+    """Return what is equal for the same set of tokens under two names."""
+    return (tokens.shift, *(batch.facts.sums[tokens].place for batch in batches))
 
 
 def _reductions(sums: Sums, tokens: TokenSet, facts: Facts, run: Run) -> Iterator[tuple[str, float]]:

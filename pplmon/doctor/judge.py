@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 from pplmon.doctor import batch_rules, batch_words, loss_rules, loss_words
 from pplmon.doctor.alignment import TokenSet
+from pplmon.doctor.facts import Facts
 from pplmon.doctor.finding import Finding
 from pplmon.doctor.hypotheses import Observation
+
+OF_A_MASK = {"padding_scored", "truncated_rows", "one_id"}  # a mask of the opposite sense brings these with it
 
 
 def judge(batches: Sequence[Observation], ignore_index: int | None = -100) -> list[Finding]:
@@ -37,9 +40,12 @@ def judge(batches: Sequence[Observation], ignore_index: int | None = -100) -> li
         causes = loss_rules.explain(compared, base, batch_rules.alignment(facts) is not None, padded)
         settled = {"another_loss", "further_term", "several_fit", "low_precision_loss"} if found or padded else set()
         found += [cause for cause in causes if cause.kind not in settled]
-    if padded and not any(f.kind == "padding_scored" for f in found):
+    if batch_rules.is_mask_opposite(facts) and not any(f.kind == "mask_opposite" for f in found):
+        found.append(_opposite(facts, compared, base))
+    elif padded and not any(f.kind == "padding_scored" for f in found):
         found.append(_padding(batches, base))
-    return found
+    opposite = any(f.kind == "mask_opposite" for f in found)
+    return [f for f in found if not (opposite and f.kind in OF_A_MASK)]
 
 
 def _by_ids(batches: Sequence[Observation], compared: Sequence[Observation]) -> tuple[TokenSet, list[Finding]]:
@@ -57,6 +63,17 @@ def _by_ids(batches: Sequence[Observation], compared: Sequence[Observation]) -> 
     if loss is not None and not same and loss_rules.agrees(compared, right):
         return right, [loss_words.pplmon_shift(loss, mean, told.shift, right.shift)]
     return right, [batch_words.misaligned(ids + told.shift, mean, of_next, told.shift, ids, loss=loss, same=same)]
+
+
+def _opposite(facts: Sequence[Facts], compared: Sequence[Observation], base: TokenSet) -> Finding:
+    losses = [batch.loss.value for batch in compared if batch.loss]
+    return batch_words.mask_opposite(
+        batch_rules.total(facts, "told"),
+        batch_rules.total(facts, "opposite"),
+        batch_rules.mean_of(facts, base),
+        sum(losses) / len(losses) if losses else None,
+        bool(compared) and loss_rules.agrees(compared, base),
+    )
 
 
 def _padding(batches: Sequence[Observation], base: TokenSet) -> Finding:

@@ -9,11 +9,10 @@ from pplmon.doctor import fitted, loss_words
 from pplmon.doctor.alignment import TOLD, TokenSet
 from pplmon.doctor.batch_rules import mean_of, total
 from pplmon.doctor.finding import Finding
-from pplmon.doctor.hypotheses import AS_IT_SHOULD_BE, Hypothesis, Observation, known_factors, simplest
+from pplmon.doctor.hypotheses import AS_IT_SHOULD_BE, Hypothesis, Observation, known_factors, only_pair, simplest
 from pplmon.doctor.words import TARGETS
 
 UNEXPLAINED = 1e-4  # of the cross-entropy: a smaller rest is that of sums in another order or precision
-LOW_LOSS = 0.1  # of it: sums in a low precision lie below, and above by no more than this
 LIKE_ANOTHER = 1.0  # nats: a further term of more than this, and than the cross-entropy itself, is rather another loss
 
 
@@ -51,7 +50,13 @@ def explain(batches: Sequence[Observation], base: TokenSet, by_ids: bool, padded
             continue
         if finding := _of_a_number(batches, tokens):
             return [finding]
-    if not low:
+    if low:
+        pair, times = only_pair(batches, base), fitted.multiple_of_low(batches, base)
+        if pair is not None and times is None:
+            return list(_of(pair, base, batches, by_ids))
+        if times is not None and pair is None:
+            return [loss_words.scaled(times, loss, mean)]
+    else:
         found, _ = simplest(batches, base, 2)
         if len(found) == 1:
             return list(_of(found[0], base, batches, by_ids))
@@ -126,18 +131,15 @@ def _of_a_factor_and_a_number(batches: Sequence[Observation], base: TokenSet) ->
 def _of_the_rest(
     batches: Sequence[Observation], base: TokenSet, loss: float, mean: float, low: bool
 ) -> Iterator[Finding]:
-    """Yield what the sign and size of an unexplained rest say. A loss of low precision is never said to be unexplained."""
+    """Yield what the sign and size of an unexplained rest say: of a loss of low precision no more than that it is one."""
     rests = [batch.rest(base) for batch in batches]
     if max(abs(rest) for rest in rests) <= max(batch.unexplained(base, UNEXPLAINED) for batch in batches):
         return
-    if min(rests) > (LOW_LOSS * mean if low else 0):
-        if not low and min(rests) > max(LIKE_ANOTHER, mean):
-            yield loss_words.another_loss(loss, mean)
-        else:
-            yield loss_words.further_term(loss, mean, min(rests), max(rests))
-    elif low:
+    if low:
         worst = max(batches, key=lambda batch: abs(batch.rest(base)))
         assert worst.loss is not None
         yield loss_words.low_precision(worst.loss.precision, worst.loss.value, worst.facts.sums[base].mean)
+    elif 0 < min(rests) <= max(LIKE_ANOTHER, mean):
+        yield loss_words.further_term(loss, mean, min(rests), max(rests))
     else:
         yield loss_words.another_loss(loss, mean)

@@ -66,6 +66,9 @@ def other_tokens(scored: str, inner: bool, loss: float, mean: float, tokens: int
     if scored == "no padding":
         text = f"{values}pplmon scores {of - tokens} targets that are padding, which the loss does not"
         return Finding("padding_scored", text, "targets = labels.masked_fill(attention_mask == 0, -100)", evidence)
+    if scored == "opposite":
+        text = f"{values}the loss scores the {tokens} targets that pplmon leaves out, and not the {of} that it scores"
+        return Finding("mask_opposite", text, "mask=~mask: a mask is True where a target is scored", evidence)
     kind, what = _IN_LOSS["all" if inner and scored == "prompt too" else scored]
     fix = PLAIN_LOSS.get(shift, PLAIN_LOSS[1]) + ", whose ignore_index is -100"
     return Finding(kind, f"{values}{what}, {tokens} tokens for {of}", fix, evidence)
@@ -171,9 +174,10 @@ def further_term(loss: float, mean: float, least: float, most: float) -> Finding
 def low_precision(dtype: torch.dtype, loss: float, mean: float) -> Finding:
     """Say that a loss of low precision is further off than it should be."""
     name = str(dtype).removeprefix("torch.")
+    more = "is no token mean" if loss < mean else "is no token mean, or holds a further term"
     return Finding(
         "low_precision_loss",
-        f"{both(loss, mean)}, {nats(abs(loss - mean))} apart: the loss was added up in {name}, or is no token mean",
+        f"{both(loss, mean)}, {nats(abs(loss - mean))} apart: the loss was added up in {name}, or {more}",
         "loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()), and look again",
         {"loss": loss, "cross_entropy": mean, "dtype": name},
     )

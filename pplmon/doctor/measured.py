@@ -50,10 +50,12 @@ def measure(
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     ignore_index: int | None = -100,
+    mask: Tensor | None = None,
 ) -> Measured:
     """Measure logits [B, T, V] or [N, V] against targets [B, T] or [N] under every shift; flat ones are one row.
 
-    ``shift`` is what pplmon is told. Ids and mask have the targets' shape, and are what a decoder-only model was given.
+    ``shift`` is what pplmon is told. All others have the targets' shape: ids and attention mask are what a decoder-only model
+    was given, ``mask`` is True where a target is scored.
     """
     logits = logits.detach()
     if logits.dim() == 2:
@@ -62,7 +64,8 @@ def measure(
     targets = _like(targets, logits)
     ids = None if input_ids is None else _like(input_ids, logits)
     seen = None if attention_mask is None else _like(attention_mask, logits)
-    tokens = tokens_of(targets, vocab, ignore_index, ids, seen)
+    scored = None if mask is None else _like(mask, logits) != 0
+    tokens = tokens_of(targets, vocab, ignore_index, ids, seen, scored, int(shift))
     stats = {s: _under(logits, tokens, s) for s in SHIFTS}
     rows = rows_of(logits, moved(tokens.told, int(shift), fill=False))
     masks = tokens.masks()

@@ -9,8 +9,6 @@ from typing import NamedTuple
 from pplmon.doctor.alignment import TokenSet
 from pplmon.doctor.hypotheses import AS_IT_SHOULD_BE, Observation, decide, fitting
 
-BATCHES = 3  # that have to agree on a shift other than the default
-
 
 class Fit(NamedTuple):
     """A shift whose cross-entropy equals the loss, and whether it is the only one that does."""

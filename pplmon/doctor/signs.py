@@ -32,6 +32,8 @@ def of_targets(
         "beyond": beyond.sum(),
         "largest": targets.amax(),
         "unpadded": kept.sum(),
+        "text": tokens.text.sum(),
+        "opposite": tokens.opposite.sum(),
         "common_id": seen.argmax(),
         "common": seen.amax(),
         # The first padding of a row may be its end-of-sequence, which is learnt.

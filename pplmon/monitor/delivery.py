@@ -14,6 +14,7 @@ also have these methods, which are called on all ranks:
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from pplmon.report.report import Report
 from pplmon.sinks.base import Sink
 from pplmon.sinks.journal import Journal
 
+log = logging.getLogger("pplmon")
 Handler = Callable[[Alert], object]
 
 HANG_S = 10.0  # a handler that takes longer is no longer waited for
@@ -78,6 +80,12 @@ class Delivery:
         """Pass on one logged window or pass."""
         for sink in self._sinks:
             self.guard(sink, "report", sink.report, report, scalars)
+
+    def agreed(self, text: str) -> None:
+        """Log a line that says that all agrees, and pass it on."""
+        log.info("pplmon: %s", text)
+        for sink in self._sinks:
+            self.guard(sink, "agreed", sink.agreed, text)
 
     def finished(self, report: Report) -> None:
         """Pass on the worst tokens and sequences of the whole run."""

@@ -50,10 +50,8 @@ def hear(
         return None
     mask, ignored = data.get("mask"), -100 if ignore_index is None else ignore_index
     targets = targets.detach().to(logits.device)
-    if mask is not None:
-        targets = torch.where(mask.to(logits.device), targets, ignored)
     ids, seen = (_alike(data.get(name), targets) for name in ("input_ids", "attention_mask"))
-    return Heard(measure(logits, targets, shift and logits.dim() == 3, ids, seen, ignored), loss)
+    return Heard(measure(logits, targets, shift and logits.dim() == 3, ids, seen, ignored, mask), loss)
 
 
 def observations(heard: Sequence[Heard], ranks: int) -> list[Observation]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pplmon.measure.called import called
 from pplmon.measure.tokens import TokenStats, VocabShard
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.readouts import Engine
@@ -52,7 +53,7 @@ class Observes(Engine):
         """
         if not self._link.takes_part:
             return
-        with self._one_thread:
+        with self._one_thread, called("monitor.observe(logits, targets) in the loop"):
             data = {"mask": mask, "document_ids": document_ids, "sample_ids": sample_ids, **batch_data}
             self._count(logits, targets, data, vocab_shard, shift, loss)
 

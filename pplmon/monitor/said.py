@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pplmon.doctor import OFTEN_MEANT, TOLD_ELSEWHERE, Finding, Fit, Observation, TokenSet
 from pplmon.doctor.loss_agrees import Gap
@@ -15,7 +15,8 @@ log = logging.getLogger("pplmon")
 class Saying:
     """Speaks once of each thing."""
 
-    def __init__(self) -> None:
+    def __init__(self, agreed: Callable[[str], None]) -> None:
+        self._agreed = agreed  # takes a line that says that all agrees
         self._told: set[tuple[str, str]] = set()  # stage, and kind of finding; none for its choice
 
     def chosen(self, stage: str, shift: bool, default: bool, fit: Fit | None, batches: Sequence[Observation]) -> None:
@@ -28,12 +29,8 @@ class Saying:
                 reason = f"{equal}, and with shift={default} it does not"
             self._warn(stage, "", f"counts with shift={shift}: {reason}. Write observe(..., shift={shift})")
         elif agrees:
-            log.info(
-                "pplmon: %s counts with shift=%s: its cross-entropy equals the loss, %.5g nats per token",
-                stage,
-                shift,
-                _loss(batches),
-            )
+            equal = f"its cross-entropy equals the loss, {_loss(batches):.5g} nats per token"
+            self._agreed(f"{stage} counts with shift={shift}: {equal}")
 
     def disagree(self, stage: str, default: bool) -> None:
         """Warn that ranks do not agree."""

@@ -6,6 +6,7 @@ votes are there, they are read out after it, so that every rank adds the same to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -34,8 +35,8 @@ class Taken(NamedTuple):
 class Shifts:
     """Counts micro-batches under the shift of their stage, and holds back what waits for the choice."""
 
-    def __init__(self, link: Link) -> None:
-        self._link, self._says = link, Saying()
+    def __init__(self, link: Link, agreed: Callable[[str], None]) -> None:
+        self._link, self._says = link, Saying(agreed)
         self._stages: dict[str, Watched] = {}
         self._launched: Trial | None = None  # what goes with the pending read-out
         self._waiting: list[tuple[Taken, Trial | None]] = []  # read-outs that are not shown yet

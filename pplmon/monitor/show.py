@@ -81,7 +81,7 @@ class Shows:
         same |= {"grad_norm": grad_norm, "reference": reference is not None}
         self._link.agree_on({**asdict(self.cadence), **same})
         self._pass_pattern = self._link.pattern
-        self._shifts = Shifts(self._link)
+        self._shifts = Shifts(self._link, self._delivery.agreed)
         self._windows = Windows()
         self._before_batch = BeforeBatch(self._link.pattern)
         self._overwritten = Overwritten()
@@ -157,6 +157,10 @@ class Shows:
             "never logs a window" if self.cadence.every_n_steps is None else f"logs every {self.cadence.every_n_steps}"
         )
         return f"<{type(self).__name__}: {plural(self._step, 'step')}{shown}; {raised}; {cadence}>"
+
+    def agreed(self, text: str) -> None:
+        """Show a line that says that all agrees."""
+        self._delivery.agreed(text)
 
     def _start(self) -> None:
         if not self._started and self.writes:

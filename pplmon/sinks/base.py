@@ -41,6 +41,9 @@ class Sink:
         """Take an alert that calls nobody, because it is below the monitor's ``min_severity``: mark it, with its evidence."""
         self.alert(alert)
 
+    def agreed(self, text: str) -> None:
+        """Take a line, once for each stage: what is counted, and that it equals the loss."""
+
     def finished(self, report: Report) -> None:
         """Take the worst tokens and sequences of the whole run, without numbers, when it ends (``report.stage`` is "run")."""
 

@@ -48,6 +48,12 @@ class Console(Sink):
         if files:
             self._show(Text(visible(f"pplmon: writes {files}")), soft_wrap=True)
 
+    def agreed(self, text: str) -> None:
+        """Print it."""
+        from rich.text import Text
+
+        self._show(Text(visible(f"pplmon: {text}")), soft_wrap=True)
+
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
         """Print one line: the step, and the main numbers."""
         if self._reports:

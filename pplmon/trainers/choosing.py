@@ -8,14 +8,14 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 
-from pplmon.doctor import same_rows
+from pplmon.doctor import BATCHES, same_rows
 from pplmon.doctor.loss_agrees import Gap
 from pplmon.monitor import Monitor
 from pplmon.report.report import Report
 from pplmon.trainers.ballot import Ballot
 from pplmon.trainers.capture import Capture
 from pplmon.trainers.capture.choose import Chosen, Trial
-from pplmon.trainers.capture.evidence import BATCHES, Verdict
+from pplmon.trainers.capture.evidence import Verdict
 from pplmon.trainers.said import Saying
 
 
@@ -136,7 +136,7 @@ class Choosing:
             if self._monitor.writes:
                 warnings.warn(
                     f"pplmon: the losses of the ranks do not agree on which logits and shift they are of in {stage}; the "
-                    f"default is counted: {self._said.words(verdict.default)}. Name it: logits=, shift=",
+                    f"default is counted: {self._said.words(verdict.default, verdict.shift)}. Name it: logits=, shift=",
                     stacklevel=2,
                 )
             return False, verdict.default

@@ -6,15 +6,12 @@ import logging
 import warnings
 from collections.abc import Iterable
 
-from pplmon.doctor import Finding
+from pplmon.doctor import OFTEN_MEANT, Finding
 from pplmon.doctor.loss_agrees import Gap
 from pplmon.monitor import Monitor
 from pplmon.trainers.capture.choose import Chosen
 from pplmon.trainers.capture.evidence import Verdict
 from pplmon.trainers.capture.padding import kind_of
-
-# What a loss may well be meant to hold, and what is no more than a rounding.
-OFTEN_MEANT = {"further_term", "label_smoothing", "z_loss", "per_sequence_mean", "low_precision_loss", "several_fit"}
 
 _WITHOUT = {"": "", "mask": ", without the padding of the attention mask", "id": ", without the padding, id {}"}
 
@@ -30,34 +27,35 @@ class Saying:
         self._kinds: set[tuple[str, str]] = set()
         self._far: set[str] = set()
 
-    def words(self, chosen: Chosen) -> str:
-        """Return what is counted, in words."""
+    def words(self, chosen: Chosen, shift: bool | None) -> str:
+        """Return what is counted, in words; ``shift`` is what counts where nothing else is chosen."""
         what = chosen.name or "what pplmon.observe shows"
         number = "" if chosen.number is None else f", its call {chosen.number + 1} of a batch"
-        shift = "" if chosen.shift is None else f", with shift={chosen.shift}"
-        return f"{what}{number}{shift}{_WITHOUT[kind_of(chosen.without)].format(chosen.without)}"
+        shift = shift if chosen.shift is None else chosen.shift
+        shifted = "" if shift is None else f", with shift={shift}"
+        return f"{what}{number}{shifted}{_WITHOUT[kind_of(chosen.without)].format(chosen.without)}"
 
     def tell(self, stage: str, verdict: Verdict, chosen: Chosen) -> None:
         """Warn of a departure from the default, and of what does not agree; else note that all agrees."""
         if not self._monitor.writes:
             return
+        counts = self.words(chosen, None)
+        default = self.words(verdict.default, None if chosen.shift is None else verdict.shift)
         if chosen != verdict.default:
             if verdict.equals is not None:
                 every = (
                     ", all its calls of a batch" if chosen.number is None and verdict.default.number is not None else ""
                 )
                 self._warn(
-                    f"{stage} counts {self.words(chosen)}{every}: its cross-entropy of {verdict.shown:.5g} equals the loss of "
-                    f"{verdict.equals:.5g}, and that of {self.words(verdict.default)} does not"
+                    f"{stage} counts {counts}{every}: its cross-entropy of {verdict.shown:.5g} equals the loss of "
+                    f"{verdict.equals:.5g}, and that of {default} does not"
                 )
             else:
-                self._warn(f"{stage} counts {self.words(chosen)}: the input ids show that the targets are shifted so")
+                self._warn(f"{stage} counts {counts}: the input ids show that the targets are shifted so")
         elif verdict.equals is not None:
-            log.info(
-                "pplmon: %s counts %s: its cross-entropy equals the loss, %.5g nats per token",
-                stage,
-                self.words(chosen),
-                verdict.equals,
+            self._monitor.agreed(
+                f"{stage} counts {self.words(chosen, verdict.shift)}: its cross-entropy equals the loss, "
+                f"{verdict.equals:.5g} nats per token"
             )
         if verdict.others and verdict.chosen == verdict.default:
             both = (
@@ -66,7 +64,7 @@ class Saying:
                 else "they do not count"
             )
             self._warn(
-                f"{stage} counts {self.words(chosen)}, and in the same batch there are {', '.join(verdict.others)}: {both}. "
+                f"{stage} counts {counts}, and in the same batch there are {', '.join(verdict.others)}: {both}. "
                 'To choose, name a submodule, PerplexityMonitor(logits="path", targets=...), or call pplmon.observe(self, '
                 "logits, targets) in the step"
             )

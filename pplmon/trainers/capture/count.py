@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pplmon.doctor import Loss, row_digests
+from pplmon.doctor import BATCHES, Loss, row_digests
 from pplmon.doctor.overwritten import Overwritten
 from pplmon.measure.tokens import TokenStats, is_dtensor
 from pplmon.monitor.repeated_rows import Repeated
@@ -17,7 +17,6 @@ from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import data_of, part_with
 from pplmon.trainers.capture.choose import Call, Choice, Trial
 from pplmon.trainers.capture.documents import Documents
-from pplmon.trainers.capture.evidence import BATCHES
 from pplmon.trainers.capture.heard import Batch, Counted, Heard, hear, mask_of
 from pplmon.trainers.capture.padding import BY_MASK, kept
 from pplmon.trainers.capture.sources.source import Found, Source

@@ -27,8 +27,6 @@ from pplmon.trainers.capture.heard import Batch, Heard, observation
 from pplmon.trainers.capture.joined import Joined, joined
 from pplmon.trainers.capture.padding import BY_MASK, KINDS, kind_of
 
-BATCHES = 3  # that have to agree
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -41,6 +39,7 @@ class Verdict:
     told: tuple[Finding, ...] = ()
     others: tuple[str, ...] = ()  # calls of the same batch that could as well be meant
     is_sure: bool = False  # no other shift gives the loss
+    shift: bool | None = None  # that of the calls, where no other is chosen
 
     @property
     def departs(self) -> bool:
@@ -96,7 +95,7 @@ def _weigh(batches: Sequence[Batch], order: Sequence[Any], ranks: int) -> Verdic
         if fit is not None:
             return _verdict(default, default, own, fit, None, others)
     told = () if others else findings(own, steps, ranks, batches[0].accumulation)
-    return Verdict(default, default, shown=_mean(own, own[0].shift), told=told, others=others)
+    return Verdict(default, default, shown=_mean(own, own[0].shift), told=told, others=others, shift=own[0].shift)
 
 
 def _of_the_step(
@@ -206,7 +205,8 @@ def _verdict(
     if fit.without is not None:
         chosen = replace(chosen, without=fit.without)
     equals = None if losses is None else sum(loss.value for loss in losses if loss is not None) / len(losses)
-    return Verdict(chosen, default, equals, _mean(heard, fit.shift, fit.without), others=others, is_sure=fit.is_sure)
+    shown, shift = _mean(heard, fit.shift, fit.without), heard[0].shift
+    return Verdict(chosen, default, equals, shown, others=others, is_sure=fit.is_sure, shift=shift)
 
 
 def _mean(heard: Sequence[Heard], shift: bool, without: int | None = None) -> float:

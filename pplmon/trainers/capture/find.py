@@ -20,16 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pplmon.doctor import Finding, Loss, Measured
+from pplmon.doctor import BATCHES, Finding, Loss, Measured
+from pplmon.measure.called import called
 from pplmon.measure.tokens import TokenStats
 from pplmon.monitor.repeated_rows import Repeated
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
 from pplmon.trainers.capture.choose import Call, Chosen, Trial, sources_for
-from pplmon.trainers.capture.evidence import BATCHES, Verdict, weigh
+from pplmon.trainers.capture.evidence import Verdict, weigh
 from pplmon.trainers.capture.findings import findings
 from pplmon.trainers.capture.heard import Batch
-from pplmon.trainers.capture.help_text import nothing_found
+from pplmon.trainers.capture.help_text import nothing_found, observe_call
 from pplmon.trainers.capture.hooks import listen_to
 from pplmon.trainers.capture.observe import listen
 from pplmon.trainers.capture.silent_steps import SilentSteps, returned_nothing
@@ -126,9 +127,19 @@ class Capture(Takes):
         **data: Any,
     ) -> None:
         """Count the arguments of ``pplmon.observe``. Does nothing between batches."""
+        if self._counter.stage is not None:
+            with called(observe_call(self._wire)):
+                self._observe(logits, targets, shift, loss, data)
+
+    def _observe(
+        self,
+        logits: Tensor | TokenStats,
+        targets: Tensor | None,
+        shift: bool | None,
+        loss: Tensor | None,
+        data: dict[str, Any],
+    ) -> None:
         counter = self._counter
-        if counter.stage is None:
-            return
         shown = shown_targets(logits, targets)
         found = {**counter.data(shown), **data}
         if isinstance(logits, TokenStats):

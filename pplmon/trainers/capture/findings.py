@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pplmon.doctor import Finding, Loss, Observation, judge
+from pplmon.doctor import TOLD_ELSEWHERE, Finding, Loss, Observation, judge
 from pplmon.doctor.words import both
 from pplmon.trainers.capture.heard import Heard, observation
-
-TOLD_ELSEWHERE = {"not_logits", "outside_vocabulary", "nonfinite"}  # by a warning, an error and an alert of their own
 
 
 def findings(

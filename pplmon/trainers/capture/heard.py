@@ -113,11 +113,9 @@ def hear(
     mask, ignored = data.get("mask"), -100 if ignore_index is None else ignore_index
     targets = targets.detach().to(logits.device)
     one_on = _next(logits.detach(), targets, ignored, batch)
-    if mask is not None:
-        targets = torch.where(mask.to(logits.device), targets, ignored)
     ids = alike(found.input_ids, targets)
     seen = alike(found.attention_mask, targets)
-    measured = measure(logits, targets, shift and logits.dim() == 3, ids, seen, ignored)
+    measured = measure(logits, targets, shift and logits.dim() == 3, ids, seen, ignored, mask)
     loss = None if found.loss is None else Loss.of(found.loss)
     is_open = mask is None and ignore_index == -100 and targets.dim() == 2
     left = unpadded(measured, mask_of(found, targets, batch)) if is_open else None

@@ -44,6 +44,12 @@ pplmon found no logits and targets in the first {stage} batch. Use one of these:
   4. a Hugging Face model that is a submodule of the module and is called with labels=...{hint}"""
 
 
+def observe_call(wire: str) -> str:
+    """Return the line by which logits are shown, and where it is, for one of ``WIRES``."""
+    where, owner, *_ = WIRES[wire]
+    return f"pplmon.observe({owner}, logits, targets) {where.rstrip(':')}"
+
+
 def nothing_found(stage: str, module: nn.Module | None, logits: Any, hooked: bool, wire: str) -> str:
     """Return the text of the error (or, outside training, the warning), with the lines to write for one of ``WIRES``."""
     where, owner, call, back, give = WIRES[wire]

@@ -59,6 +59,16 @@ class HuggingFace(Source):
         columns = None
         if isinstance(kept, int) and 0 < kept == logits.shape[1] < targets.shape[-1] and targets.dim() == 2:
             columns = slice(targets.shape[1] - kept, targets.shape[1])
+        loss = own_loss(called.module, called.output)
+        lacks_first = losses is None and _lacks_first(logits, targets) and moved is None and kept in (None, 0)
+        if (
+            lacks_first
+            and loss is not None
+            and own is not None
+            and self._shift is None
+            and shifts_labels(called.module)
+        ):
+            columns, moved = slice(1, targets.shape[1]), targets
         shift = False if moved is not None else True if losses is not None else self._shift
         words = f"{'' if own is not None else ' without labels'}{'' if learns else ' without a gradient'}"
         return Found(
@@ -69,7 +79,7 @@ class HuggingFace(Source):
             call=f"{called.path or type(unwrapped(called.module)).__name__}{words}",
             rank=2 * (not learns or frozen) + (own is None),
             columns=columns,
-            loss=own_loss(called.module, called.output),
+            loss=loss,
             items=given.get("num_items_in_batch"),
             input_ids=None if _reads_elsewhere(called.module) else given.get("input_ids"),
             attention_mask=None if _reads_elsewhere(called.module) else given.get("attention_mask"),
@@ -103,6 +113,11 @@ def own_loss(module: nn.Module, output: Any) -> Tensor | None:
         return loss
     added: Tensor = auxiliary.detach().to(loss.device, torch.float64) * weight
     return (loss.double() - added).to(loss.dtype)
+
+
+def _lacks_first(logits: Tensor, targets: Tensor) -> bool:
+    """Tell whether a model left out the logits of its first column, which no label is compared with."""
+    return logits.dim() == 3 and targets.dim() == 2 and logits.shape[1] == targets.shape[1] - 1
 
 
 def _outermost(module: nn.Module, path: str) -> dict[str, nn.Module]:
