@@ -72,7 +72,7 @@ def main(out: Path) -> None:
     print(f"train: the worst 1 % of {last.tokens} bytes hold {last.worst_1pct_share:.0%} of the loss")
     worst = last.worst[0]
     print(
-        f"the byte that cost most: {worst.target_text!r}, {worst.loss:.1f} nats at step {worst.step}, micro-batch "
+        f"the byte of the last window that cost most: {worst.target_text!r}, {worst.loss:.1f} nats at step {worst.step}, micro-batch "
         f"{worst.micro_batch}, sequence {worst.sequence}, position {worst.position}: {worst.context_text!r}"
     )
     at = worst.sample_id + 1 + worst.position  # sample_ids were the places in the text

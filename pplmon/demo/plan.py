@@ -70,5 +70,5 @@ class Plan:
             )
         return (
             f"{what}.\nAt step {self.corrupted_step} one sequence of the batch (row {self.corrupted_row} of the data) is "
-            "random bytes, on purpose.\nAn alert has to name it."
+            "random bytes, on purpose.\nA notice has to name it; with min_severity='info' this run's handlers hear of notices, too."
         )

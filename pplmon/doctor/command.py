@@ -28,7 +28,7 @@ def add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     doctor.add_argument(
         "source",
         metavar="SOURCE",
-        help="a file (.pt, .npz, .safetensors), or a function that returns or yields batches: package.module:function or "
+        help="a file (.pt, .pth, .npz, .safetensors), or a function that returns or yields batches: package.module:function or "
         "file.py:function",
     )
     doctor.add_argument(
