@@ -17,6 +17,12 @@ from pplmon.sinks.wandb_workspace import add_dashboard
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    options = parse(arguments)
+    return int(options.run(options))
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the command's options; ``run`` is what runs it. Ends the process with status 2 where they are wrong."""
     parser = argparse.ArgumentParser(prog="pplmon", description="Know the token that broke your run.")
     parser.add_argument("--version", action="version", version=f"pplmon {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
@@ -29,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:  # the command's own usage names the flags that there are
         commands.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
-    return int(options.run(options))
+    return options
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pplmon
 from pplmon import Entropy, TokenStats, TokenTally, token_stats
-from pplmon.replay.read.columns import _place
+from pplmon.replay.read.columns import _ours
 from pplmon.testing import assert_split_invariant
 
 
@@ -133,7 +133,7 @@ def test_it_is_logged_and_watched() -> None:
             ValueError, match=r"asks for mean_entropy.*tally=pplmon\.TokenTally\(extras=\[pplmon\.Entropy"
         ):
             make(numbers=["mean_entropy"])
-    assert _place("val/mean_entropy") == ("val", "mean_entropy")  # a log of it can be replayed
+    assert _ours("val/mean_entropy") == ("val", "mean_entropy")  # a log of it can be replayed
     logits, targets = batch()
     monitor.observe(logits, targets.clamp_max(49))
     monitor.step()

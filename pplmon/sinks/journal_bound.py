@@ -32,7 +32,7 @@ def check_bound(megabytes: float | None) -> int | None:
 
 @dataclass
 class Bound:
-    """When the states of rules are to be marked in a journal, and when it is to be cut."""
+    """Tells when to mark the states of rules in a journal, and when to cut it."""
 
     bytes: int
     _next_mark: int = 0

@@ -44,13 +44,15 @@ class Listening(Generic[Kind]):
 
     def begin(self, module: nn.Module, listener: Kind) -> Callable[[], None]:
         """Let ``listener`` hear a module and those inside it; return a function that ends it."""
-        told, parts = ref(listener), list(module.modules())
+        told = ref(listener)
+        # A torchmetrics Metric inside has another hash after each update, so it would not be found again.
+        parts = [part for part in module.modules() if type(part).__hash__ is object.__hash__]
         for part in parts:
             self._of[part] = [*(other for other in self._of.get(part, ()) if other() is not None), told]
 
         def end() -> None:
             for part in parts:
-                self._of[part].remove(told)
+                self._of[part] = [other for other in self._of.get(part, ()) if other is not told]
 
         return end
 
