@@ -131,11 +131,13 @@ class WandB(Sink):
         """
         import wandb
 
-        made = wandb.Artifact(_artifact_name(self.run.id, self._counts.prefix), type="pplmon")
-        for name, table in zip(TABLES, (token_table(report.worst), sequence_table(report.worst_sequences))):
-            if table.rows:
+        tables = zip(TABLES, (token_table(report.worst), sequence_table(report.worst_sequences)))
+        filled = {name: table for name, table in tables if table.rows}
+        if filled:
+            made = wandb.Artifact(_artifact_name(self.run.id, self._counts.prefix), type="pplmon")
+            for name, table in filled.items():
                 made.add(wandb.Table(columns=[*table.columns], data=table.rows), name)
-        self.run.log_artifact(made)
+            self.run.log_artifact(made)
         key = self._counts.key(WORST)
         self.row(
             {key: wandb.Html(heatmap_html("The worst tokens of the run", report.worst), inject=False)}, report.step
