@@ -111,6 +111,7 @@ def test_the_page_shows_the_corrupted_row(finished: tuple[Path, str]) -> None:
     assert f"alerts/{batch.name}" in page
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_two_ranks_say_everything_once_and_a_spike_that_is_not_found_is_admitted(tmp_path: Path) -> None:
     """``--devices 2`` is one run with one summary; the alerts cannot know a spike at step 3, and the exit code says so."""

@@ -129,6 +129,7 @@ def dies(rank: int) -> None:
     time.sleep(60)
 
 
+@pytest.mark.slow
 def test_the_kit_ends_hangs_and_shows_failures() -> None:
     """A hang is a TimeoutError that names the ranks and the place; a failure carries its traceback, a death its exit code."""
     with pytest.raises(TimeoutError, match=r"ranks \[0, 1\] gave no answer(.|\n)*in hangs"):

@@ -47,6 +47,7 @@ def checked(name: str, tmp_path: Path) -> dict[str, Any]:
     return content["found"]
 
 
+@pytest.mark.slow
 def test_exactness(tmp_path: Path) -> None:
     """Every kernel and dtype is within the bound, in every layout, and the kernels that count find what arrays find."""
     pytest.importorskip("triton", reason="there is no Triton for this platform")

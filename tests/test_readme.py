@@ -132,7 +132,14 @@ def test_optional_packages_are_told_by_a_block_s_imports() -> None:
     assert {name for block in blocks("python") for name in optional(block.values[0])} == set(OPTIONAL)
 
 
-@pytest.mark.parametrize("code", blocks("python"))
+QUICK = ("README.md", "index.md")  # the pages that a newcomer reads first; the others' blocks take minutes
+CODE = [
+    block if block.id.startswith(QUICK) else pytest.param(*block.values, id=block.id, marks=pytest.mark.slow)
+    for block in blocks("python")
+]
+
+
+@pytest.mark.parametrize("code", CODE)
 def test_a_python_block_runs(code: str, tmp_path: Path) -> None:
     """As it stands, or after the few names that the prelude gives it, in an empty directory."""
     needs = optional(code)

@@ -88,6 +88,7 @@ def test_good_use_passes(tmp_path: Path) -> None:
     assert check(GOOD, tmp_path) == []
 
 
+@pytest.mark.slow
 def test_mistakes_are_errors(tmp_path: Path) -> None:
     """A typo, a number that may be None, a wrong type: each is told, and nothing else."""
     lines = "\n".join(f"    {mistake}" for mistake in BAD)
