@@ -17,6 +17,7 @@ import pplmon
 from pplmon.monitor import next_writer, patience
 from pplmon.sinks import Journal, Sink
 from pplmon.tally import ranks as groups
+from pplmon.trainers.settings import Settings
 from tests.apart import TOKENS, At
 from tests.fault_script import stats
 
@@ -223,11 +224,20 @@ def lost_in_a_pass(at: At, victim: int) -> Any:
 # 5. A pass on one rank only.
 
 
-def one_validates(at: At, who: int, local: bool, together: bool) -> Any:
+def measure_more_in_passes(monitor: pplmon.Monitor) -> None:
+    """Count passes with more integers than training, as every trainer does without ``tally=``."""
+    more = Settings().pass_pattern(monitor.tally)
+    assert more is not None
+    monitor.also_measure_in_passes(more)
+
+
+def one_validates(at: At, who: int, local: bool, together: bool, more: bool = False) -> Any:
     """After six steps one rank validates, and all go on for six more."""
     patience.LONG_S = 2.0
     at.init()
     monitor = monitor_of(at)
+    if more:
+        measure_more_in_passes(monitor)
     train(at, monitor, 6, together)
     errors, found = [], None
     if at.rank == who:
@@ -342,7 +352,9 @@ def unlike_settings(at: At, name: str, together: bool) -> Any:
     if name in TALLIES:
         monitor = monitor_of(at, tally=pplmon.TokenTally(**TALLIES[name][odd]))
     else:
-        monitor = monitor_of(at, **SETTINGS[name][odd])
+        monitor = monitor_of(at, **SETTINGS.get(name, ({}, {}))[odd])
+    if name == "passes" and not odd:
+        measure_more_in_passes(monitor)
     errors = [caught(at, train, at, monitor, 1, together) for _ in range(6)]
     return [errors, close(at, monitor)]
 

@@ -127,6 +127,13 @@ def _holding(grad: torch.Tensor) -> nn.Parameter:
     return parameter
 
 
+def device_of_squares(rank: int) -> str:
+    """Return where this rank's part is, of gradients that every rank has; only the first rank gives one."""
+    digits = GradNorm().squares([_holding(torch.ones(3, device="meta"))], Group())
+    assert digits is not None
+    return digits.device.type
+
+
 def train_with_norm(rank: int) -> list[float | None]:
     """Return the logged norms of read-outs of two steps each: the larger one of both."""
     sink = Keeps()

@@ -102,6 +102,31 @@ def test_a_threshold_says_whose_doing_it_is() -> None:
     ]
 
 
+class Grave(pplmon.MetricRule):
+    """A notice above the limit, and a critical alert above 5."""
+
+    compares = True
+
+    def __init__(self, metric: str, limit: float = 0.5) -> None:
+        super().__init__(metric)
+        self.limit = limit
+
+    def judge(self, value: float, report: Report) -> Alert | None:
+        if value <= self.limit:
+            return None
+        return self.alert(report, value, self.limit, "is high", "critical" if value > 5 else "info")
+
+
+@pytest.mark.parametrize(("height", "severity", "text"), [(6.0, "critical", "is high"), (4.5, "info", "less the")])
+def test_the_graver_alert_counts_of_the_number_and_its_difference(height: float, severity: str, text: str) -> None:
+    """A notice on the difference does not hide a critical alert on the number itself; of two alike the first counts."""
+    ours, theirs = losses(1, 1), losses(1, 2)
+    ours[400] = height
+    found = [alert for alert in judge(ours, theirs, Grave("cross_entropy")) if alert.step == 400]
+    assert [(alert.severity, alert.cause, text in alert.text) for alert in found] == [(severity, "model", True)]
+    assert found[0].value == pytest.approx(height)
+
+
 def test_another_order_of_data_changes_nothing_and_is_told() -> None:
     """The rules judge as without the earlier run; what correlates by how much is said once."""
     ours, theirs = losses(1, 1), losses(2, 2)

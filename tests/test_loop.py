@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pplmon
 from pplmon.sinks import read_journal
+from tests.own_number_tasks import Keeps
 
 VOCAB = 40
 
@@ -32,6 +33,15 @@ class Model(nn.Module):
             return self.head(hidden[:, -1:]), None
         logits = checkpoint(self.head, hidden, use_reentrant=False) if self.checkpoints else self.head(hidden)
         return logits, cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
+
+
+class Shifts(Model):
+    """A model that shifts its labels itself."""
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Any:
+        logits = self.head(self.embed(idx))
+        assert targets is not None
+        return logits, cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=-100)
 
 
 def batches(count: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -138,14 +148,7 @@ def test_a_resumed_loop_goes_on() -> None:
 
 
 def test_the_loss_shows_the_shift() -> None:
-    """A model that shifts its labels itself, which nothing but its loss tells."""
-
-    class Shifts(Model):
-        def forward(self, idx: Tensor, targets: Tensor | None = None) -> Any:
-            logits = self.head(self.embed(idx))
-            assert targets is not None
-            return logits, cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=-100)
-
+    """The model's labels are its input, and nothing else tells it."""
     model = Shifts()
     monitor = pplmon.Monitor(alerts=[]).hook(model)
 
@@ -162,6 +165,25 @@ def test_the_loss_shows_the_shift() -> None:
         losses = train()
     report = monitor.close()
     assert report is not None and report.cross_entropy == pytest.approx(sum(losses) / 3, abs=1e-6)
+
+
+def test_numbers_of_steps_that_are_held_back_are_those_of_their_own_step() -> None:
+    """A loss that shows another shift holds the first steps back; their norms do not add up."""
+    model, sink, wanted = Shifts(), Keeps(), [3.0, 4.0, 5.0, 2.0, 1.0]
+    monitor = pplmon.Monitor(sinks=[sink], alerts=[], grad_norm=True).hook(model)
+    weight, closed = nn.Parameter(torch.zeros(1)), []
+    with pytest.warns(UserWarning, match="with shift=True"):
+        for (x, _), norm in zip(batches(5), wanted):
+            model(x, x)
+            weight.grad = torch.tensor([norm])
+            monitor.log_grad_norm([weight])
+            monitor.log("optim/lr", norm)
+            monitor.step()
+            closed.append(monitor.current_step)
+    monitor.close()
+    assert closed[0] == 0  # the first was held back
+    for name in ("optim/grad_norm", "optim/lr"):
+        assert [report.numbers[name] for report in sink.reports] == pytest.approx(wanted)
 
 
 def test_other_names_of_the_targets() -> None:

@@ -264,6 +264,8 @@ def test_parts_of_gradients_add_up_to_their_norm(ranks: Ranks) -> None:
         }
         for how, (norm, true) in found.items():
             assert norm == pytest.approx(true, rel=1e-6), how
+    # A rank that gives no part waits for no copy from the host.
+    assert ranks.run(tasks.device_of_squares) == ["meta", "meta"]
     wanted = [3 * 2**0.5, 5 * 2**0.5]
     first, second = ranks.run(tasks.train_with_norm)
     assert first == pytest.approx(wanted) and second == []

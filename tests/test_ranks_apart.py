@@ -66,10 +66,10 @@ def test_a_rank_within_the_users_timeout_is_waited_for(forks: Forks, tmp_path: P
 # 5.
 
 
-@pytest.mark.parametrize("who", [0, 1])
-def test_a_pass_on_one_rank_only_is_an_error_on_all(forks: Forks, tmp_path: Path, who: int) -> None:
-    """It says which rank did what, at once; nothing is mixed, and every token is on disk."""
-    outcomes = forks.run("one_validates", tmp_path, who, False, False)
+@pytest.mark.parametrize(("who", "more"), [(0, False), (1, False), (0, True)])
+def test_a_pass_on_one_rank_only_is_an_error_on_all(forks: Forks, tmp_path: Path, who: int, more: bool) -> None:
+    """Also where passes have ``more`` integers. It says which rank did what, at once; every token is on disk."""
+    outcomes = forks.run("one_validates", tmp_path, who, False, False, more)
     ((first,), _, _), ((second,), _, _) = (outcome.answer for outcome in outcomes)
     assert first == second and first.startswith("UnlikeRanks: ranks of one group do unlike things at one time")
     assert f"ends val pass 1, at step 5 on rank {who}" in first and f"optimizer step 6 on rank {1 - who}" in first
@@ -137,6 +137,7 @@ def test_integers_of_a_choice_add_up_and_are_not_counted(forks: Forks, tmp_path:
         ("context", "context (8 on ranks 0, 1; 2 on rank 2)"),
         ("ignore_index", "differ in ignore_index (-100 on ranks 0, 1; -1 on rank 2)"),
         ("token_bytes", "differ in token_bytes (none on ranks 0, 1; "),
+        ("passes", "in extras of passes (none on ranks 0, 1; "),
     ],
 )
 def test_unlike_settings_are_the_same_error_on_every_rank(

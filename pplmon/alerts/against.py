@@ -93,11 +93,9 @@ class Against:
         found = twin.judge(pair[0] - pair[1], report, noise)
         if not noise.alike:
             return alert
-        if found is not None:
-            return _of_difference(found, pair[1])
-        if alert is None or twin.tells(alert):
-            return None
-        cause = MODEL if twin.unusual else DATA
+        if alert is None or twin.tells(alert):  # so it does what was found just now, unless the alert is graver
+            return None if found is None else _of_difference(found, pair[1])
+        cause = MODEL if found is not None or twin.unusual else DATA
         if cause == DATA and alert.severity == "warning":
             alert = replace(alert, severity="info")
         return self._labelled(alert, cause)

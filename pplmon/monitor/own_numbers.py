@@ -16,6 +16,11 @@ class Logs(Engine):
 
     _said_train_only = False
 
+    @property
+    def _step_under_way(self) -> int:
+        """Return the step that a number belongs to which is logged now."""
+        return self._step
+
     @outside_graphs
     def log(self, name: str, value: Tensor | float, step: int | None = None) -> None:
         """Log a number of your own, such as "optim/lr", for the optimizer step under way. Never waits for the device.
@@ -37,7 +42,7 @@ class Logs(Engine):
                     stacklevel=3,
                 )
         elif self._link.takes_part:
-            self._link.numbers.log(name, value, self._step if step is None else step)
+            self._link.numbers.log(name, value, self._step_under_way if step is None else step)
 
     def log_grad_norm(self, parameters: Iterable[nn.Parameter], step: int | None = None) -> None:
         """Log the norm of all gradients as "optim/grad_norm", before they are clipped. Every rank calls it.
@@ -57,4 +62,4 @@ class Logs(Engine):
                 self._norms, "grad_norm", self._norms.squares, parameters, self._link.tally.group
             )
             if squares is not None:
-                self._link.numbers.add_squares(squares, self._step if step is None else step)
+                self._link.numbers.add_squares(squares, self._step_under_way if step is None else step)

@@ -35,6 +35,11 @@ class Link(Standing):
         self.pattern.agree_on({ORDER: _made[settings]})
         self.tally = self.pattern.clone()
 
+    def agree_on_passes(self, pattern: TokenTally) -> None:
+        """Compare another tally, that passes are counted with, before anything is merged."""
+        self.pattern.agree_with(pattern)
+        self.tally = self.pattern.clone()
+
     def connect(self) -> None:
         """Make a separate communicator, and compare settings. Every rank of the group calls it, before the first collective."""
         self._look_at_group()
@@ -135,6 +140,7 @@ class Link(Standing):
         try:
             tally.process_group = self.pattern.process_group
             device = tally.sums.device
+            tally.compare(self._wait)  # a probe's: the others may be lost
             # A state that is saved holds what was not read out yet; it stays where it is.
             own = self.numbers.look(device) if doing.what == "checkpoint" else self.numbers.empty(device)
             read_out = tally.read_out(doing, own)
@@ -180,6 +186,15 @@ class Link(Standing):
         ballot.reset()
         ballot.sums[first : first + len(values)] = torch.tensor(values, device=ballot.sums.device)
         return list(self.read(ballot, Doing(what, step=step)).sums[first : first + len(values)])
+
+    def meet(self, doing: Doing) -> None:
+        """Raise on every rank unless all do this. To be called before a tally of another size than training's is read.
+
+        Reductions of unlike sizes would end the processes, where one rank validates while the others train on.
+        """
+        empty = self.pattern.clone()
+        empty.reset()
+        self.read(empty, doing)
 
     def _wait(self, comes: Comes) -> None:
         """Wait for a collective that this rank has just begun."""

@@ -138,6 +138,8 @@ class Engine(Shows):
         self._start()
         doing = Doing(opened.stage, opened.number, step, votes=self._shifts.votes(opened.counted_as, final=True))
         try:
+            if self._pass_pattern is not self._link.pattern:
+                self._link.meet(doing)
             parts = [self._link.whole(tally, doing) for tally in opened.tallies]
             parts[0] = self._shifts.end_pass(opened.counted_as, parts[0], self._link.votes, step)
             opened.add_numbers(self._link.whole(tally, doing) for tally in opened.probed)

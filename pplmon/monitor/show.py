@@ -112,6 +112,7 @@ class Shows:
         """Count passes with this tally. The numbers that it has beyond the monitor's own are logged where they were asked for."""
         self._pass_pattern = pattern.clone()
         self._pass_pattern.reset()
+        self._link.agree_on_passes(self._pass_pattern)
         self.publisher.only_on_request(number.name for number in declare_all(pattern.extras))
 
     @property

@@ -45,7 +45,7 @@ class GradNorm:
         Raises:
             TypeError: parameters are flat shards, which do not say who holds what.
         """
-        local: dict[Any, list[Tensor]] = {}
+        local: dict[Any, tuple[torch.device, list[Tensor]]] = {}  # by mesh, with the device of its gradients
         for parameter in parameters:
             grad: Any = parameter.grad
             if grad is None:
@@ -57,16 +57,16 @@ class GradNorm:
                 )
             mesh = grad.device_mesh if is_dtensor(grad) else None
             mine = self._mine(grad, group) if mesh is not None else grad if group.rank == 0 else None
-            parts = local.setdefault(mesh, [])
+            _, parts = local.setdefault(mesh, (grad.device, []))
             if mine is not None and mine.numel():
                 parts.append(mine.coalesce().values() if mine.is_sparse else mine)
         if not local:
             return None
-        digits = [self._of_mesh(mesh, parts, group) for mesh, parts in local.items()]
+        digits = [self._of_mesh(mesh, parts, device, group) for mesh, (device, parts) in local.items()]
         return torch.stack(digits).sum(0)
 
-    def _of_mesh(self, mesh: Any, parts: Sequence[Tensor], group: Group) -> Tensor:
-        digits = digits_of(_sum_of_squares(parts))
+    def _of_mesh(self, mesh: Any, parts: Sequence[Tensor], device: torch.device, group: Group) -> Tensor:
+        digits = digits_of(_sum_of_squares(parts, device))
         for beyond in [] if mesh is None else self._seen(mesh, group).beyond:
             dist.all_reduce(digits, dist.ReduceOp.SUM, group=beyond)
         return digits
@@ -91,13 +91,14 @@ class GradNorm:
         return self._meshes[mesh]
 
 
-def _sum_of_squares(parts: Sequence[Tensor]) -> Tensor:
-    """Return the sum of all squares as a 0-dim float64."""
+def _sum_of_squares(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Return the sum of all squares as a 0-dim float64, of no part on ``device``."""
     narrow = [part for part in parts if part.dtype in NARROW]
     wide = [part for part in parts if part.dtype not in NARROW]
     norms = [*(norm_each(narrow, 2, torch.float32) if narrow else ()), *(norm_each(wide, 2) if wide else ())]
     if not norms:
-        return torch.zeros((), dtype=torch.float64)
+        # Made on the device: a copy to it would be waited for. MPS has no float64.
+        return torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     device = norms[0].device
     stacked = torch.stack([norm.to(device, torch.float32 if norm.dtype in NARROW else norm.dtype) for norm in norms])
     if device.type == "mps":  # it has no float64; only there is the device waited for

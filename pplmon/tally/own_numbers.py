@@ -42,11 +42,6 @@ class OwnNumbers:
         self._squares: dict[int, Tensor] = {}  # by step [CELLS]
         self._without_slot: dict[str, Tensor | float] = {}  # in the read-out under way
 
-    @property
-    def has_squares(self) -> bool:
-        """Return True if read-outs have room for gradient norms."""
-        return self._steps > 0
-
     def log(self, name: str, value: Tensor | float, step: int) -> None:
         """Keep a value of an optimizer step: the largest of those of one name."""
         own.check_own_name(name)

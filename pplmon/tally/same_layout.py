@@ -61,6 +61,12 @@ class Layout:
         """Return a layout with more settings that ranks have to agree on."""
         return Layout(self._terms | {name: saved.without_addresses(str(value)) for name, value in terms.items()})
 
+    def with_passes(self, other: Layout) -> Layout:
+        """Return a layout of two tallies: in what passes are counted otherwise has to be alike, too."""
+        return self.also(
+            {f"{name} of passes": text for name, text in other._terms.items() if text != self._terms.get(name)}
+        )
+
     @property
     def name(self) -> str:
         """A short text that differs where layouts do."""

@@ -81,6 +81,10 @@ class States(Metric):
         """Compare these settings, too, before this tally or a later copy is merged over ranks."""
         self._layout = self._layout.also(terms)
 
+    def agree_with(self, passes: States) -> None:
+        """Compare the tally of passes together with this one, once for both and for later copies of either."""
+        self._layout = passes._layout = self._layout.with_passes(passes._layout)
+
     @property
     def alike(self) -> str:
         """Return a short text that is the same where names, sizes and settings are."""

@@ -128,15 +128,16 @@ class Session:
 
     def log(self, name: str, value: Tensor | float) -> None:
         """Log a number for the optimizer step under way (see ``Monitor.log``)."""
-        self.monitor.log(name, value, self._step_under_way)
+        self.monitor.log(name, value, self.step_under_way)
 
     def log_grad_norm(self, parameters: Iterable[nn.Parameter]) -> None:
         """Log the norm of all gradients if the user asked for it. To be called before they are clipped."""
         if self.settings.grad_norm:
-            self.monitor.log_grad_norm(parameters, self._step_under_way)
+            self.monitor.log_grad_norm(parameters, self.step_under_way)
 
     @property
-    def _step_under_way(self) -> int:
+    def step_under_way(self) -> int:
+        """Return the optimizer step under way, 0-based; those that are held back are closed."""
         return self.monitor.current_step + self._choosing.held if self._at is None else self._at
 
     # Batches and steps.

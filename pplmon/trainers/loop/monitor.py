@@ -71,6 +71,10 @@ class Monitor(PlainMonitor):
         self._hook = Hook(self, model, logits, targets, shift)
         return self
 
+    @property
+    def _step_under_way(self) -> int:
+        return super()._step_under_way if self._hook is None else self._hook.session.step_under_way
+
     def step(self) -> Report | None:
         return super().step() if self._hook is None else self._hook.session.step_to()
 
