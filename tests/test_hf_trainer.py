@@ -94,6 +94,25 @@ def test_an_evaluation_alone_is_watched(tmp_path: Path) -> None:
     assert [row["stage"] for row in read_journal(tmp_path) if row["kind"] == "report"] == ["val"]
 
 
+def test_a_run_whose_ranks_are_lost_keeps_its_counts_through_evaluation(tmp_path: Path) -> None:
+    """No new session begins in the middle of training."""
+
+    class LosesRanks(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                callback.session.monitor._link.sever()
+
+    made = trainer(tmp_path, callbacks=[LosesRanks()], eval_strategy="steps", eval_steps=2)
+    heard = Heard(made.model)
+    callback = pplmon.watch(made)
+    began: list[Any] = []
+    begin = callback.begin
+    callback.begin = lambda *args: began.append(begin(*args)) or began[-1]
+    made.train()
+    assert len(began) == 1 and began[0].monitor.ended
+    assert began[0].monitor.close().numbers["tokens_seen"] == sum(part.tokens for part in heard.train)
+
+
 def test_several_eval_sets_have_a_pass_each(tmp_path: Path) -> None:
     """Under the trainer's own prefixes, and under names of their own in the journal."""
     sets = {"wiki": rows(5, seed=3), "code": rows(6, seed=4)}

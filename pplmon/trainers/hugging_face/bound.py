@@ -108,7 +108,7 @@ class Bound:
         given = facts.arguments(original, args, kwargs)
         head = f"{given['metric_key_prefix']}_"
         session = callback.session
-        if session is None or session.monitor.ended:
+        if session is None or (session.monitor.ended and not trainer.is_in_train):  # a run under way keeps its counts
             session = callback.begin(trainer.args, trainer.state, trainer.model, trainer.processing_class)
         elif not session.listening:
             session.listen_to(trainer.model)
