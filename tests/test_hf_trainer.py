@@ -344,6 +344,31 @@ def test_seq2seq_that_generates_in_evaluation(tmp_path: Path) -> None:
     ]
 
 
+def generating(where: Path, **given: Any) -> Any:
+    """A trainer of T5 that generates in evaluation, and measures in training by its calls."""
+    told = arguments(
+        where, kind=transformers.Seq2SeqTrainingArguments, predict_with_generate=True, generation_max_length=6,
+        gradient_accumulation_steps=1, max_steps=2, remove_unused_columns=False,
+    )  # fmt: skip
+    own = {"data_collator": collate, "train_dataset": rows(16), "eval_dataset": rows(10, seed=2), **given}
+    return transformers.Seq2SeqTrainer(build("t5"), told, compute_metrics=lambda prediction: {}, **own)
+
+
+def test_a_run_after_an_evaluation_that_failed_to_generate_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it had not been called."""
+    made = generating(tmp_path)
+    heard = Heard(made.model, shift=False)
+    pplmon.watch(made)
+    with monkeypatch.context() as patch:
+        patch.setattr(made.model, "generate", lambda **_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            made.evaluate()
+    made.train()
+    assert logged(made, "cross_entropy") == [(2, pytest.approx(mean(heard.train), abs=1e-6))]
+
+
 def test_a_collators_words_to_pplmon_reach_it_and_not_the_model(tmp_path: Path) -> None:
     """``sample_ids`` name the row of the data set in every address."""
 

@@ -83,12 +83,14 @@ class Bound:
         for name in OURS:
             inputs.pop(name, None)
         self._inputs = inputs
-        compares = facts.is_cross_entropy(self._trainer, inputs)
-        result = original(model, inputs, *args, **kwargs)
-        loss = result[0] if isinstance(result, tuple) else result
-        items = kwargs.get("num_items_in_batch")
-        session.end_batch(loss if compares else None, times=facts.loss_times(self._trainer, items), items=items)
-        self._inputs = {}
+        try:
+            compares = facts.is_cross_entropy(self._trainer, inputs)
+            result = original(model, inputs, *args, **kwargs)
+            loss = result[0] if isinstance(result, tuple) else result
+            items = kwargs.get("num_items_in_batch")
+            session.end_batch(loss if compares else None, times=facts.loss_times(self._trainer, items), items=items)
+        finally:
+            self._inputs = {}
         return result
 
     def _prediction_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -97,10 +99,12 @@ class Bound:
         if session is None or not session.in_pass or not getattr(self._trainer.args, "predict_with_generate", False):
             return original(*args, **kwargs)
         self._generates = True
-        session.begin_batch({})
-        result = original(*args, **kwargs)
-        session.end_batch()
-        self._generates = False
+        try:
+            session.begin_batch({})
+            result = original(*args, **kwargs)
+            session.end_batch()
+        finally:
+            self._generates = False
         return result
 
     def _evaluation_loop(self, original: Any, *args: Any, **kwargs: Any) -> Any:
