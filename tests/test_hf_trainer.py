@@ -369,6 +369,31 @@ def test_a_run_after_an_evaluation_that_failed_to_generate_is_measured(
     assert logged(made, "cross_entropy") == [(2, pytest.approx(mean(heard.train), abs=1e-6))]
 
 
+def test_a_collators_words_reach_pplmon_where_the_trainer_generates(tmp_path: Path) -> None:
+    """A mask of the first five targets of each row, and the rows' ids."""
+
+    def with_words(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        row = collate([each["ids"] for each in batch])
+        mask = torch.zeros_like(row["labels"], dtype=torch.bool)
+        mask[:, :5] = True
+        return {**row, "mask": mask, "sample_ids": torch.tensor([each["id"] for each in batch])}
+
+    data = [{"ids": row, "id": 100 + index} for index, row in enumerate(rows(10, seed=2))]
+    made = generating(tmp_path, data_collator=with_words, eval_dataset=data)
+    scored: list[Sums] = []
+
+    def score(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if kwargs.get("labels") is not None:
+            scored.append(Sums.of(output.logits[:, :5], kwargs["labels"][:, :5], shift=False))
+
+    made.model.register_forward_hook(score, with_kwargs=True)
+    pplmon.watch(made)
+    assert made.evaluate()["eval_cross_entropy"] == pytest.approx(mean(scored), abs=1e-6)
+    (report,) = [row for row in read_journal(tmp_path) if row["kind"] == "report"]
+    assert report["numbers"]["tokens"] == 50
+    assert all(row["sample_id"] == 100 + row["micro_batch"] * 3 + row["sequence"] for row in report["worst"])
+
+
 def test_a_collators_words_to_pplmon_reach_it_and_not_the_model(tmp_path: Path) -> None:
     """``sample_ids`` name the row of the data set in every address."""
 

@@ -93,15 +93,16 @@ class Bound:
             self._inputs = {}
         return result
 
-    def _prediction_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+    def _prediction_step(self, original: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a step that generates, and then calls the model for its loss by itself."""
         session = self._callback.session
         if session is None or not session.in_pass or not getattr(self._trainer.args, "predict_with_generate", False):
-            return original(*args, **kwargs)
+            return original(model, inputs, *args, **kwargs)
         self._generates = True
         try:
-            session.begin_batch({})
-            result = original(*args, **kwargs)
+            # Without the labels: the calls of ``generate`` have none, and are not to be scored by them.
+            session.begin_batch({name: inputs.pop(name) for name in OURS if name in inputs})
+            result = original(model, inputs, *args, **kwargs)
             session.end_batch()
         finally:
             self._generates = False
