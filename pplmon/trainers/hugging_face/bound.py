@@ -61,7 +61,9 @@ class Bound:
 
     def resume(self, session: Session) -> None:
         """Go on where the checkpoint was written that the trainer resumes from."""
-        state = load(self._resumes_from, self._trainer.args) if self._trainer.state.global_step else None
+        if not self._trainer.state.global_step:
+            return
+        state = load(self._resumes_from, self._trainer.args, session.monitor)
         if state is not None:
             session.load_state_dict(state)
 
