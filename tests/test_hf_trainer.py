@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from tests.hf_kit import Heard, InOrder, Sums, arguments, build, collate, logged, mean, rows, trainer  # noqa: E402
+from tests.test_sinks_tensorboard import charts, read  # noqa: E402
 from tests.test_sinks_wandb import finished  # noqa: E402
 
 
@@ -124,6 +126,24 @@ def test_several_eval_sets_have_a_pass_each(tmp_path: Path) -> None:
     assert logged(made, "eval_code_cross_entropy") == [(4, pytest.approx(mean(heard.eval[2:]), abs=1e-6))]
     stages = [row["stage"] for row in read_journal(tmp_path) if row["kind"] == "report"]
     assert stages == ["train", "train", "val/wiki", "val/code"]
+
+
+@pytest.mark.parametrize("prefix", ["", "my_"])
+def test_charts_find_the_curves_of_the_trainer(prefix: str, tmp_path: Path) -> None:
+    """In its own event file, under its own tags: one number a chart, of each data set."""
+    sets = {"wiki": rows(5, seed=3), "code": rows(6, seed=4)}
+    made = trainer(tmp_path, eval_dataset=sets, eval_strategy="steps", eval_steps=4, report_to=["tensorboard"])
+    pplmon.watch(made, numbers="all", prefix=prefix)
+    made.train()
+    events = read(next(tmp_path.rglob("events.out.tfevents*")).parent)
+    tags, found = events.Tags()["scalars"], charts(events)
+    for title, wanted in (
+        ("Perplexity, train", ["train/{}perplexity"]),
+        ("Perplexity, val", ["eval/wiki_{}perplexity", "eval/code_{}perplexity"]),
+        ("Token loss: mean (nats)", ["train/{}cross_entropy"]),
+    ):
+        drawn = [tag for tag in tags if re.match(found[title], tag)]
+        assert sorted(drawn) == sorted(tag.format(prefix) for tag in wanted)
 
 
 def test_labels_that_smoothing_takes_out_of_the_batch_are_found(tmp_path: Path) -> None:
@@ -484,23 +504,26 @@ def test_a_state_that_cannot_be_read_is_told_and_the_run_goes_on(tmp_path: Path)
     assert [step for step, _ in logged(again, "perplexity")] == [1, 2, 3, 4]
 
 
-def test_the_run_of_wandb_is_the_trainers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["", "wiki_"])
+def test_the_run_of_wandb_is_the_trainers_own(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One run has the trainer's rows with our numbers, the alerts and the best values."""
     wandb = pytest.importorskip("wandb")
     for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DIR", str(tmp_path))):
         monkeypatch.setenv(f"WANDB_{name}", value)
     wandb.teardown()  # it remembers the directory of the first run in the process
-    made = trainer(tmp_path, report_to=["wandb"], eval_strategy="steps", eval_steps=4)
+    data = {"wiki": rows(5, seed=3), "code": rows(6, seed=4)} if part else rows(10, seed=2)
+    made = trainer(tmp_path, report_to=["wandb"], eval_strategy="steps", eval_steps=4, eval_dataset=data)
     pplmon.watch(made, alerts=[pplmon.Above("cross_entropy", 1.0)])
     made.train()
     wandb.finish()
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     run = finished(path)
-    for key in ("train/perplexity", "eval/perplexity"):
+    for key in ("train/perplexity", f"eval/{part}perplexity"):
         shown = [(row["train/global_step"], row[key]) for row in run.history if key in row]
         assert shown == logged(made, key.replace("train/", "").replace("/", "_")) != []
     assert [alert.title for alert in run.alerts] == ["Above: train/cross_entropy"]
-    assert run.summary["eval/perplexity_min"] == logged(made, "eval_perplexity")[0][1]
+    assert run.summary[f"eval/{part}perplexity_min"] == logged(made, f"eval_{part}perplexity")[0][1]
+    assert not [key for key in run.summary if key.startswith("val/")]
 
 
 def test_a_compiled_model_is_heard(tmp_path: Path) -> None:
