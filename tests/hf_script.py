@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import traceback
 import warnings
@@ -51,6 +52,17 @@ def resumed(where: Path) -> Any:
     return made.state.log_history
 
 
+def resumed_apart(where: Path) -> Any:
+    """Train again from that checkpoint, where each rank has a disk of its own: the second has no file of pplmon's."""
+    disk = where / str(dist.get_rank())
+    source = where.parent / "straight" / "checkpoint-3"
+    ours = shutil.ignore_patterns("pplmon.pt") if dist.get_rank() else None
+    shutil.copytree(source, disk / "checkpoint-3", ignore=ours)
+    made = watched(disk, max_steps=4, logging_steps=2)
+    made.train(resume_from_checkpoint=True)
+    return made.state.log_history
+
+
 def stops(where: Path) -> Any:
     """Stop on all ranks at the same step."""
     made = watched(where, alerts=[pplmon.Above("cross_entropy", 1.0)], on_alert=pplmon.Stop())
@@ -68,7 +80,7 @@ def sharded(where: Path) -> Any:
     return made.state.log_history
 
 
-CASES = (evaluates, straight, resumed, stops, sharded)
+CASES = (evaluates, straight, resumed, resumed_apart, stops, sharded)
 
 
 def run(where: Path) -> None:

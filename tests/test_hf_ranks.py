@@ -83,9 +83,13 @@ def test_the_event_file_of_the_trainer_has_them(ran: Path) -> None:
         assert [(event.step, event.value) for event in events.Scalars(tag)] == wanted != []
 
 
-def test_ranks_resume_in_the_middle_of_a_window(ran: Path) -> None:
-    """All ranks load the one file; the rest of the window counts once. The trainer's own loss lost its first half."""
-    straight, resumed = found(ran, "straight")[1], found(ran, "resumed")[1]
+@pytest.mark.parametrize("case", ["resumed", "resumed_apart"])
+def test_ranks_resume_in_the_middle_of_a_window(case: str, ran: Path) -> None:
+    """All ranks load the one file, also from the one disk that has it; the rest of the window counts once.
+
+    The trainer's own loss lost its first half.
+    """
+    straight, resumed = found(ran, "straight")[1], found(ran, case)[1]
     assert straight["step"] == resumed["step"] == 4
     ours = ("cross_entropy", "perplexity", "tokens_seen", "max_token_loss", "token_loss_p99", "token_accuracy")
     assert [resumed[name] for name in ours] == [straight[name] for name in ours]
@@ -99,4 +103,11 @@ def test_ranks_stop_at_the_same_step(ran: Path) -> None:
 
 def test_every_case_is_looked_at() -> None:
     """A case that is added and not tested says nothing."""
-    assert {case.__name__ for case in CASES} == {"evaluates", "straight", "resumed", "stops", "sharded"}
+    assert {case.__name__ for case in CASES} == {
+        "evaluates",
+        "straight",
+        "resumed",
+        "resumed_apart",
+        "stops",
+        "sharded",
+    }

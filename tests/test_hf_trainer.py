@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from tests.hf_kit import Heard, InOrder, Sums, arguments, build, collate, logged, mean, rows, trainer  # noqa: E402
+from tests.test_sinks_tensorboard import charts, read  # noqa: E402
 from tests.test_sinks_wandb import finished  # noqa: E402
 
 
@@ -94,6 +96,25 @@ def test_an_evaluation_alone_is_watched(tmp_path: Path) -> None:
     assert [row["stage"] for row in read_journal(tmp_path) if row["kind"] == "report"] == ["val"]
 
 
+def test_a_run_whose_ranks_are_lost_keeps_its_counts_through_evaluation(tmp_path: Path) -> None:
+    """No new session begins in the middle of training."""
+
+    class LosesRanks(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                callback.session.monitor._link.sever()
+
+    made = trainer(tmp_path, callbacks=[LosesRanks()], eval_strategy="steps", eval_steps=2)
+    heard = Heard(made.model)
+    callback = pplmon.watch(made)
+    began: list[Any] = []
+    begin = callback.begin
+    callback.begin = lambda *args: began.append(begin(*args)) or began[-1]
+    made.train()
+    assert len(began) == 1 and began[0].monitor.ended
+    assert began[0].monitor.close().numbers["tokens_seen"] == sum(part.tokens for part in heard.train)
+
+
 def test_several_eval_sets_have_a_pass_each(tmp_path: Path) -> None:
     """Under the trainer's own prefixes, and under names of their own in the journal."""
     sets = {"wiki": rows(5, seed=3), "code": rows(6, seed=4)}
@@ -105,6 +126,24 @@ def test_several_eval_sets_have_a_pass_each(tmp_path: Path) -> None:
     assert logged(made, "eval_code_cross_entropy") == [(4, pytest.approx(mean(heard.eval[2:]), abs=1e-6))]
     stages = [row["stage"] for row in read_journal(tmp_path) if row["kind"] == "report"]
     assert stages == ["train", "train", "val/wiki", "val/code"]
+
+
+@pytest.mark.parametrize("prefix", ["", "my_"])
+def test_charts_find_the_curves_of_the_trainer(prefix: str, tmp_path: Path) -> None:
+    """In its own event file, under its own tags: one number a chart, of each data set."""
+    sets = {"wiki": rows(5, seed=3), "code": rows(6, seed=4)}
+    made = trainer(tmp_path, eval_dataset=sets, eval_strategy="steps", eval_steps=4, report_to=["tensorboard"])
+    pplmon.watch(made, numbers="all", prefix=prefix)
+    made.train()
+    events = read(next(tmp_path.rglob("events.out.tfevents*")).parent)
+    tags, found = events.Tags()["scalars"], charts(events)
+    for title, wanted in (
+        ("Perplexity, train", ["train/{}perplexity"]),
+        ("Perplexity, val", ["eval/wiki_{}perplexity", "eval/code_{}perplexity"]),
+        ("Token loss: mean (nats)", ["train/{}cross_entropy"]),
+    ):
+        drawn = [tag for tag in tags if re.match(found[title], tag)]
+        assert sorted(drawn) == sorted(tag.format(prefix) for tag in wanted)
 
 
 def test_labels_that_smoothing_takes_out_of_the_batch_are_found(tmp_path: Path) -> None:
@@ -325,6 +364,56 @@ def test_seq2seq_that_generates_in_evaluation(tmp_path: Path) -> None:
     ]
 
 
+def generating(where: Path, **given: Any) -> Any:
+    """A trainer of T5 that generates in evaluation, and measures in training by its calls."""
+    told = arguments(
+        where, kind=transformers.Seq2SeqTrainingArguments, predict_with_generate=True, generation_max_length=6,
+        gradient_accumulation_steps=1, max_steps=2, remove_unused_columns=False,
+    )  # fmt: skip
+    own = {"data_collator": collate, "train_dataset": rows(16), "eval_dataset": rows(10, seed=2), **given}
+    return transformers.Seq2SeqTrainer(build("t5"), told, compute_metrics=lambda prediction: {}, **own)
+
+
+def test_a_run_after_an_evaluation_that_failed_to_generate_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it had not been called."""
+    made = generating(tmp_path)
+    heard = Heard(made.model, shift=False)
+    pplmon.watch(made)
+    with monkeypatch.context() as patch:
+        patch.setattr(made.model, "generate", lambda **_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            made.evaluate()
+    made.train()
+    assert logged(made, "cross_entropy") == [(2, pytest.approx(mean(heard.train), abs=1e-6))]
+
+
+def test_a_collators_words_reach_pplmon_where_the_trainer_generates(tmp_path: Path) -> None:
+    """A mask of the first five targets of each row, and the rows' ids."""
+
+    def with_words(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        row = collate([each["ids"] for each in batch])
+        mask = torch.zeros_like(row["labels"], dtype=torch.bool)
+        mask[:, :5] = True
+        return {**row, "mask": mask, "sample_ids": torch.tensor([each["id"] for each in batch])}
+
+    data = [{"ids": row, "id": 100 + index} for index, row in enumerate(rows(10, seed=2))]
+    made = generating(tmp_path, data_collator=with_words, eval_dataset=data)
+    scored: list[Sums] = []
+
+    def score(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if kwargs.get("labels") is not None:
+            scored.append(Sums.of(output.logits[:, :5], kwargs["labels"][:, :5], shift=False))
+
+    made.model.register_forward_hook(score, with_kwargs=True)
+    pplmon.watch(made)
+    assert made.evaluate()["eval_cross_entropy"] == pytest.approx(mean(scored), abs=1e-6)
+    (report,) = [row for row in read_journal(tmp_path) if row["kind"] == "report"]
+    assert report["numbers"]["tokens"] == 50
+    assert all(row["sample_id"] == 100 + row["micro_batch"] * 3 + row["sequence"] for row in report["worst"])
+
+
 def test_a_collators_words_to_pplmon_reach_it_and_not_the_model(tmp_path: Path) -> None:
     """``sample_ids`` name the row of the data set in every address."""
 
@@ -415,23 +504,26 @@ def test_a_state_that_cannot_be_read_is_told_and_the_run_goes_on(tmp_path: Path)
     assert [step for step, _ in logged(again, "perplexity")] == [1, 2, 3, 4]
 
 
-def test_the_run_of_wandb_is_the_trainers_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["", "wiki_"])
+def test_the_run_of_wandb_is_the_trainers_own(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One run has the trainer's rows with our numbers, the alerts and the best values."""
     wandb = pytest.importorskip("wandb")
     for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DIR", str(tmp_path))):
         monkeypatch.setenv(f"WANDB_{name}", value)
     wandb.teardown()  # it remembers the directory of the first run in the process
-    made = trainer(tmp_path, report_to=["wandb"], eval_strategy="steps", eval_steps=4)
+    data = {"wiki": rows(5, seed=3), "code": rows(6, seed=4)} if part else rows(10, seed=2)
+    made = trainer(tmp_path, report_to=["wandb"], eval_strategy="steps", eval_steps=4, eval_dataset=data)
     pplmon.watch(made, alerts=[pplmon.Above("cross_entropy", 1.0)])
     made.train()
     wandb.finish()
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     run = finished(path)
-    for key in ("train/perplexity", "eval/perplexity"):
+    for key in ("train/perplexity", f"eval/{part}perplexity"):
         shown = [(row["train/global_step"], row[key]) for row in run.history if key in row]
         assert shown == logged(made, key.replace("train/", "").replace("/", "_")) != []
     assert [alert.title for alert in run.alerts] == ["Above: train/cross_entropy"]
-    assert run.summary["eval/perplexity_min"] == logged(made, "eval_perplexity")[0][1]
+    assert run.summary[f"eval/{part}perplexity_min"] == logged(made, f"eval_{part}perplexity")[0][1]
+    assert not [key for key in run.summary if key.startswith("val/")]
 
 
 def test_a_compiled_model_is_heard(tmp_path: Path) -> None:

@@ -347,3 +347,12 @@ def test_the_caption_of_the_picture_is_true() -> None:
 
     assert f"Step {Plan().corrupted_step} trains on one sequence" in README
     assert BATCH == 16 and "among sixteen" in README
+
+
+def test_each_method_of_a_monitor_that_a_page_calls_is_in_the_api() -> None:
+    """A reader finds there what the pages name."""
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+    (listed,) = re.findall(r"^::: pplmon\.Monitor\n    options:\n      members: \[(.*)\]$", pages["api"], re.MULTILINE)
+    called = {name for text in pages.values() for name in re.findall(r"\bmonitor\.(\w+)\(", text)}
+    assert called >= {"observe", "log_grad_norm"}
+    assert called <= set(listed.split(", "))

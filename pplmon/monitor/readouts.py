@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -234,6 +234,11 @@ class Engine(Shows):
         """Return the sums of a few integers over ranks. Every rank calls it, and waits: not in a step of later ones."""
         self.collect()
         return self._link.sum(values, self.last_step, what)
+
+    def from_first(self, read: Callable[[], bytes]) -> bytes:
+        """Return what the first rank of the group reads. Every rank calls it, and waits; only the first one reads."""
+        own = read() if self._link.home.rank == 0 else b""
+        return self._link.from_first(own) if self._link.takes_part else own
 
     @property
     def ended(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class TensorBoard(Sink):
         self._counts.start(run)
         declared = [row["name"] for row in run.get("declared", ())]
         names = select(run.get("logged_numbers", "all"))
-        self.writer.add_custom_scalars(custom_scalars(self._counts.prefix, names, declared))
+        self.writer.add_custom_scalars(custom_scalars(self._counts.prefix, names, declared, self.tags))
         self.writer.add_text(self._counts.key("settings"), _settings(run), run.get("resumed_at") or 0)
 
     def report(self, report: Report, scalars: Mapping[str, float]) -> None:
@@ -76,6 +76,10 @@ class TensorBoard(Sink):
         """Write scalars; a subclass may hand them to whoever writes the other scalars of the run."""
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, step)
+
+    def tags(self, prefix: str, stage: str, name: str) -> str:
+        """Return the regular expression of a number's tags; a subclass may know those of whoever writes them."""
+        return _regex(prefix, stage, name)
 
     def alert(self, alert: Alert) -> None:
         """Write all alerts of the step as one text, and count them, then flush: a crash may be next.
@@ -107,23 +111,28 @@ class TensorBoard(Sink):
 
 
 def custom_scalars(
-    prefix: str = "", names: Sequence[str] | None = None, declared: Sequence[str] = ()
+    prefix: str = "",
+    names: Sequence[str] | None = None,
+    declared: Sequence[str] = (),
+    tags: Callable[[str, str, str], str] | None = None,
 ) -> dict[str, dict[str, list[Any]]]:
     """Return the layout for ``SummaryWriter.add_custom_scalars``: charts of the numbers ``names``, ``None`` being all.
 
     One number a chart: TensorBoard draws all curves of a run in one colour, and an axis that leaves outliers out hides a
     spike beside a calm curve. Log keys begin with ``prefix``. Of extras, which ``declared`` numbers with braces in their
-    names, the parts of the tokens stand in one chart, by their names.
+    names, the parts of the tokens stand in one chart, by their names. ``tags`` returns the regular expression of a number's
+    tags from prefix, stage and name.
     """
+    regex = tags or _regex
     charts = {title: ["Multiline", [f"^pplmon/{re.escape(prefix)}{name}$"]] for name, title in COUNTS.items()}
     for chart in CHARTS:
         for name in chart.names:
             for stage in chart.stages if names is None or name in names else ():
-                charts[_title(chart, name, stage)] = ["Multiline", [_regex(prefix, stage, name)]]
+                charts[_title(chart, name, stage)] = ["Multiline", [regex(prefix, stage, name)]]
     for chart in EXTRAS:
         for name in filter(declared.__contains__, chart.names):
             for stage in chart.stages:
-                charts[_title(chart, name, stage)] = ["Multiline", [_regex(prefix, stage, name)]]
+                charts[_title(chart, name, stage)] = ["Multiline", [regex(prefix, stage, name)]]
     return {"pplmon": charts}
 
 

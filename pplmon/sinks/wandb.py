@@ -85,25 +85,31 @@ class WandB(Sink):
             pictures[f"{head}{RELIABILITY}"] = wandb.Html(diagram.svg(), inject=False)
         self.row({**scalars, **self._counts.curves(), **pictures}, report.step)
         self._forget(*pictures)
-        self.best(scalars)
+        self.best(scalars, report.stage.partition("/")[2])
 
     def row(self, values: Mapping[str, Any], step: int | None) -> None:
         """Log one history row; a subclass may hand it to whoever logs the other rows of the run."""
         self.run.log({**values, **({} if step is None else {STEP: step})})
 
-    def best(self, scalars: Mapping[str, float]) -> None:
+    def best(self, scalars: Mapping[str, float], part: str = "") -> None:
         """Keep the run's extremes in its summary as plain numbers, ``val/perplexity_min``, written when they improve.
 
+        ``part`` is the data set or loader that ends the keys of one of several.
         W&B's own ``summary="min"`` would replace the last value by a mapping, and one NaN would spoil it for good.
         """
         improved: dict[str, float] = {}
         for key, value in scalars.items():
-            extreme = _extreme(key)
-            if extreme is not None and self._improves(f"{key}_{extreme}", value, extreme):
-                improved[f"{key}_{extreme}"] = value
+            extreme = _extreme(key.removesuffix(f"/{part}"))
+            name = f"{self.key(key, part)}_{extreme}"
+            if extreme is not None and self._improves(name, value, extreme):
+                improved[name] = value
         if improved:
             self._best.update(improved)
             self.run.summary.update(improved)
+
+    def key(self, key: str, part: str) -> str:
+        """Return the run's key of a number; a subclass may know that of whoever logs it."""
+        return key
 
     def alert(self, alert: Alert) -> None:
         """Send an alert, then mark it."""

@@ -61,7 +61,9 @@ class Bound:
 
     def resume(self, session: Session) -> None:
         """Go on where the checkpoint was written that the trainer resumes from."""
-        state = load(self._resumes_from, self._trainer.args) if self._trainer.state.global_step else None
+        if not self._trainer.state.global_step:
+            return
+        state = load(self._resumes_from, self._trainer.args, session.monitor)
         if state is not None:
             session.load_state_dict(state)
 
@@ -83,24 +85,29 @@ class Bound:
         for name in OURS:
             inputs.pop(name, None)
         self._inputs = inputs
-        compares = facts.is_cross_entropy(self._trainer, inputs)
-        result = original(model, inputs, *args, **kwargs)
-        loss = result[0] if isinstance(result, tuple) else result
-        items = kwargs.get("num_items_in_batch")
-        session.end_batch(loss if compares else None, times=facts.loss_times(self._trainer, items), items=items)
-        self._inputs = {}
+        try:
+            compares = facts.is_cross_entropy(self._trainer, inputs)
+            result = original(model, inputs, *args, **kwargs)
+            loss = result[0] if isinstance(result, tuple) else result
+            items = kwargs.get("num_items_in_batch")
+            session.end_batch(loss if compares else None, times=facts.loss_times(self._trainer, items), items=items)
+        finally:
+            self._inputs = {}
         return result
 
-    def _prediction_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+    def _prediction_step(self, original: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a step that generates, and then calls the model for its loss by itself."""
         session = self._callback.session
         if session is None or not session.in_pass or not getattr(self._trainer.args, "predict_with_generate", False):
-            return original(*args, **kwargs)
+            return original(model, inputs, *args, **kwargs)
         self._generates = True
-        session.begin_batch({})
-        result = original(*args, **kwargs)
-        session.end_batch()
-        self._generates = False
+        try:
+            # Without the labels: the calls of ``generate`` have none, and are not to be scored by them.
+            session.begin_batch({name: inputs.pop(name) for name in OURS if name in inputs})
+            result = original(model, inputs, *args, **kwargs)
+            session.end_batch()
+        finally:
+            self._generates = False
         return result
 
     def _evaluation_loop(self, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -108,7 +115,7 @@ class Bound:
         given = facts.arguments(original, args, kwargs)
         head = f"{given['metric_key_prefix']}_"
         session = callback.session
-        if session is None or session.monitor.ended:
+        if session is None or (session.monitor.ended and not trainer.is_in_train):  # a run under way keeps its counts
             session = callback.begin(trainer.args, trainer.state, trainer.model, trainer.processing_class)
         elif not session.listening:
             session.listen_to(trainer.model)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+from pplmon.monitor import Monitor
 
 FILE_NAME = "pplmon.pt"
 
@@ -28,18 +32,29 @@ def save(state: dict[str, Any], args: Any, trainer_state: Any) -> None:
         )
 
 
-def load(resumes_from: Any, args: Any) -> Any:
-    """Return the state beside the checkpoint that the trainer was told to resume from; ``None`` without one."""
+def load(resumes_from: Any, args: Any, monitor: Monitor) -> Any:
+    """Return the state beside the checkpoint that the trainer was told to resume from, ``None`` without one.
+
+    Every rank calls it, and gets the state that the first rank found: only one wrote it, maybe to a disk of its own.
+    """
+    packed = monitor.from_first(partial(_read, resumes_from, args))
+    return torch.load(io.BytesIO(packed), weights_only=True) if packed else None
+
+
+def _read(resumes_from: Any, args: Any) -> bytes:
+    """Return the file, empty where there is none that can be read."""
     folder = get_last_checkpoint(args.output_dir) if resumes_from is True else resumes_from  # type: ignore[no-untyped-call,unused-ignore]
     path = Path(folder or "") / FILE_NAME
     if not folder or not path.is_file():
-        return None
+        return b""
     try:
-        return torch.load(path, weights_only=True)
+        packed = path.read_bytes()
+        torch.load(io.BytesIO(packed), weights_only=True)
     except Exception as error:
         warnings.warn(
             f"pplmon: {path} cannot be read ({type(error).__name__}): counts and rules begin anew at this step.",
             RuntimeWarning,
             stacklevel=2,
         )
-        return None
+        return b""
+    return packed

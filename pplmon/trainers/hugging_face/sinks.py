@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,14 @@ from typing import Any
 from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
 
 from pplmon.monitor.publish import Places
+from pplmon.report.declared import known
+from pplmon.report.log_keys import split_key
 from pplmon.sinks import Console, Journal, Sink
+from pplmon.sinks.dashboards import any_part
 from pplmon.sinks.tensorboard import TensorBoard
 from pplmon.sinks.wandb import WandB
+
+_HEADS = {"train": "train", "val": "eval", "test": "test"}  # of the keys in the trainer's own places, by stage
 
 
 class OwnPlaces(Places):
@@ -41,6 +47,13 @@ class _Board(TensorBoard):
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         super().scalars({tag: value for tag, value in values.items() if not tag.startswith(self._own)}, step)
 
+    def tags(self, prefix: str, stage: str, name: str) -> str:
+        part = "" if stage == "train" else "(?:[^/]+_)?"
+        # "structure_perplexity" is no perplexity of a data set named "structure"
+        longer = [other.removesuffix(name) for other in known() if other.endswith(f"_{name}") and "/" not in other]
+        others = "".join(f"(?<!{re.escape(f'/{words}')})(?<!{re.escape(f'_{words}')})" for words in longer)
+        return rf"^{_HEADS[stage]}/{part}{others}(?:pplmon/)?{re.escape(prefix)}{any_part(name)}$"
+
 
 class _Nowhere:
     """A writer that writes nothing."""
@@ -61,8 +74,11 @@ class _Run(WandB):
         if kept:
             super().row(kept, step)
 
-    def best(self, scalars: Mapping[str, float]) -> None:
-        super().best({key.replace("val/", "eval/"): value for key, value in scalars.items()})
+    def key(self, key: str, part: str) -> str:
+        found = split_key(key.removesuffix(f"/{part}"))
+        if found is None:
+            return key
+        return f"{_HEADS[found.stage]}/{f'{part}_' if part else ''}{found.prefix}{found.name}"
 
 
 def sinks_beside(args: Any, prefix: str, callbacks: Sequence[Any]) -> list[Sink]:
