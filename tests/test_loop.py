@@ -172,7 +172,8 @@ def test_numbers_of_steps_that_are_held_back_are_those_of_their_own_step() -> No
     model, sink, wanted = Shifts(), Keeps(), [3.0, 4.0, 5.0, 2.0, 1.0]
     monitor = pplmon.Monitor(sinks=[sink], alerts=[], grad_norm=True).hook(model)
     weight, closed = nn.Parameter(torch.zeros(1)), []
-    with pytest.warns(UserWarning, match="with shift=True"):  # noqa: PT031 (which step tells is not the point)
+
+    def train() -> None:
         for (x, _), norm in zip(batches(5), wanted):
             model(x, x)
             weight.grad = torch.tensor([norm])
@@ -180,6 +181,9 @@ def test_numbers_of_steps_that_are_held_back_are_those_of_their_own_step() -> No
             monitor.log("optim/lr", norm)
             monitor.step()
             closed.append(monitor.current_step)
+
+    with pytest.warns(UserWarning, match="with shift=True"):
+        train()
     monitor.close()
     assert closed[0] == 0  # the first was held back
     for name in ("optim/grad_norm", "optim/lr"):
