@@ -388,6 +388,7 @@ def test_kinds_are_all_tried() -> None:
         "ranks",
         "several_fit",
         "repeated_rows",
+        "mask_opposite",
     }
 
 

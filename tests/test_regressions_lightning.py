@@ -136,7 +136,7 @@ def test_losses_without_logits_can_be_observed(tmp_path: Any) -> None:
 
 
 def test_flat_logits_keep_the_batchs_mask(tmp_path: Any) -> None:
-    """A module that flattens both still has a batch whose mask is [B, T]."""
+    """A module that flattens both still has a batch whose mask is [B, T]; that its loss is without it is told."""
     module = make_module(pl.LightningModule, "none")
 
     def training_step(self: Any, batch: Any, index: int) -> Any:
@@ -146,7 +146,8 @@ def test_flat_logits_keep_the_batchs_mask(tmp_path: Any) -> None:
     step = override(module, "training_step", training_step)
     data = [{**item, "mask": torch.arange(LENGTH) < 5} for item in rows(16, ignored=False)]
     trainer = trainer_for(tmp_path, pplmon.PerplexityMonitor(), max_epochs=1)
-    trainer.fit(module, DataLoader(data, batch_size=4))  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="mask_dropped: .* the loss scores every position"):
+        trainer.fit(module, DataLoader(data, batch_size=4))  # type: ignore[arg-type]
     assert trainer.callback_metrics["train/tokens_seen"].item() == 16 * 5
 
 
