@@ -19,11 +19,12 @@ from pplmon.monitor.observes import Observes
 from pplmon.monitor.own_numbers import Logs
 from pplmon.monitor.probes.base import Probe, Ranks
 from pplmon.monitor.repeated_rows import RepeatedRows
+from pplmon.monitor.saves import Saves
 from pplmon.report.report import Report
 from pplmon.tally import Doing, UnlikeRanks
 
 
-class Monitor(Observes, Logs):
+class Monitor(Observes, Logs, Saves):
     """Watches a training loop: ``observe`` every micro-batch, ``step`` every optimizer step, ``close`` at the end.
 
     Its arguments are described in ``pplmon.Monitor``; ``places`` are a trainer's own places for numbers, passed by the code
