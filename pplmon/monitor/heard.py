@@ -50,7 +50,7 @@ def hear(
         return None
     mask, ignored = data.get("mask"), -100 if ignore_index is None else ignore_index
     targets = targets.detach().to(logits.device)
-    ids, seen = (_alike(data.get(name), targets) for name in ("input_ids", "attention_mask"))
+    ids, seen = (alike(data.get(name), targets) for name in ("input_ids", "attention_mask"))
     return Heard(measure(logits, targets, shift and logits.dim() == 3, ids, seen, ignored, mask), loss)
 
 
@@ -59,6 +59,7 @@ def observations(heard: Sequence[Heard], ranks: int) -> list[Observation]:
     return [one.observation(ranks) for one in heard]
 
 
-def _alike(given: Any, targets: Tensor) -> Tensor | None:
+def alike(given: Any, targets: Tensor) -> Tensor | None:
+    """Return an integer tensor that has the targets' shape; ``None`` for anything else."""
     usable = isinstance(given, Tensor) and given.shape == targets.shape and not given.is_floating_point()
     return given if usable else None

@@ -13,6 +13,7 @@ from torch import Tensor
 from pplmon.doctor import Facts, Loss, Measured, Observation, Run, TokenSet, measure
 from pplmon.doctor.facts import Sums
 from pplmon.measure.tokens import token_stats
+from pplmon.monitor.heard import alike
 from pplmon.report import layout
 from pplmon.trainers.capture.choose import Call
 from pplmon.trainers.capture.padding import Unpadded, total, unpadded
@@ -128,12 +129,6 @@ def mask_of(found: Found, targets: Tensor, batch: Any) -> Tensor | None:
     if own is not None or not isinstance(batch, Mapping):
         return own
     return alike(batch.get("attention_mask"), targets)
-
-
-def alike(given: Any, targets: Tensor) -> Tensor | None:
-    """Return an integer tensor that has the targets' shape; ``None`` for anything else."""
-    usable = isinstance(given, Tensor) and given.shape == targets.shape and not given.is_floating_point()
-    return given if usable else None
 
 
 def _next(logits: Tensor, targets: Tensor, ignored: int, batch: Any) -> Next | None:
