@@ -51,9 +51,9 @@ class Hook:
         self.remove()
 
     @contextmanager
-    def stage(self, stage: str, loader: Any) -> Iterator[Pass]:
+    def stage(self, stage: str, loader: Any, part: str | None) -> Iterator[Pass]:
         """Count the calls within as a pass."""
-        opened = self.session.begin_pass(stage, (loader,))
+        opened = self.session.begin_pass(stage, (loader,), part=part)
         try:
             yield opened
         except BaseException:

@@ -79,14 +79,14 @@ class Monitor(PlainMonitor):
         return super().step() if self._hook is None else self._hook.session.step_to()
 
     @contextmanager
-    def stage(self, stage: str, loader: Any = None, local: bool = False) -> Iterator[Pass]:
+    def stage(self, stage: str, loader: Any = None, local: bool = False, part: str | None = None) -> Iterator[Pass]:
         if self._hook is None:
-            with super().stage(stage, loader, local) as opened:
+            with super().stage(stage, loader, local, part) as opened:
                 yield opened
             return
         if local and self.ranks > 1:
             raise ValueError("a hook chooses with all ranks what counts: a pass of one rank takes monitor.observe")
-        with self._hook.stage(stage, loader) as opened:
+        with self._hook.stage(stage, loader, part) as opened:
             yield opened
 
     def state_dict(self, without_batch: bool = False) -> dict[str, Any]:
