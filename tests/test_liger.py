@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -20,7 +19,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 pl = pytest.importorskip("pytorch_lightning")
 
-from tests.hf_kit import SMALL, VOCAB, Sums, build, collate, logged, mean, rows, trainer  # noqa: E402
+from tests.hf_kit import SMALL, VOCAB, Sums, build, collate, logged, mean, rows, told_of, trainer  # noqa: E402
 
 LINE = r"gave a loss and no logits in the first train batch.*Write pplmon.watch\(trainer, recompute_logits=True\)"
 
@@ -69,21 +68,13 @@ def expected(model: Any, data: list[Tensor]) -> Sums:
     return Sums(sum(part.nll for part in parts), sum(part.tokens for part in parts))
 
 
-def told(made: Any) -> list[str]:
-    """Train, and return what pplmon warned of."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        made.train()
-    return [str(each.message) for each in caught if str(each.message).startswith("pplmon")]
-
-
 @pytest.mark.parametrize("build_one", [build, gemma2])
 def test_the_hidden_states_have_the_numbers_of_training(build_one: Any, tmp_path: Path) -> None:
     """Uneven padded batches, four a step; it agrees with the loss, so nothing is warned of."""
     plain = build_one()
     made = trainer(tmp_path, patched(copy.deepcopy(plain)), learning_rate=0.0, max_steps=2)
     pplmon.watch(made, numbers="all", recompute_logits=True, tally=pplmon.TokenTally(extras=[pplmon.Entropy()]))
-    assert told(made) == []
+    assert told_of(made.train) == []
     of_train, of_eval = expected(plain, rows(64)[:16]), expected(plain, rows(10, seed=2))
     assert logged(made, "cross_entropy") == [(2, pytest.approx(mean([of_train]), abs=1e-6))]
     assert logged(made, "tokens") == [(2, of_train.tokens)]
@@ -113,7 +104,7 @@ def test_under_autocast_it_is_the_head_of_the_run(tmp_path: Path) -> None:
     """In bfloat16, as the loss has it."""
     made = trainer(tmp_path, patched(build()), bf16=True, learning_rate=0.0)
     pplmon.watch(made, recompute_logits=True)
-    assert told(made) == []
+    assert told_of(made.train) == []
     theirs = [value for _, value in logged(made, "loss")]
     assert [value for _, value in logged(made, "cross_entropy")] == pytest.approx(theirs, abs=5e-3)
 
@@ -176,7 +167,7 @@ def test_a_head_that_fails_does_not_end_the_run(error: RuntimeError, tmp_path: P
     )
     made = trainer(tmp_path, model)
     pplmon.watch(made, recompute_logits=True)
-    (text,) = told(made)
+    (text,) = told_of(made.train)
     assert f"could not be computed again: {error}" in text and made.state.global_step == 4
 
 
