@@ -302,6 +302,7 @@ def test_named_tests_and_files_exist(page: Path) -> None:
         assert not name or name in defined, f"{file}::{name}"
     for link in re.findall(r"\]\(([^)#]+)\)", text):
         assert (page.parent / link).is_file(), link
+        assert page.name == "README.md" or not link.startswith(".."), f"the site has no {link}"
 
 
 def test_each_guarantee_has_its_test() -> None:

@@ -18,7 +18,7 @@ class Exit(IntEnum):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command has to say. Only one of the two is called, by what the user asked for."""
+    """One answer of a command, as JSON and in words: only the one that the user asked for is made."""
 
     values: Callable[[], Mapping[str, Any]]  # returns the JSON object
     show: Callable[[], None]  # prints it in words
