@@ -116,7 +116,10 @@ def _print_json(values: Mapping[str, Any], out: TextIO) -> None:
 
 @contextmanager
 def _json_alone() -> Iterator[TextIO]:
-    """Leave standard output to JSON alone: what others print meanwhile, child processes too, goes to standard error."""
+    """Leave standard output to JSON alone. What others print, child processes too, goes to standard error.
+
+    It does so to the end of the process: a bar that was interrupted prints once more as it is collected.
+    """
     ours = sys.stdout
     if ours is not sys.__stdout__:  # whoever calls ``main`` has put something in its place
         with redirect_stdout(sys.stderr):
@@ -125,13 +128,8 @@ def _json_alone() -> Iterator[TextIO]:
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
-    try:
-        with open(kept, "w", encoding="utf-8", closefd=False) as out:
-            yield out
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+    with open(kept, "w", encoding="utf-8") as out:
+        yield out
 
 
 if __name__ == "__main__":

@@ -181,6 +181,21 @@ def test_a_demo(tmp_path: Path) -> None:
     assert "pplmon demo: 6 steps" in done.stderr and (tmp_path / found["page"]).is_file()
 
 
+@pytest.mark.slow
+def test_a_demo_that_is_interrupted_missed_nothing(tmp_path: Path) -> None:
+    """Lightning turns Ctrl-C into an exit code of 1; here it ends the process as the signal does."""
+    command = [sys.executable, "-m", "pplmon", "demo", "--steps", "5000", "--json"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    demo = subprocess.Popen(command, cwd=tmp_path, env=environment(), **pipes)
+    assert demo.stderr is not None
+    seen = ""
+    while "Epoch 0:" not in seen:
+        seen += demo.stderr.read(1)
+    demo.send_signal(signal.SIGINT)
+    out, _ = demo.communicate(timeout=60)
+    assert (demo.returncode, out) == (-signal.SIGINT, "")
+
+
 def test_an_alert_of_the_demo_has_the_keys_of_the_page(tmp_path: Path) -> None:
     """A run that is too short to be found has none."""
     from pplmon.demo.plan import Plan
