@@ -43,9 +43,20 @@ def start_script(path: str, *args: object, out: Path, cwd: Path = ROOT, **enviro
 
 
 def run_script(
-    path: str, *args: object, cwd: Path = ROOT, timeout_s: float = 150.0, **environment: str
+    path: str, *args: object, cwd: Path = ROOT, timeout_s: float = 150.0, afresh: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script or a module likewise, and return what became of it."""
+    """Run a script or a module likewise, and return what became of it.
+
+    ``afresh`` starts an interpreter: for what decides, before it imports Triton, whether that compiles or interprets.
+    """
+    if afresh:
+        command = [sys.executable, *([] if path.endswith(".py") else ["-m"]), path, *map(str, args)]
+        paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        own = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+        return subprocess.run(
+            command, cwd=cwd, env={**os.environ, **own, **environment}, timeout=timeout_s, check=False,
+            capture_output=True, encoding="utf-8",
+        )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         process = start_script(path, *args, out=Path(folder), cwd=cwd, **environment)
         process.join(timeout_s)

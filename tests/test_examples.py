@@ -19,7 +19,8 @@ EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 
 def run(name: str, cwd: Path, *arguments: str) -> str:
     """Run one example, as from a checkout; return what it printed."""
-    done = run_script(str(ROOT / "examples" / f"{name}.py"), *arguments, cwd=cwd, timeout_s=280.0)
+    path = ROOT / "examples" / f"{name}.py"
+    done = run_script(str(path), *arguments, cwd=cwd, timeout_s=280.0, afresh="liger" in arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -98,7 +98,7 @@ def optional(code: str) -> set[str]:
 def run_python(code: str, cwd: Path, **more: str) -> str:
     """Run code as a script in a process of its own, where pplmon's warnings are errors; return what it printed."""
     (cwd / "block.py").write_text(code, encoding="utf-8")
-    done = run_script(str(cwd / "block.py"), cwd=cwd, timeout_s=280, **more)
+    done = run_script(str(cwd / "block.py"), cwd=cwd, timeout_s=280, afresh=bool(more), **more)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "pplmon: " not in done.stderr, done.stderr[-2000:]
     return done.stdout + done.stderr

@@ -33,7 +33,9 @@ def counted(batches: list[tuple[TokenStats, dict[str, Any]]], steps: list[int], 
     return states(tally)
 
 
-@settings(max_examples=settings.default.max_examples * 3 // 2, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings.default.max_examples * 3 // 2, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_numpy_and_torch_count_alike(monkeypatch: pytest.MonkeyPatch, data: st.DataObject) -> None:
     """For any stats, packed or not, shifted or not, whatever is missing of them, over some updates in any order of steps."""
