@@ -15,11 +15,16 @@ Reading = Callable[[Run], float | None]
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table: what it is, each run's value, and which of them is the best."""
+    """One row of the table: what it is, each run's number, and which of them is the best."""
 
     title: str
-    values: list[str]
+    numbers: list[float | None]
     best: list[bool]
+
+    @property
+    def values(self) -> list[str]:
+        """Return the numbers as text."""
+        return [number(value) for value in self.numbers]
 
 
 def differences(runs: Sequence[Run]) -> list[Line]:
@@ -30,9 +35,7 @@ def differences(runs: Sequence[Run]) -> list[Line]:
         if any(value is not None for value in values):
             known = [value for value in values if value is not None and math.isfinite(value)]
             best = better(known) if better is not None and len(set(known)) > 1 else None
-            lines.append(
-                Line(title, [number(value) for value in values], [v == best and v is not None for v in values])
-            )
+            lines.append(Line(title, values, [v == best and v is not None for v in values]))
     return lines
 
 

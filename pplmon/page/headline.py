@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from pplmon.alerts.words import number, plural, shown
 from pplmon.page.runs import Run
-from pplmon.page.verdict import incidents
 from pplmon.report.numbers import CATALOGUE
 
 WIDTH, HEIGHT = 120.0, 28.0  # of a small line, in its own units
@@ -88,6 +87,6 @@ def _alerts(run: Run) -> Tile:
     pages = [alert for alert in run.alerts if alert.severity != "info"]
     steps = list(dict.fromkeys(alert.step for alert in pages))
     note = f"at step {steps[0]:,}" if len(steps) == 1 else f"at {len(steps):,} steps" if steps else "none in the run"
-    if notices := [incident for incident in incidents(run.alerts) if incident.notice]:  # as the verdict counts them
-        note += f"; {plural(len(notices), 'notice')}"
+    if notices := len(run.alerts) - len(pages):
+        note += f"; {plural(notices, 'notice')}"
     return Tile("alerts", number(len(pages)), note, bad=any(alert.severity == "critical" for alert in pages))
