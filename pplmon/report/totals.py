@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pplmon.report import layout, saved
 from pplmon.report.formulas import Window
 from pplmon.report.histogram import Histogram
-from pplmon.report.numbers import Derived, Value
+from pplmon.report.numbers import Value
 from pplmon.report.own import larger
 from pplmon.report.report import Numbers, Report
 from pplmon.report.worst import Row, merge_rows, with_context, worst_sequence, worst_token
@@ -65,11 +65,12 @@ class Totals:
 
     def __getitem__(self, cell: str) -> int:
         """Return one sum or maximum by its name in ``report.layout``."""
-        return (self.sums if cell in layout.SUMS else self.maxima)[layout.place(cell)]
+        place = layout.SUM_PLACES.get(cell)
+        return self.maxima[layout.place(cell)] if place is None else self.sums[place]
 
     def silent(self) -> Totals:
         """Return these totals without the ranks' messages to each other: a request to stop must not outlive its run."""
-        if not any(self[name] for name in layout.SIGNALS):
+        if not any(map(self.__getitem__, layout.SIGNALS)):
             return self
         sums = tuple(0 if name in layout.SIGNALS else value for name, value in zip(layout.SUMS, self.sums))
         return replace(self, sums=sums)
@@ -133,11 +134,10 @@ class Totals:
 
     def numbers(self, before: Totals | None = None) -> dict[str, Value]:
         """Return every number that the totals give; with those of the pass before also what extras compare."""
-        return {**self._derived(), **self._of_extras(before)}
+        return dict(Numbers(self._of_extras(before), self._window()))
 
-    def _derived(self) -> Derived:
-        sums, maxima = dict(zip(layout.SUMS, self.sums)), dict(zip(layout.MAXIMA, self.maxima))
-        return Derived(Window(sums, maxima, self.histogram))
+    def _window(self) -> Window:
+        return Window(dict(zip(layout.SUMS, self.sums)), dict(zip(layout.MAXIMA, self.maxima)), self.histogram)
 
     def _of_extras(self, before: Totals | None) -> dict[str, Value]:
         given: dict[str, Value] = {}
@@ -167,7 +167,7 @@ class Totals:
         return Report(
             step=step,
             stage=stage,
-            numbers=Numbers({**self._of_extras(before), "tokens_seen": tokens_seen, **self.own}, self._derived()),
+            numbers=Numbers({**self._of_extras(before), "tokens_seen": tokens_seen, **self.own}, self._window()),
             own=tuple(self.own),
             worst=tuple(map(worst_token, self.token_rows)) if evidence else (),
             worst_sequences=tuple(map(worst_sequence, self.sequence_rows)) if evidence else (),

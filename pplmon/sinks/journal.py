@@ -83,7 +83,7 @@ class Journal(Sink):
 
     def judged(self, report: Report) -> None:
         """Write the series that rules watch. It is flushed with the next report or alert."""
-        groups = read_for_blame(report.numbers) if self._adds_watched else ()
+        groups = read_for_blame(report) if self._adds_watched else ()
         more = (*groups, *report.own)
         series = dict.fromkeys((*self._series, *more)) if more else self._series
         numbers = {name: value for name in series if (value := report.numbers.get(name)) is not None}
