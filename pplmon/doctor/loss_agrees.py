@@ -60,12 +60,19 @@ class LossGuard:
         """Remember what the tally held before this micro-batch."""
         self._before = tally.sums.clone() if self.looks else None
 
-    @torch.no_grad()
+    @property
+    def compares(self) -> bool:
+        """True if the micro-batch under way is to be compared with its loss."""
+        return self._before is not None
+
     def after(self, tally: TokenTally, loss: Tensor | float | None, items: Tensor | float | None = None) -> None:
         """Take in a micro-batch and the loss that its step gave: a mean over its tokens, or over ``items``."""
         before, self._before = self._before, None
-        if before is None or loss is None or (isinstance(loss, Tensor) and loss.numel() != 1):
-            return
+        if before is not None and loss is not None and not (isinstance(loss, Tensor) and loss.numel() != 1):
+            self._add(tally, before, loss, items)
+
+    @torch.no_grad()
+    def _add(self, tally: TokenTally, before: Tensor, loss: Tensor | float, items: Tensor | float | None) -> None:
         change = (tally.sums - before.to(tally.sums.device)).double()
         tokens, nll = change[_TOKENS], change[_WHOLE] + change[_FRACTION] * 2.0**-layout.FRACTION_BITS
         given = loss.detach().double().reshape(()) if isinstance(loss, Tensor) else tokens.new_full((), loss)

@@ -60,6 +60,7 @@ class Journal(Sink):
         self._adds_watched = series is None
         most = check_bound(max_megabytes)
         self._bound = None if most is None else Bound(most)
+        self.is_bounded = most is not None
         self._others: bool | None = None  # True: another process writes the file, too
         self._file: BinaryIO | None = None
         self._inherited = False  # by a fork of the process that writes

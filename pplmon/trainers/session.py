@@ -193,7 +193,10 @@ class Session:
         divided by ``items``; ``None``: by the number that a model was told, else by its tokens.
         """
         training = self._pass is None
-        loss = _loss(outputs, divided_by if training else 1, times)  # nothing is accumulated in a pass
+        guard = self._guard if training else self._pass_guard
+        loss = None
+        if guard.compares or self._capture.compares:
+            loss = _loss(outputs, divided_by if training else 1, times)  # nothing is accumulated in a pass
         self._capture.end_batch(outputs, loss, divided_by if training else 1)
         if self._shows and training:
             self._show_first_batch()
@@ -207,9 +210,9 @@ class Session:
             loss = loss / calls
         if self._pass is not None:
             self._repeated.note(self._loader, self._capture.left_out)
-            self._pass_guard.after(self._pass.tallies[self._loader], loss, items)
+            guard.after(self._pass.tallies[self._loader], loss, items)
             return
-        self._guard.after(self.monitor.tally, loss, items)
+        guard.after(self.monitor.tally, loss, items)
         self._micro_batch += 1
         self._in_batch = False
 

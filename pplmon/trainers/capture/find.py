@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pplmon.doctor import BATCHES, Finding, Loss, Measured
-from pplmon.measure.called import called
+from pplmon.measure.called import name_call
 from pplmon.measure.tokens import TokenStats
 from pplmon.monitor.repeated_rows import Repeated
 from pplmon.tally import TokenTally
@@ -95,8 +95,15 @@ class Capture(Takes):
         self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: Repeated | None = None
     ) -> None:
         """Count what is found from here on in ``tally``, but for the rows of ``leave_out``."""
+        if self._counter.stage is not None:
+            self._close()  # a batch that was not ended, because of an exception that somebody caught
         self._counter.begin(stage, tally, batch, step, micro_batch, leave_out, stage in self._looks)
-        self._forget_batch()
+
+    @property
+    def compares(self) -> bool:
+        """Return True if the batch under way is to be compared with its loss."""
+        stage = self._counter.stage
+        return stage is not None and (self._counter.looks or stage not in self._choice.by_stage)
 
     def end_batch(self, outputs: Any, loss: Tensor | None = None, accumulation: int = 1) -> None:
         """Look at what the step returned, and at its ``loss``, not divided by the accumulation. Then stop listening."""
@@ -128,8 +135,11 @@ class Capture(Takes):
     ) -> None:
         """Count the arguments of ``pplmon.observe``. Does nothing between batches."""
         if self._counter.stage is not None:
-            with called(observe_call(self._wire)):
+            try:
                 self._observe(logits, targets, shift, loss, data)
+            except (TypeError, ValueError) as error:
+                name_call(error, observe_call(self._wire))
+                raise
 
     def _observe(
         self,
