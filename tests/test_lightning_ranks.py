@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 
 pytest.importorskip("pytorch_lightning")
 pytestmark = pytest.mark.ranks

@@ -21,7 +21,8 @@ from pplmon.demo.plan import Plan
 from pplmon.demo.summary import corruption_found, show_summary
 from pplmon.demo.text import CONTEXT, HeldOutWindows, Sequences, TrainingWindows, decode, language_reference
 from pplmon.page.command import NAME, opening
-from pplmon.sinks.journal import FILE_NAME, read_journal
+from pplmon.sinks import read_journal
+from pplmon.sinks.journal import FILE_NAME
 from pplmon.sinks.wandb import STEP
 
 MOST_THREADS = 4  # more do not make a model this small faster

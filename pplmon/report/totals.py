@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import add
+from functools import reduce
 from typing import Any, Protocol
 
 from pplmon.report import layout, saved
 from pplmon.report.formulas import Window
-from pplmon.report.histogram import Histogram
+from pplmon.report.histogram import Histogram, added
 from pplmon.report.numbers import Value
 from pplmon.report.own import larger
 from pplmon.report.report import Numbers, Report
@@ -44,23 +44,29 @@ class Totals:
     own: Mapping[str, float] = field(default_factory=dict)  # numbers that the user logged: the largest of each
 
     def __add__(self, other: Totals) -> Totals:
-        for one, two in ((self, other), (other, self)):
-            if not one.keep and not any(one.sums) and not one.token_rows and not one.own:
-                return two
-        keep = max(self.keep, other.keep)
-        _check_alike(self, other)
-        return Totals(
-            sums=tuple(map(add, self.sums, other.sums)),
-            maxima=tuple(map(max, self.maxima, other.maxima)),
-            histogram=self.histogram + other.histogram,
-            token_rows=merge_rows(self.token_rows + other.token_rows, keep),
-            sequence_rows=merge_rows(self.sequence_rows + other.sequence_rows, keep),
+        return Totals.sum((self, other))
+
+    @classmethod
+    def sum(cls, parts: Sequence[Totals]) -> Totals:
+        """Return the totals of all parts; of many at once that takes half the time."""
+        parts = [part for part in parts if part.keep or any(part.sums) or part.token_rows or part.own] or parts[-1:]
+        if len(parts) < 2:
+            return parts[0] if parts else cls()
+        keep = max(part.keep for part in parts)
+        for part in parts[1:]:
+            _check_alike(parts[0], part)
+        return cls(
+            sums=added([part.sums for part in parts]),
+            maxima=tuple(map(max, *(part.maxima for part in parts))),
+            histogram=Histogram.sum([part.histogram for part in parts]),
+            token_rows=merge_rows([row for part in parts for row in part.token_rows], keep),
+            sequence_rows=merge_rows([row for part in parts for row in part.sequence_rows], keep),
             keep=keep,
-            extra_sums=tuple(map(add, self.extra_sums, other.extra_sums)),
-            extra_maxima=tuple(map(max, self.extra_maxima, other.extra_maxima)),
-            extras=self.extras or other.extras,
-            saturated=self.saturated or other.saturated,
-            own=larger(self.own, other.own) if self.own or other.own else {},
+            extra_sums=added([part.extra_sums for part in parts]),
+            extra_maxima=tuple(map(max, *(part.extra_maxima for part in parts))),
+            extras=next((part.extras for part in parts if part.extras), ()),
+            saturated=any(part.saturated for part in parts),
+            own=reduce(larger, (part.own for part in parts if part.own), {}),
         )
 
     def __getitem__(self, cell: str) -> int:
