@@ -40,7 +40,12 @@ class Numbers(Mapping[str, Value]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return a number as ``[]`` does, and ``default`` for an unknown name."""
-        return self._known[name] if name in self._known else super().get(name, default)  # read many times in a step
+        if name in self._known:  # most are read many times in a step
+            return self._known[name]
+        try:
+            return self[name]
+        except KeyError:
+            return default
 
     def __contains__(self, name: object) -> bool:
         return name in self._known or (self._window is not None and name in FORMULAS)
