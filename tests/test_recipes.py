@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 import pplmon
-from pplmon.sinks import read_journal
+from pplmon.sinks import Journal, read_journal
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -167,34 +168,52 @@ def test_lightnings_demo_transformer(tmp_path: Path) -> None:
     assert made.callback_metrics["train/cross_entropy"].item() == pytest.approx(mean(seen), abs=1e-5)
 
 
-def test_litgpts_model_in_fabrics_loop(tmp_path: Path) -> None:
-    """Its loss is made outside of the model, so the loop says what it is."""
-    pytest.importorskip("litgpt", reason="litgpt wants numpy<2: pip install --no-deps litgpt jsonargparse")
-    from lightning.fabric import Fabric
-    from litgpt.config import Config
-    from litgpt.model import GPT
-    from litgpt.utils import chunked_cross_entropy
+def with_lines(function: Any, names: dict[str, Any], *added: tuple[str, str]) -> None:
+    """Add a line after each that begins so, as a user would in the file; ``names`` are known there."""
+    lines = inspect.getsource(function).splitlines()
+    for after, line in added:
+        (place,) = [index for index, text in enumerate(lines) if text.strip().startswith(after)]
+        lines.insert(place + 1, lines[place].replace(lines[place].strip(), line))
+    exec("\n".join(lines), names)
 
-    fabric = Fabric(accelerator="cpu", devices=1)
-    config = Config(block_size=32, vocab_size=VOCAB, padded_vocab_size=VOCAB, n_layer=2, n_head=4, n_embd=32)
+
+def test_litgpts_pretraining_loop(tmp_path: Path) -> None:
+    """Its own ``fit`` and ``validate`` on its model, with a line for the logits of each, for a step, and for a pass."""
+    pretrain = pytest.importorskip(
+        "litgpt.pretrain", reason="litgpt wants numpy<2: pip install --no-deps litgpt jsonargparse"
+    )
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1, loggers=[])
     torch.manual_seed(0)
-    model = GPT(config)
+    sizes = {"block_size": 16, "vocab_size": VOCAB, "padded_vocab_size": VOCAB, "n_layer": 2, "n_head": 4, "n_embd": 32}
+    model = pretrain.GPT(pretrain.Config(**sizes))
     model, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters()))
-    sums: list[Sums] = []
-    with pplmon.Monitor(every_n_steps=3) as monitor:
-        for step in range(6):
-            data = torch.randint(VOCAB, (2, 17), generator=torch.Generator().manual_seed(step))
-            input_ids, targets = data[:, :-1].contiguous().long(), data[:, 1:].contiguous().long()
-            logits = model(input_ids)
-            loss = chunked_cross_entropy(logits, targets)
-            monitor.observe(logits, targets, loss=loss)
-            fabric.backward(loss / 2)
-            sums.append(Sums.of(logits, targets, shift=False))
-            if step % 2:
-                optimizer.step(), optimizer.zero_grad()
-                monitor.step()
-        report = monitor.close()
-    assert report is not None and report.cross_entropy == pytest.approx(mean(sums), abs=1e-5)
+    ids = torch.randint(VOCAB, (22, 17), generator=torch.Generator().manual_seed(0))
+    train, held_out = (torch.utils.data.DataLoader(part, batch_size=2) for part in (ids[:16], ids[16:]))  # type: ignore[arg-type]
+    sums: dict[str, list[Sums]] = {"train": [], "val": []}
+
+    def seen(logits: Tensor, targets: Tensor) -> None:
+        sums["train" if model.training else "val"].append(Sums.of(logits, targets, shift=False))
+
+    monitor = pplmon.Monitor(every_n_steps=4, sinks=[Journal(tmp_path)], alerts=[])
+    names = {**vars(pretrain), "monitor": monitor, "seen": seen}
+    observe = "loss = chunked", "monitor.observe(logits, targets, loss=loss), seen(logits, targets)"
+    with_lines(pretrain.fit, names, observe, ("optimizer.zero_grad", "monitor.step()"))
+    with_lines(pretrain.validate, names, observe, ("@torch.no_grad", "@monitor.stage('val')"))
+    given = pretrain.TrainArgs(
+        save_interval=None, global_batch_size=4, micro_batch_size=2, max_tokens=256, log_interval=100, lr_warmup_steps=1,
+        max_norm=1.0,
+    )  # fmt: skip
+    evaluated = pretrain.EvalArgs(interval=2, max_iters=3, initial_validation=True, final_validation=False)
+    state = {"model": model, "optimizer": optimizer, "iter_num": 0, "step_count": 0}
+    names["fit"](fabric, 1, state, train, held_out, tmp_path, None, given, evaluated)
+    report = monitor.close()
+    assert report is not None and report.cross_entropy == pytest.approx(mean(sums["train"]), abs=1e-5)
+    assert report.tokens == 256
+    passes = [row["numbers"] for row in read_journal(tmp_path) if row["kind"] == "report" and row["stage"] == "val"]
+    wanted = [pytest.approx(mean(sums["val"][at : at + 3]), abs=1e-5) for at in (0, 3, 6)]
+    assert [numbers["cross_entropy"] for numbers in passes] == wanted
 
 
 def test_nanogpts_loop() -> None:
