@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import is_
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class Cells:
         parts = zip(ORDER, torch.split(flat, rooms))
         views = {name: part[: shapes[name].numel()].view(shapes[name]) for name, part in parts}
         self.state = State(**views)
-        self._named = tuple(views.items())
+        self._views = tuple(views.values())
         self.pieces = torch.split(flat, [sum(room(shapes[name]) for name in names) for names in (SUMMED, MAXIMA, ROWS)])
 
     @classmethod
@@ -45,7 +46,7 @@ class Cells:
 
     def holds(self, attributes: Mapping[str, Any]) -> bool:
         """Return True if these are the states of a tally's attributes, and none was made anew."""
-        return all(attributes.get(name) is view for name, view in self._named)
+        return all(map(is_, map(attributes.get, ORDER), self._views))
 
     def clear(self) -> None:
         """Forget what was counted."""

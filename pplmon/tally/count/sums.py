@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 from pplmon.report import layout
+from pplmon.tally.count.columns import Columns
 from pplmon.tally.count.numpy_or_torch import Array, Arrays
 from pplmon.tally.count.sequences import Sequences
 from pplmon.tally.merge import FRACTION_MASK, carry
@@ -20,23 +21,8 @@ ROUNDING = 1 + 2.0**-20  # exactly uniform logits give ln V up to a rounding, an
 NAN_BITS = 0x7F800001  # one pattern for every NaN, so that all non-finite tokens sort alike on all devices
 
 
-class Columns(NamedTuple):
-    """The columns of ``TokenStats`` that are counted, each [N]."""
-
-    nll: Array
-    correct: Array | None
-    top_probability: Array | None
-    predicted: Array | None
-    targets: Array
-    scored: Array
-    invalid: Array
-    vocab_size: int | None
-    shape: tuple[int, int]  # (R, T); flat stats are one row
-    shift: bool
-
-
 class Batch(NamedTuple):
-    """One batch, ready to be counted."""
+    """The tokens of one batch, or of several, ready to be counted."""
 
     columns: Columns
     scored: Array  # [N] bool
@@ -112,10 +98,10 @@ def add_sums(
         parts["top_probability_unknown"] = tokens
     elif columns.correct is not None:
         parts["overconfident_errors"] = xp.count((columns.top_probability >= OVERCONFIDENT) & valid & ~columns.correct)
-    if columns.vocab_size is None:
+    if columns.alike.vocab_size is None:
         parts["vocab_unknown"] = tokens
     else:
-        parts["above_uniform"] = xp.count(batch.loss > math.log(columns.vocab_size) * ROUNDING)
+        parts["above_uniform"] = xp.count(batch.loss > math.log(columns.alike.vocab_size) * ROUNDING)
     if token_bytes is None:
         parts["bytes_unknown"] = tokens
     else:
@@ -130,7 +116,7 @@ def raise_maxima(
     xp: Arrays, maxima: Array, batch: Batch, per_sequence: SequenceSums | None, token_bytes: Array | None
 ) -> None:
     """Raise to the batch's maxima those of ``layout.MAXIMA`` [len(MAXIMA)], in place."""
-    columns, vocab = batch.columns, batch.columns.vocab_size
+    columns, vocab = batch.columns, batch.columns.alike.vocab_size
     parts = {
         "token_loss_bits": xp.integers(xp.largest(xp.where(batch.valid, batch.bits, -1))),
     }
