@@ -14,7 +14,8 @@ from pplmon.report.histogram import Histogram
 from pplmon.report.numbers import Derived, Value
 from pplmon.report.own import larger
 from pplmon.report.report import Numbers, Report
-from pplmon.report.worst import Row, merge_rows, with_context, worst_sequence, worst_token
+from pplmon.report.rows import Rows
+from pplmon.report.worst import Row, with_context, worst_sequence, worst_token
 
 
 class Derives(Protocol):
@@ -34,8 +35,8 @@ class Totals:
     sums: tuple[int, ...] = (0,) * len(layout.SUMS)
     maxima: tuple[int, ...] = (-1,) * len(layout.MAXIMA)
     histogram: Histogram = Histogram()  # noqa: RUF009  # it is frozen
-    token_rows: tuple[Row, ...] = ()
-    sequence_rows: tuple[Row, ...] = ()
+    token_rows: tuple[Row, ...] | Rows = ()
+    sequence_rows: tuple[Row, ...] | Rows = ()
     keep: int = 0  # rows of each kind
     extra_sums: tuple[int, ...] = ()
     extra_maxima: tuple[int, ...] = ()
@@ -53,8 +54,8 @@ class Totals:
             sums=tuple(map(add, self.sums, other.sums)),
             maxima=tuple(map(max, self.maxima, other.maxima)),
             histogram=self.histogram + other.histogram,
-            token_rows=merge_rows(self.token_rows + other.token_rows, keep),
-            sequence_rows=merge_rows(self.sequence_rows + other.sequence_rows, keep),
+            token_rows=Rows.of(keep, self.token_rows, other.token_rows),
+            sequence_rows=Rows.of(keep, self.sequence_rows, other.sequence_rows),
             keep=keep,
             extra_sums=tuple(map(add, self.extra_sums, other.extra_sums)),
             extra_maxima=tuple(map(max, self.extra_maxima, other.extra_maxima)),

@@ -27,25 +27,10 @@ from pplmon.tally.ranks import Alone, Group
 from pplmon.tally.readout import ReadOut, gather_rows, state_of
 from pplmon.tally.records import State
 from pplmon.tally.same_layout import Layout
-from pplmon.tally.waiting import Waiting
+from pplmon.tally.waiting import Counted, Waiting
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-class Counted:
-    """A state of a tally. Whoever reads it or sets it finds everything counted."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, tally: States, owner: type) -> Tensor:
-        tally.settle()
-        return tally.__dict__[self._name]  # type: ignore[no-any-return]
-
-    def __set__(self, tally: States, state: Tensor) -> None:
-        tally.settle()
-        tally.__dict__[self._name] = state
 
 
 class States(Metric):
@@ -305,8 +290,8 @@ class States(Metric):
 
     def _read_out(self, group: Group, doing: Doing, own: Block | None = None) -> ReadOut:
         self._layout.compare(group, self.device)
-        self.settle()
-        return ReadOut(self._cells(), group, self.extras, self._layout, doing, own)
+        evidence = self._waiting.count(self._writable().state) if self._waiting else ()
+        return ReadOut(self._cells(), group, self.extras, self._layout, doing, own, evidence)
 
     def _state(self) -> State:
         return State(*(self.__dict__[name] for name in State._fields))

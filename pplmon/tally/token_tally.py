@@ -142,7 +142,7 @@ class TokenTally(States):
             self.min_sequence_tokens, self.context, not self.context_parallel, self.token_bytes, bool(self.extras)
         )
         if self._waiting.takes(stats, given, settings):
-            self._waiting.add(self._writable, stats, given, settings)
+            self._waiting.add(self._writable, stats, given, settings, measured_here=stats is not logits)
             return
         self.settle()
         state = self._writable().state
@@ -160,6 +160,7 @@ class TokenTally(States):
 
     def totals(self) -> Totals:
         """Return host integers, merged over ranks (every rank calls it), that add to those of other windows."""
+        self.settle()  # the rows are shown: found here, they are not looked for again in the next totals
         if self.synced:
             return self.local_totals()
         return self.gather(self.read_out().totals())
@@ -206,6 +207,7 @@ class TokenTally(States):
             raise TypeError(
                 "TokenStats already hold targets and mask, and are whole: give those, and vocab_shard, to token_stats"
             )
+        checks.check_stats(logits)
         return logits, None
 
     def _tensor(self, value: float) -> Tensor:

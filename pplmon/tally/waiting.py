@@ -6,6 +6,9 @@ The numbers of all are counted when they are read, their worst rows when those a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, overload
+
+from torch import Tensor
 
 from pplmon.measure.tokens import TokenStats
 from pplmon.tally.cells import Cells
@@ -20,7 +23,7 @@ _XP = OnNumpy()
 
 
 class Waiting:
-    """The batches of one tally that wait. They are copies: what the caller does with his tensors changes no number."""
+    """The batches of one tally that wait."""
 
     def __init__(self) -> None:
         self._batches: list[Columns] = []  # not counted
@@ -37,9 +40,12 @@ class Waiting:
         small = stats.nll.numel() < MOST_TOKENS and given.position_ids is None and not settings.wants_valid
         return small and by_numpy(stats.nll.device)
 
-    def add(self, cells: Callable[[], Cells], stats: TokenStats, given: Given, settings: Settings) -> None:
+    def add(
+        self, cells: Callable[[], Cells], stats: TokenStats, given: Given, settings: Settings, measured_here: bool
+    ) -> None:
         """Let a batch wait; count what waits where it is too much, or unlike this one."""
-        batch = columns_of(_XP.copy, stats, given)
+        # Nobody else has what was measured here. The caller's own tensors may change before they are counted.
+        batch = columns_of(_XP.of if measured_here else _XP.copy, _XP.copy, stats, given)
         if self._batches and self._batches[0].alike != batch.alike:
             self.count(cells().state)
         self._batches.append(batch)
@@ -64,3 +70,24 @@ class Waiting:
     def drop(self) -> None:
         """Forget what waits."""
         self._batches, self._unranked, self._settings, self._tokens = [], [], None, 0
+
+
+class Counted:
+    """A state of a tally. Whoever reads it or sets it finds everything counted."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, tally: None, owner: type) -> Counted: ...
+    @overload
+    def __get__(self, tally: Any, owner: type) -> Tensor: ...
+    def __get__(self, tally: Any, owner: type) -> Counted | Tensor:
+        if tally is None:
+            return self
+        tally.settle()
+        return tally.__dict__[self._name]  # type: ignore[no-any-return]
+
+    def __set__(self, tally: Any, state: Tensor) -> None:
+        tally.settle()
+        tally.__dict__[self._name] = state

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
+_AVAILABLE = dist.is_available()
 WIDEST = 2**31 - 1  # ids travel as int32, and the last one stands for none
 
 
@@ -70,7 +71,7 @@ def check_size(size: int) -> None:
 
 def running() -> bool:
     """True inside torch.distributed."""
-    return dist.is_available() and dist.is_initialized()
+    return _AVAILABLE and dist.group.WORLD is not None  # dist.is_initialized, in two calls instead of four
 
 
 def _check(places: list[tuple[int, int, int]], ranks: tuple[int, ...]) -> None:

@@ -71,6 +71,10 @@ class OnTorch:
     def count(self, mask: Array) -> Array:
         return mask.sum()
 
+    def sum(self, values: Array) -> Array:
+        """Return the sums along the last dimension."""
+        return values.sum(-1)
+
     def largest(self, values: Array) -> Array:
         return values.amax()
 
@@ -98,6 +102,10 @@ class OnTorch:
 
     def known_below(self, rows: Array, losses: Array, when: int) -> bool:
         """Return True if none of these losses, of a batch at ``when``, can come into the rows [K, C], and the host can see it."""
+        return False
+
+    def known_all(self, mask: Array) -> bool:
+        """Return True if a mask is true throughout and the host can see it without waiting for a device."""
         return False
 
     def known_none(self, count: Array) -> bool:
@@ -167,8 +175,11 @@ class OnNumpy:
     def count(self, mask: Array) -> Array:
         return np.count_nonzero(mask)
 
+    def sum(self, values: Array) -> Array:
+        return np.add.reduce(values, -1)  # what values.sum calls by way of Python
+
     def largest(self, values: Array) -> Array:
-        return values.max()
+        return np.maximum.reduce(values)
 
     def limit(self, values: Array, ceiling: int) -> None:
         np.minimum(values, ceiling, out=values)
@@ -193,6 +204,9 @@ class OnNumpy:
             return False
         largest = losses.max()
         return bool(largest < least or (largest == least and when > rows[-1, layout.WHEN]))
+
+    def known_all(self, mask: Array) -> bool:
+        return bool(np.logical_and.reduce(mask))
 
     def known_none(self, count: Array) -> bool:
         return not count

@@ -19,6 +19,7 @@ SCALE = 2.0**layout.FRACTION_BITS
 OVERCONFIDENT = 0.9
 ROUNDING = 1 + 2.0**-20  # exactly uniform logits give ln V up to a rounding, and are not worse than uniform
 NAN_BITS = 0x7F800001  # one pattern for every NaN, so that all non-finite tokens sort alike on all devices
+_NO_SUMS, _NO_MAXIMA = dict.fromkeys(layout.SUMS, 0), dict.fromkeys(layout.MAXIMA, -1)
 
 
 class Batch(NamedTuple):
@@ -47,13 +48,15 @@ def prepare(xp: Arrays, columns: Columns, sequences: Sequences | None) -> Batch:
     if sequences is not None and sequences.crosses is not None:
         scored, invalid = scored & ~sequences.crosses, invalid & ~sequences.crosses
     valid = scored & (nll < math.inf)  # not NaN either
-    loss = xp.where(valid, nll, 0.0)
+    bits = nll.view(xp.int32) & 0x7FFFFFFF
+    all_valid = xp.known_all(valid)
+    loss = nll if all_valid else xp.where(valid, nll, 0.0)
     amounts = xp.stack([xp.at_most(loss, layout.CAP_NATS), xp.exp(-loss)])
-    amounts *= valid
+    if not all_valid:
+        amounts *= valid
+        bits = xp.where(scored, xp.at_most(bits, NAN_BITS), -1)
     amounts *= SCALE
-    bits = xp.at_most(nll.view(xp.int32) & 0x7FFFFFFF, NAN_BITS)
-    units = xp.integers(xp.round(amounts))
-    return Batch(columns, scored, valid, invalid, loss, units, xp.where(scored, bits, -1), sequences)
+    return Batch(columns, scored, valid, invalid, loss, xp.integers(xp.round(amounts)), bits, sequences)
 
 
 def count_sequences(xp: Arrays, batch: Batch, least: int) -> SequenceSums | None:
@@ -63,7 +66,7 @@ def count_sequences(xp: Arrays, batch: Batch, least: int) -> SequenceSums | None
         return None
     if sequences.first is None:
         shape = (sequences.rows, sequences.length)
-        tokens, total = batch.valid.reshape(shape).sum(1), batch.units[0].reshape(shape).sum(1)
+        tokens, total = xp.sum(batch.valid.reshape(shape)), xp.sum(batch.units[0].reshape(shape))
     else:
         tokens = xp.sums_by(sequences.first, xp.integers(batch.valid))
         total = xp.sums_by(sequences.first, batch.units[0])
@@ -76,7 +79,7 @@ def add_sums(
     """Add the batch to the sums of ``layout.SUMS`` [len(SUMS)], in place."""
     columns, valid = batch.columns, batch.valid
     tokens = xp.count(valid)
-    whole, fraction = (batch.units >> layout.FRACTION_BITS).sum(1), (batch.units & FRACTION_MASK).sum(1)
+    whole, fraction = xp.sum(batch.units >> layout.FRACTION_BITS), xp.sum(batch.units & FRACTION_MASK)
     parts = {
         "tokens": tokens,
         "nll_whole": whole[0],
@@ -108,7 +111,7 @@ def add_sums(
         known = valid & (columns.targets < len(token_bytes))
         parts["bytes"] = xp.where(known, token_bytes[xp.where(known, columns.targets, 0)], 0).sum()
         parts["bytes_unknown"] = tokens - xp.count(known)
-    sums += xp.vector([parts.get(name, 0) for name in layout.SUMS])
+    sums += xp.vector([*{**_NO_SUMS, **parts}.values()])
     carry(xp, sums)
 
 
@@ -136,7 +139,7 @@ def raise_maxima(
         "bytes": token_bytes,
     }
     parts |= {f"{what}_missing": 1 for what in layout.KNOWABLE if known[what] is None}
-    xp.maximum(maxima, xp.vector([parts.get(name, -1) for name in layout.MAXIMA]), out=maxima)
+    xp.maximum(maxima, xp.vector([*{**_NO_MAXIMA, **parts}.values()]), out=maxima)
 
 
 def add_histogram(xp: Arrays, histogram: Array, batch: Batch) -> None:

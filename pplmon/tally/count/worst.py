@@ -27,6 +27,11 @@ class Evidence(NamedTuple):
         """Return the first step and micro-batch, in one integer."""
         return min(when for when, _ in self.columns.batches)
 
+    @property
+    def latest(self) -> int:
+        """Return the last step and micro-batch, in one integer."""
+        return max(when for when, _ in self.columns.batches)
+
 
 class Address:
     """The addresses of tokens, by their index in the columns."""
