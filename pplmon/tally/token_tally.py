@@ -142,7 +142,7 @@ class TokenTally(States):
             self.min_sequence_tokens, self.context, not self.context_parallel, self.token_bytes, bool(self.extras)
         )
         if self._waiting.takes(stats, given, settings):
-            self._waiting.add(self._writable, stats, given, settings, measured_here=stats is not logits)
+            self._waiting.add(self._writable, stats, given, settings)
             return
         self.settle()
         state = self._writable().state

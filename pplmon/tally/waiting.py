@@ -40,12 +40,11 @@ class Waiting:
         small = stats.nll.numel() < MOST_TOKENS and given.position_ids is None and not settings.wants_valid
         return small and by_numpy(stats.nll.device)
 
-    def add(
-        self, cells: Callable[[], Cells], stats: TokenStats, given: Given, settings: Settings, measured_here: bool
-    ) -> None:
+    def add(self, cells: Callable[[], Cells], stats: TokenStats, given: Given, settings: Settings) -> None:
         """Let a batch wait; count what waits where it is too much, or unlike this one."""
-        # Nobody else has what was measured here. The caller's own tensors may change before they are counted.
-        batch = columns_of(_XP.of if measured_here else _XP.copy, _XP.copy, stats, given)
+        # A copy: the caller may change his tensors before they are counted. Those that nobody else has are copied, too: held
+        # among the larger ones of a step they would break up the heap, and its buffers would be new memory each time.
+        batch = columns_of(_XP.copy, stats, given)
         if self._batches and self._batches[0].alike != batch.alike:
             self.count(cells().state)
         self._batches.append(batch)

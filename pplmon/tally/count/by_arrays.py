@@ -19,7 +19,7 @@ from pplmon.tally.records import Given, Settings, State
 def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Tensor:
     """Count one batch, and return which tokens were valid, [N] bool."""
     xp = arrays_on(stats.nll.device)
-    evidence, valid = add_numbers(xp, state, columns_of(xp.of, xp.of, stats, given), settings)
+    evidence, valid = add_numbers(xp, state, columns_of(xp.of, stats, given), settings)
     rank(xp, state, [evidence], settings.context)
     return xp.tensor(valid)
 

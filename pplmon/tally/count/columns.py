@@ -15,8 +15,6 @@ from pplmon.report import layout
 from pplmon.tally.count.numpy_or_torch import Array, Arrays
 from pplmon.tally.records import Given
 
-Take = Callable[[Tensor], Array]
-
 
 class Alike(NamedTuple):
     """The properties that batches must share to be joined."""
@@ -46,14 +44,14 @@ class Columns(NamedTuple):
     batches: tuple[tuple[int, int], ...]  # of each its step and micro-batch in one integer, and its rows
 
 
-def columns_of(measured: Take, given: Take, stats: TokenStats, data: Given) -> Columns:
-    """Return the columns of one batch: each tensor that was measured, or was given by the caller, as these two take it."""
-    found = (stats.nll, stats.correct, stats.top_probability, stats.predicted, stats.scored, stats.invalid)
-    known = (stats.targets, data.documents, data.sample_ids, data.position_ids)
-    arrays = [None if x is None else measured(x) for x in found] + [None if x is None else given(x) for x in known]
+def columns_of(of: Callable[[Tensor], Array], stats: TokenStats, given: Given) -> Columns:
+    """Return the columns of one batch, each tensor as ``of`` gives it."""
+    measured = (stats.nll, stats.correct, stats.top_probability, stats.predicted, stats.scored, stats.invalid)
+    tensors = (*measured, stats.targets, given.documents, given.sample_ids, given.position_ids)
+    arrays = [None if x is None else of(x) for x in tensors]
     flat, length = len(stats.batch_shape) == 1, stats.batch_shape[-1]
-    alike = Alike(length, flat, stats.vocab_size, stats.shift, data.rank, tuple([x is None for x in arrays]))
-    when = data.step << layout.MICRO_BITS | data.micro_batch
+    alike = Alike(length, flat, stats.vocab_size, stats.shift, given.rank, tuple([x is None for x in arrays]))
+    when = given.step << layout.MICRO_BITS | given.micro_batch
     return Columns._make([*arrays, alike, ((when, 1 if flat else stats.batch_shape[0]),)])
 
 
