@@ -51,4 +51,4 @@ def with_sequences(found: tuple[Row, ...], evidence: Sequence[worst.Evidence], k
 
 
 def _tokens(evidence: Sequence[worst.Evidence]) -> int:
-    return sum([len(e.bits) for e in evidence])
+    return sum([e.columns.size for e in evidence])

@@ -49,7 +49,7 @@ class Waiting:
             self.count(cells().state)
         self._batches.append(batch)
         self._settings = settings
-        self._tokens += len(batch.nll)
+        self._tokens += batch.size
         if self._tokens >= MOST_TOKENS:
             self.settle(cells().state)
 

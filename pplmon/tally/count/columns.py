@@ -15,6 +15,8 @@ from pplmon.report import layout
 from pplmon.tally.count.numpy_or_torch import Array, Arrays
 from pplmon.tally.records import Given
 
+LEAST = 64
+
 
 class Alike(NamedTuple):
     """The properties that batches must share to be joined."""
@@ -42,6 +44,11 @@ class Columns(NamedTuple):
     position_ids: Array | None  # [N] int64, in place of the column
     alike: Alike
     batches: tuple[tuple[int, int], ...]  # of each its step and micro-batch in one integer, and its rows
+
+    @property
+    def size(self) -> int:
+        """Return the tokens, and of a smaller batch those whose columns take as much memory as the objects that hold them."""
+        return max(len(self.nll), LEAST)
 
 
 def columns_of(of: Callable[[Tensor], Array], stats: TokenStats, given: Given) -> Columns:
