@@ -32,6 +32,8 @@ class Alike(NamedTuple):
 class Columns(NamedTuple):
     """The tokens of one batch, or of several one after another."""
 
+    alike: Alike
+    batches: tuple[tuple[int, int], ...]  # of each its step and micro-batch in one integer, and its rows
     nll: Array  # [N], as are the next six
     correct: Array | None
     top_probability: Array | None
@@ -42,8 +44,6 @@ class Columns(NamedTuple):
     documents: Array | None  # [R, T] int64
     sample_ids: Array | None  # [R] int64
     position_ids: Array | None  # [N] int64, in place of the column
-    alike: Alike
-    batches: tuple[tuple[int, int], ...]  # of each its step and micro-batch in one integer, and its rows
 
     @property
     def size(self) -> int:
@@ -59,13 +59,13 @@ def columns_of(of: Callable[[Tensor], Array], stats: TokenStats, given: Given) -
     flat, length = len(stats.batch_shape) == 1, stats.batch_shape[-1]
     alike = Alike(length, flat, stats.vocab_size, stats.shift, given.rank, tuple([x is None for x in arrays]))
     when = given.step << layout.MICRO_BITS | given.micro_batch
-    return Columns._make([*arrays, alike, ((when, 1 if flat else stats.batch_shape[0]),)])
+    return Columns(alike, ((when, 1 if flat else stats.batch_shape[0]),), *arrays)
 
 
 def joined(xp: Arrays, parts: Sequence[Columns]) -> Columns:
     """Return alike batches as one."""
     if len(parts) == 1:
         return parts[0]
-    *columns, alikes, batches = zip(*parts)
+    alikes, batches, *columns = zip(*parts)
     arrays = [None if column[0] is None else xp.concatenate(column) for column in columns]
-    return Columns._make([*arrays, alikes[0], sum(batches, ())])
+    return Columns(alikes[0], sum(batches, ()), *arrays)

@@ -19,7 +19,6 @@ SCALE = 2.0**layout.FRACTION_BITS
 OVERCONFIDENT = 0.9
 ROUNDING = 1 + 2.0**-20  # exactly uniform logits give ln V up to a rounding, and are not worse than uniform
 NAN_BITS = 0x7F800001  # one pattern for every NaN, so that all non-finite tokens sort alike on all devices
-_NO_SUMS, _NO_MAXIMA = dict.fromkeys(layout.SUMS, 0), dict.fromkeys(layout.MAXIMA, -1)
 
 
 class Batch(NamedTuple):
@@ -111,7 +110,7 @@ def add_sums(
         known = valid & (columns.targets < len(token_bytes))
         parts["bytes"] = xp.where(known, token_bytes[xp.where(known, columns.targets, 0)], 0).sum()
         parts["bytes_unknown"] = tokens - xp.count(known)
-    sums += xp.vector([*{**_NO_SUMS, **parts}.values()])
+    sums += xp.vector([*(dict.fromkeys(layout.SUMS, 0) | parts).values()])
     carry(xp, sums)
 
 
@@ -139,7 +138,7 @@ def raise_maxima(
         "bytes": token_bytes,
     }
     parts |= {f"{what}_missing": 1 for what in layout.KNOWABLE if known[what] is None}
-    xp.maximum(maxima, xp.vector([*{**_NO_MAXIMA, **parts}.values()]), out=maxima)
+    xp.maximum(maxima, xp.vector([*(dict.fromkeys(layout.MAXIMA, -1) | parts).values()]), out=maxima)
 
 
 def add_histogram(xp: Arrays, histogram: Array, batch: Batch) -> None:
