@@ -274,9 +274,9 @@ def test_lazy_rows_are_those_of_all(parts: list[list[Row]], found: list[list[Row
     """In any grouping, with ties in loss and time, and beside rows that were found before: the worst of everything."""
     whole: Any = ()
     for part in parts:
-        whole = Rows.of(keep, whole, Rows(keep, (), (Told(part),), len(part)))
+        whole = Rows.of(keep, [whole, Rows(keep, (), (Told(part),), len(part))])
     for part in found:
-        whole = Rows.of(keep, merge_rows(part, keep), whole)
+        whole = Rows.of(keep, [merge_rows(part, keep), whole])
     expected = merge_rows([row for part in (*parts, *found) for row in part], keep)
     assert [(row[0], row[1], row[2]) for row in whole] == list(expected)
     assert whole == expected and expected == whole and whole[:2] == expected[:2] and len(whole) == len(expected)

@@ -38,15 +38,15 @@ class Rows:
             self._all()
 
     @classmethod
-    def of(cls, keep: int, one: tuple[Row, ...] | Rows, two: tuple[Row, ...] | Rows) -> tuple[Row, ...] | Rows:
-        """Return the worst rows of both; none is looked for where there are sources."""
-        if isinstance(one, tuple) and isinstance(two, tuple):
-            return merge_rows(one + two, keep)
-        one, two = (part if isinstance(part, Rows) else cls(keep, part, (), 0) for part in (one, two))
-        found = one._found + two._found
-        return cls(
-            keep, merge_rows(found, keep) if found else (), one._sources + two._sources, one._tokens + two._tokens
-        )
+    def of(cls, keep: int, parts: Sequence[tuple[Row, ...] | Rows]) -> tuple[Row, ...] | Rows:
+        """Return the worst rows of all parts; none is looked for where there are sources."""
+        found = [row for part in parts for row in (part if isinstance(part, tuple) else part._found)]
+        lazy = [part for part in parts if isinstance(part, Rows)]
+        rows = merge_rows(found, keep) if found else ()
+        if not lazy:
+            return rows
+        sources = tuple([source for part in lazy for source in part._sources])
+        return cls(keep, rows, sources, sum([part._tokens for part in lazy]))
 
     def _all(self) -> tuple[Row, ...]:
         if self._sources:
