@@ -64,16 +64,16 @@ class Windows:
         return epoch
 
     def _fold(self) -> None:
-        recent = Totals.sum(self._recent)
-        self._window, self._epoch, self._recent = self._window + recent, self._epoch + recent, []
+        recent, self._recent = Totals.sum(self._recent), []
+        without_rows = replace(recent, token_rows=(), sequence_rows=())  # an epoch's numbers have no evidence
+        self._window, self._epoch = self._window + recent, self._epoch + without_rows
 
     def state_dict(self, window: Totals) -> dict[str, Any]:
         """Return everything as plain values; ``window`` is the open one with the rows of all ranks."""
         self._fold()
-        epoch = replace(self._epoch, token_rows=(), sequence_rows=())  # an epoch's numbers have no evidence
         return {
             "window": window.state_dict(),
-            "epoch": epoch.state_dict(),
+            "epoch": self._epoch.state_dict(),
             "worst": self.worst.state_dict(),
             "tokens_seen": self.tokens_seen,
             "passes": {stage: totals.integers() for stage, totals in self.passes.items()},

@@ -14,7 +14,8 @@ from pplmon.report.histogram import Histogram, added
 from pplmon.report.numbers import Value
 from pplmon.report.own import larger
 from pplmon.report.report import Numbers, Report
-from pplmon.report.worst import Row, merge_rows, with_context, worst_sequence, worst_token
+from pplmon.report.rows import Rows
+from pplmon.report.worst import Row, with_context, worst_sequence, worst_token
 
 
 class Derives(Protocol):
@@ -34,8 +35,8 @@ class Totals:
     sums: tuple[int, ...] = (0,) * len(layout.SUMS)
     maxima: tuple[int, ...] = (-1,) * len(layout.MAXIMA)
     histogram: Histogram = Histogram()  # noqa: RUF009  # it is frozen
-    token_rows: tuple[Row, ...] = ()
-    sequence_rows: tuple[Row, ...] = ()
+    token_rows: tuple[Row, ...] | Rows = ()
+    sequence_rows: tuple[Row, ...] | Rows = ()
     keep: int = 0  # rows of each kind
     extra_sums: tuple[int, ...] = ()
     extra_maxima: tuple[int, ...] = ()
@@ -59,8 +60,8 @@ class Totals:
             sums=added([part.sums for part in parts]),
             maxima=tuple(map(max, *(part.maxima for part in parts))),
             histogram=Histogram.sum([part.histogram for part in parts]),
-            token_rows=merge_rows([row for part in parts for row in part.token_rows], keep),
-            sequence_rows=merge_rows([row for part in parts for row in part.sequence_rows], keep),
+            token_rows=Rows.of(keep, [part.token_rows for part in parts]),
+            sequence_rows=Rows.of(keep, [part.sequence_rows for part in parts]),
             keep=keep,
             extra_sums=added([part.extra_sums for part in parts]),
             extra_maxima=tuple(map(max, *(part.extra_maxima for part in parts))),
