@@ -1,69 +1,135 @@
-"""The command ``pplmon``."""
+"""The command ``pplmon``: reads the arguments, runs a command, and gives its answers in words or as JSON."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import Any, NoReturn, TextIO
 
 from pplmon import __version__
-from pplmon.demo.plan import LOGGERS, Plan
+from pplmon.alerts.text import one_line
+from pplmon.demo.command import add_demo
 from pplmon.doctor.command import add_doctor
 from pplmon.page.command import add_report
 from pplmon.replay.command import add_replay
+from pplmon.report.answer import Answer, CommandError, Exit
+from pplmon.report.strict_json import plain
 from pplmon.sinks.tensorboard_view import add_view
 from pplmon.sinks.wandb_workspace import add_dashboard
 
+JSON = "--json"
+JSON_HELP = "print one line of JSON, and nothing else on standard output; docs/agents.md has its keys"
+
+
+class UsageError(CommandError):
+    """The arguments are wrong. ``usage`` has the flags that there are, and the error."""
+
+    def __init__(self, parser: argparse.ArgumentParser, text: str) -> None:
+        super().__init__(text)
+        self.usage = f"{parser.format_usage()}{parser.prog}: error: {text}"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that leaves it to ``main`` to tell an error, and takes flags by their whole names only."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``UsageError``."""
+        raise UsageError(self, message)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    options = parse(arguments)
-    return int(options.run(options))
+    """Run a command, give its answers, and return its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = JSON in given
+    with _json_alone() if as_json else nullcontext(sys.stdout) as out:
+        try:
+            return _run(given, out if as_json else None)
+        except BrokenPipeError:  # whoever read the answers has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+            return Exit.FINE
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the command's options; ``run`` is what runs it. Ends the process with status 2 where they are wrong."""
-    parser = argparse.ArgumentParser(prog="pplmon", description="Know the token that broke your run.")
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the command's options; ``answers(options)`` runs it and yields what it has to say.
+
+    Raises:
+        UsageError: they are wrong.
+    """
+    parser: argparse.ArgumentParser = Parser(prog="pplmon", description="Know the token that broke your run.")
     parser.add_argument("--version", action="version", version=f"pplmon {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
-    _add_demo(commands)
-    add_report(commands)
-    add_view(commands)
-    add_dashboard(commands)
-    add_replay(commands)
-    add_doctor(commands)
+    for add in (add_demo, add_report, add_view, add_dashboard, add_replay, add_doctor):
+        add(commands)
+    for command in commands.choices.values():
+        command.add_argument(JSON, action="store_true", help=JSON_HELP)
     options, unknown = parser.parse_known_args(arguments)
     if unknown:  # the command's own usage names the flags that there are
         commands.choices[options.command].error(f"unrecognized arguments: {' '.join(unknown)}")
     return options
 
 
-def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    text = "train a small model for about two minutes, corrupt one sequence on purpose, and see it found"
-    demo = commands.add_parser("demo", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    usual = Plan()
-    demo.add_argument("--steps", type=int, default=usual.steps, help="optimizer steps (default: %(default)s)")
-    demo.add_argument("--logger", choices=LOGGERS, default=usual.logger, help="(default: %(default)s; wandb: offline)")
-    demo.add_argument("--devices", type=int, default=usual.devices, help="ranks, on the CPU (default: %(default)s)")
-    demo.add_argument(
-        "--corrupt-step",
-        type=int,
-        metavar="STEP",
-        help="the 0-based step to corrupt (default: at two thirds of the run)",
-    )
-    demo.add_argument("--out", type=Path, default=usual.out, help="where the run is written (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=usual.seed, help="(default: %(default)s)")
-    demo.set_defaults(run=lambda options: _demo(demo, options))
-
-
-def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+def _run(given: Sequence[str], out: TextIO | None) -> Exit:
+    """Give every answer, as JSON where ``out`` takes it. Whatever fails is told on standard error, and there as well."""
+    code, name = Exit.FINE, ""
     try:
-        plan = Plan(options.steps, options.logger, options.devices, options.corrupt_step, options.out, options.seed)
-    except ValueError as error:
-        parser.error(str(error))
-    from pplmon.demo.run import run  # Lightning takes seconds to load: --help and a wrong flag need none of it
+        options = parse(given)
+        name = f" {options.command}"
+        for answer in options.answers(options):
+            _give(answer, out)
+            code = answer.code
+    except BrokenPipeError:
+        raise
+    except UsageError as error:
+        failed, told = one_line(error), error.usage
+    except CommandError as error:
+        failed = one_line(error)
+        told = f"pplmon{name}: {failed}"
+    except Exception as error:  # a mistake of ours: an exit code of 1 would say that something was found
+        failed, told = f"{type(error).__name__}: {one_line(error)}", traceback.format_exc().rstrip()
+    else:
+        return code
+    print(told, file=sys.stderr)
+    if out is not None:
+        _print_json({"error": failed}, out)
+    return Exit.FAILED
 
-    return run(plan)
+
+def _give(answer: Answer, out: TextIO | None) -> None:
+    if out is None:
+        answer.show()
+        sys.stdout.flush()
+    else:
+        _print_json(answer.values(), out)
+
+
+def _print_json(values: Mapping[str, Any], out: TextIO) -> None:
+    print(json.dumps(plain(values), allow_nan=False), file=out, flush=True)
+
+
+@contextmanager
+def _json_alone() -> Iterator[TextIO]:
+    """Leave standard output to JSON alone. What others print, child processes too, goes to standard error.
+
+    It does so to the end of the process: a bar that was interrupted prints once more as it is collected.
+    """
+    ours = sys.stdout
+    if ours is not sys.__stdout__:  # whoever calls ``main`` has put something in its place
+        with redirect_stdout(sys.stderr):
+            yield ours
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    with open(kept, "w", encoding="utf-8") as out:
+        yield out
 
 
 if __name__ == "__main__":

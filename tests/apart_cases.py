@@ -515,6 +515,27 @@ def one_abandons_before_ranks_agree(at: At, who: int, settings: dict[str, Any]) 
     return close(at, monitor)
 
 
+def begins_anew_after(at: At, ends: list[str]) -> Any:
+    """Runs in one group, each ended by an exception on some ranks, or in the middle of a read-out; then one that is whole."""
+    at.init()
+    runs = []
+    for number, how in enumerate(ends):
+        monitor = monitor_of(at, sinks=[])
+        train(at, monitor, 5)
+        if how == "taken in" or (how == "taken in by one" and at.rank):
+            monitor.collect()
+        if how == "on one rank" and at.rank:
+            train(at, monitor, 3)
+            close(at, monitor)
+        else:
+            with at.timed():
+                monitor.abandon()
+        monitor = monitor_of(at, prefix=f"{number}/")
+        train(at, monitor, 4)
+        runs.append(close(at, monitor))
+    return runs
+
+
 def one_of_two_monitors_is_abandoned(at: At) -> Any:
     """Rank 1 abandons one of two monitors, and goes on with the other one."""
     at.init()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +96,13 @@ class InOrder(transformers.Trainer):
         return None
 
 
+class Mine(InOrder):
+    """A trainer that evaluates under a prefix of its own."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        return super().evaluate(*args, **{**kwargs, "metric_key_prefix": "mine"})
+
+
 def arguments(where: Path, **given: Any) -> transformers.TrainingArguments:
     """Arguments for a few steps of 4 micro-batches of 2 rows, without bars and reports."""
     usual = {
@@ -126,3 +134,11 @@ def trainer(where: Path, model: Any = None, kind: Any = InOrder, **given: Any) -
 def logged(made: Any, key: str) -> list[tuple[int, float]]:
     """The steps and values of a key in a trainer's history."""
     return [(row["step"], row[key]) for row in made.state.log_history if key in row]
+
+
+def told_of(run: Callable[[], Any]) -> list[str]:
+    """What pplmon warns of in a run."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run()
+    return [str(each.message) for each in caught if "pplmon" in str(each.message)]

@@ -17,7 +17,7 @@ from pplmon.sinks import read_journal
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from tests.hf_kit import Heard, InOrder, Sums, arguments, build, collate, logged, mean, rows, trainer  # noqa: E402
+from tests.hf_kit import Heard, InOrder, Mine, Sums, arguments, build, collate, logged, mean, rows, trainer  # noqa: E402
 from tests.test_sinks_tensorboard import charts, read  # noqa: E402
 from tests.test_sinks_wandb import finished  # noqa: E402
 
@@ -116,12 +116,20 @@ def test_a_run_whose_ranks_are_lost_keeps_its_counts_through_evaluation(tmp_path
 
 
 def test_several_eval_sets_have_a_pass_each(tmp_path: Path) -> None:
-    """Under the trainer's own prefixes, and under names of their own in the journal."""
+    """Under the trainer's own prefixes, and under names of their own in the journal; a rule judges each by itself."""
     sets = {"wiki": rows(5, seed=3), "code": rows(6, seed=4)}
     made = trainer(tmp_path, eval_dataset=sets, eval_strategy="steps", eval_steps=4)
     heard = Heard(made.model)
-    pplmon.watch(made)
+    alerts: list[pplmon.Alert] = []
+    rules = [pplmon.Above("cross_entropy", 1.0, stage="val"), pplmon.Above("cross_entropy", 1.1, stage="val/code")]
+    pplmon.watch(made, alerts=rules, on_alert=alerts.append)
     made.train()
+    assert [(alert.stage, alert.threshold) for alert in alerts] == [
+        ("val/wiki", 1.0),
+        ("val/code", 1.0),
+        ("val/code", 1.1),
+    ]
+    assert alerts[0].text.startswith("step 3: val/wiki/cross_entropy ")
     assert logged(made, "eval_wiki_cross_entropy") == [(4, pytest.approx(mean(heard.eval[:2]), abs=1e-6))]
     assert logged(made, "eval_code_cross_entropy") == [(4, pytest.approx(mean(heard.eval[2:]), abs=1e-6))]
     stages = [row["stage"] for row in read_journal(tmp_path) if row["kind"] == "report"]
@@ -180,6 +188,27 @@ def test_the_best_checkpoint_is_really_the_best(tmp_path: Path) -> None:
     assert made.state.best_metric == best[1]
     assert made.state.best_model_checkpoint.endswith(f"checkpoint-{best[0]}")
     assert made.evaluate()["eval_perplexity"] == pytest.approx(best[1], rel=1e-6)
+
+
+def test_an_evaluation_under_a_prefix_of_its_own(tmp_path: Path) -> None:
+    """Its keys begin with it, a chart finds them, and the trainer the one that its best checkpoint is chosen by."""
+    made = trainer(
+        tmp_path, kind=Mine, max_steps=6, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="mine_perplexity", greater_is_better=False,
+        report_to=["tensorboard"], learning_rate=0.3,
+    )  # fmt: skip
+    heard = Heard(made.model)
+    pplmon.watch(made, alerts=[])
+    made.train()
+    passes = [mean(heard.eval[i : i + 4]) for i in (0, 4, 8)]
+    assert logged(made, "mine_cross_entropy") == list(
+        zip((2, 4, 6), (pytest.approx(each, abs=1e-6) for each in passes))
+    )
+    assert made.state.best_metric == pytest.approx(math.exp(min(passes)), rel=1e-6)
+    assert made.state.best_model_checkpoint.endswith(f"checkpoint-{2 + 2 * passes.index(min(passes))}")
+    events = read(next(tmp_path.rglob("events.out.tfevents*")).parent)
+    drawn = [tag for tag in events.Tags()["scalars"] if re.match(charts(events)["Perplexity, val"], tag)]
+    assert "train/mine_perplexity" in drawn and "train/perplexity" not in drawn
 
 
 def test_early_stopping_finds_a_number_that_is_not_even_logged(tmp_path: Path) -> None:
@@ -504,25 +533,29 @@ def test_a_state_that_cannot_be_read_is_told_and_the_run_goes_on(tmp_path: Path)
     assert [step for step, _ in logged(again, "perplexity")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("part", ["", "wiki_"])
+@pytest.mark.parametrize("part", ["eval/", "eval/wiki_", "train/mine_"])
 def test_the_run_of_wandb_is_the_trainers_own(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One run has the trainer's rows with our numbers, the alerts and the best values."""
     wandb = pytest.importorskip("wandb")
     for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DIR", str(tmp_path))):
         monkeypatch.setenv(f"WANDB_{name}", value)
     wandb.teardown()  # it remembers the directory of the first run in the process
-    data = {"wiki": rows(5, seed=3), "code": rows(6, seed=4)} if part else rows(10, seed=2)
-    made = trainer(tmp_path, report_to=["wandb"], eval_strategy="steps", eval_steps=4, eval_dataset=data)
+    data = {"wiki": rows(5, seed=3), "code": rows(6, seed=4)} if "wiki" in part else rows(10, seed=2)
+    kind = Mine if "mine" in part else InOrder
+    made = trainer(tmp_path, kind=kind, report_to=["wandb"], eval_strategy="steps", eval_steps=4, eval_dataset=data)
     pplmon.watch(made, alerts=[pplmon.Above("cross_entropy", 1.0)])
     made.train()
     wandb.finish()
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     run = finished(path)
-    for key in ("train/perplexity", f"eval/{part}perplexity"):
+    for key in ("train/perplexity", f"{part}perplexity"):
         shown = [(row["train/global_step"], row[key]) for row in run.history if key in row]
         assert shown == logged(made, key.replace("train/", "").replace("/", "_")) != []
     assert [alert.title for alert in run.alerts] == ["Above: train/cross_entropy"]
-    assert run.summary[f"eval/{part}perplexity_min"] == logged(made, f"eval_{part}perplexity")[0][1]
+    assert (
+        run.summary[f"{part}perplexity_min"]
+        == logged(made, f"{part.replace('train/', '').replace('/', '_')}perplexity")[0][1]
+    )
     assert not [key for key in run.summary if key.startswith("val/")]
 
 

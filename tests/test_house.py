@@ -207,6 +207,58 @@ def test_the_files_of_private_names_hold_those_of_their_library_only() -> None:
     assert not borrowed(LIBRARIES["torch"], sources) & borrowed(LIBRARIES["Lightning"], sources)
 
 
+# Where a trainer is connected, numbers are only handed on: what is left to compute are ranks, and rows of a batch.
+WIRES = ("hugging_face", "lightning", "loop")
+COUNTS = {"trainer.accelerator.num_processes // trainer.get_tp_size()", "len(ids) // 2"}
+NUMERIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.MatMult)
+REDUCTIONS = {"exp", "log2", "sum", "mean", "softmax", "log_softmax", "cross_entropy", "item", "tolist"}
+
+
+def arithmetic(source: str) -> set[str]:
+    """The computations of a source, and the calls that reduce tensors. The / of a path joins texts and constants."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, NUMERIC):
+            right = node.right
+            text = isinstance(right, ast.JoinedStr) or (
+                isinstance(right, ast.Constant) and isinstance(right.value, str)
+            )
+            if not (isinstance(node.op, ast.Div) and (text or ast.unparse(right).isupper())):
+                found.add(ast.unparse(node))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rsplit(".", 1)[-1] in REDUCTIONS:
+            found.add(ast.unparse(node))
+    return found
+
+
+def repeated(sources: Mapping[str, str], lines: int = 6) -> set[tuple[str, ...]]:
+    """So many lines that stand in more than one of these, whatever their indentation; empty ones and comments apart."""
+    places: dict[tuple[str, ...], set[str]] = {}
+    for name, source in sources.items():
+        kept = [line.strip() for line in source.splitlines() if line.strip() and not line.strip().startswith("#")]
+        for start in range(len(kept) - lines + 1):
+            places.setdefault(tuple(kept[start : start + lines]), set()).add(name)
+    return {piece for piece, names in places.items() if len(names) > 1}
+
+
+def test_the_wire_of_hugging_face_computes_nothing_and_wires_repeat_nothing() -> None:
+    """What two trainers need alike is the session's."""
+    sources = {name: path.read_text(encoding="utf-8") for name, path in MODULES.items()}
+    found = {
+        wire: "\n".join(text for name, text in sources.items() if _within(name, f"pplmon.trainers.{wire}"))
+        for wire in WIRES
+    }
+    assert arithmetic(found["hugging_face"]) == COUNTS
+    assert repeated(found) == set()
+
+
+def test_arithmetic_and_repetition_would_be_seen() -> None:
+    """The test above can fail."""
+    told = arithmetic("a = total / tokens\nb = path / NAME / 'x' / f'{y}'\nc = torch.exp(a), a.mean(), loss.item()")
+    assert told == {"total / tokens", "torch.exp(a)", "a.mean()", "loss.item()"}
+    lines = [f"a{number} = {number}" for number in range(7)]
+    assert len(repeated({"a": "\n".join(lines), "b": "def f():\n    " + "\n\n    ".join(lines[:6])})) == 1
+
+
 def test_a_forbidden_import_is_seen_in_every_form() -> None:
     """The tests above can fail: at the top, within a function, of a submodule, and through the package."""
     assert ours("import pplmon.tally.token_tally") == {"tally"}

@@ -52,7 +52,7 @@ def test_a_page_of_an_earlier_run(named: list[str], tmp_path: Path, capsys: pyte
     page = pplmon.page(tmp_path, run=first)
     assert page.runs[0].steps == 30 and f"run {first}" in page.html
     assert cli.main(["report", str(tmp_path), "--run", first, "--json"]) == 0
-    assert [alert["step"] for alert in json.loads(capsys.readouterr().out)["runs"][0]["alerts"]] == [12]
+    assert [event["step"] for event in json.loads(capsys.readouterr().out)["runs"][0]["events"]] == [12]
     assert cli.main(["report", str(tmp_path), "--run", "none"]) == 2
     assert "the journal has no run 'none'" in capsys.readouterr().err
 

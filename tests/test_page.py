@@ -98,7 +98,7 @@ def test_the_licence_of_uplot_is_in_every_copy(seen: Seen) -> None:
 def test_it_can_be_searched(seen: Seen) -> None:
     """Verdict, alert, address and the planted text stand in the page as text."""
     for part in (
-        "Healthy; 1 alert at step 70",
+        "Healthy, 1 incident at step 70",
         "train/max_sequence_loss is 12.4688, above 6",
         "sample 7003",
         " PLANTED",
@@ -174,7 +174,7 @@ def test_the_command_writes_beside_the_journal(run: Path, capsys: pytest.Capture
     """And says the verdict, where the page is, and what opens it."""
     assert cli.main(["report", str(run)]) == 0
     said = capsys.readouterr().out
-    assert "Healthy; 1 alert at step 70: one sequence explains 100 % of it." in said
+    assert "Healthy, 1 incident at step 70: one sequence explains 100 % of it." in said
     assert f"{run / 'report.html'} (" in said
     assert said.rstrip().endswith(command.opening(run / "report.html"))
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
@@ -193,11 +193,11 @@ def test_several_runs_go_to_the_working_directory(
     assert (tmp_path / "there/both.html").is_file()
     printed = json.loads(capsys.readouterr().out.split("report.html\n")[-1])
     assert [found["name"] for found in printed["runs"]] == ["a", "b"]
-    assert printed["differences"]["alerts"] == ["0", "0"]
+    assert printed["differences"]["alerts"] == [0, 0]
 
 
 def test_json_says_what_the_page_says(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Strict JSON and nothing else: verdict, headline, alerts with their addresses."""
+    """Strict JSON and nothing else: verdict, the last numbers, and events with their alerts and addresses."""
     target = tmp_path / "p.html"
     assert cli.main(["report", str(run), "-o", str(target), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -205,13 +205,19 @@ def test_json_says_what_the_page_says(run: Path, tmp_path: Path, capsys: pytest.
     (found,) = printed["runs"]
     assert (found["state"], found["verdict"], found["steps"], found["over"]) == (
         "good",
-        "Healthy; 1 alert at step 70: one sequence explains 100 % of it.",
+        "Healthy, 1 incident at step 70: one sequence explains 100 % of it.",
         100,
         True,
     )
-    (alert,) = found["alerts"]
-    assert alert["step"] == 70
-    assert alert["address"] == "step 70, sequence 3, sample 7003"
+    (event,) = found["events"]
+    assert (event["step"], event["address"]) == (70, "step 70, sequence 3, sample 7003")
+    (alert,) = event["alerts"]
+    assert (alert["rule"], alert["metric"], alert["threshold"]) == ("Above", "max_sequence_loss", 6.0)
+    assert event["worst"][0]["target_text"] == " PLANTED" and event["worst"][0]["sample_id"] == 7003
+    assert (found["alerts_total"], found["notices_total"]) == (1, 0)
+    rows = pplmon.sinks.read_journal(run)
+    last = [row for row in rows if row["kind"] == "report" and row["stage"] == "train"][-1]["numbers"]
+    assert found["numbers"]["train/perplexity"] == last["perplexity"]
 
 
 def test_a_directory_that_is_a_run_and_holds_others_says_what_it_leaves_out(

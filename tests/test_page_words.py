@@ -21,6 +21,7 @@ from pplmon.page.runs import Run, find, read_runs
 from pplmon.page.table import Table
 from pplmon.page.verdict import verdict
 from pplmon.report.worst import WorstSequence, WorstToken
+from pplmon.sinks.alert_counts import AlertCounts
 from tests.page_runs import write_run
 
 
@@ -41,31 +42,35 @@ def spike(step: int, value: float = 9.0, severity: str = "warning", **more: Any)
     ("run", "state", "text"),
     [
         (a_run(), "good", "Healthy: no alert in 100 steps."),
-        (a_run([spike(60)]), "good", "Healthy; 1 spike at step 60."),
+        (a_run([spike(60)]), "good", "Healthy, 1 spike at step 60."),
         (
             a_run([spike(60, blame_sequence=0.94, blame_token=0.02), spike(60)]),
             "good",
-            "Healthy; 1 spike at step 60: one sequence explains 94 % of it.",
+            "Healthy, 1 spike at step 60: one sequence explains 94 % of it.",
         ),
-        (a_run([spike(60, blame_token=0.7)]), "good", "Healthy; 1 spike at step 60: one token explains 70 % of it."),
-        (a_run([spike(20), spike(25), spike(60)]), "good", "Healthy; 2 spikes, at steps 20 and 60."),
+        (a_run([spike(60, blame_token=0.7)]), "good", "Healthy, 1 spike at step 60: one token explains 70 % of it."),
+        (a_run([spike(20), spike(25), spike(60)]), "good", "Healthy, 2 spikes, at steps 20 and 60."),
         (
             a_run([spike(step, 6.0 + (step == 50)) for step in (10, 30, 50, 70)]),
             "good",
-            "Healthy; 4 spikes from step 10 to 70, the highest at step 50.",
+            "Healthy, 4 spikes from step 10 to 70, the highest at step 50.",
         ),
-        (a_run([spike(60, severity="critical")]), "good", "Healthy again; 1 spike at step 60."),
+        (a_run([spike(60, severity="critical")]), "good", "Healthy again, 1 spike at step 60."),
         (
             a_run([spike(97, severity="info")], [9.0, 8.0, 8.5]),
             "good",
-            "Healthy: no alert in 100 steps; 1 notice at step 97.",
+            "Healthy, 1 notice at step 97.",
         ),
         (
             a_run([spike(20, severity="info", blame_token=0.7), spike(60)]),
             "good",
-            "Healthy; 1 spike at step 60; 1 notice at step 20: one token explains 70 % of it.",
+            "Healthy, 1 spike at step 60; 1 notice at step 20: one token explains 70 % of it.",
         ),
-        (a_run([spike(20, severity="info"), spike(21)]), "good", "Healthy; 1 spike at step 20."),
+        (
+            a_run([spike(20, severity="info"), spike(21)]),
+            "good",
+            "Healthy, 1 spike at step 20; 1 notice at step 20.",
+        ),
         (
             a_run([spike(97)], [9.0, 8.0, 8.5]),
             "bad",
@@ -76,7 +81,7 @@ def spike(step: int, value: float = 9.0, severity: str = "warning", **more: Any)
             "bad",
             "Not healthy: train/max_sequence_loss went above its limit at step 99 and has not come back.",
         ),
-        (a_run([spike(97)], [9.0, 2.0, 2.0]), "good", "Healthy; 1 spike at step 97."),
+        (a_run([spike(97)], [9.0, 2.0, 2.0]), "good", "Healthy, 1 spike at step 97."),
         (
             a_run([Alert("Below", "fell", "token_accuracy", 60, "train", 0.1, 0.3)]),
             "bad",
@@ -85,9 +90,9 @@ def spike(step: int, value: float = 9.0, severity: str = "warning", **more: Any)
         (
             a_run([Alert("Below", "fell", "token_accuracy", 60, "train", 0.1, 0.15)]),
             "good",
-            "Healthy; 1 alert at step 60.",
+            "Healthy, 1 incident at step 60.",
         ),
-        (a_run([Alert("mine", "look", step=60), spike(20)]), "good", "Healthy; 2 incidents, at steps 20 and 60."),
+        (a_run([Alert("mine", "look", step=60), spike(20)]), "good", "Healthy, 2 incidents, at steps 20 and 60."),
     ],
 )
 def test_the_verdict(run: Run, state: str, text: str) -> None:
@@ -127,12 +132,17 @@ def test_the_headline_has_the_journal_s_numbers(tmp_path: Path) -> None:
     assert (tiles["alerts"].value, tiles["alerts"].note) == ("1", "at step 70")
 
 
-def test_notices_are_counted_as_the_verdict_counts_them() -> None:
-    """Two rules that note one hard batch are one notice, on the tile and in the verdict."""
-    run = a_run([spike(60, severity="info"), spike(60, severity="info")])
+def test_notices_are_counted_alike_everywhere() -> None:
+    """Two rules that note one hard batch are two notices: in the verdict, on the tile, and in what loggers count."""
+    noted = [spike(60, severity="info"), spike(60, severity="info")]
+    run = a_run([*noted, spike(61)])
     (tile,) = [tile for tile in headline(run) if tile.title == "alerts"]
-    assert (tile.value, tile.note) == ("0", "none in the run; 1 notice")
-    assert "1 notice at step 60" in verdict(run).text
+    assert (tile.value, tile.note) == ("1", "at step 61; 2 notices")
+    assert verdict(run).text == "Healthy, 1 spike at step 60; 2 notices at step 60."
+    counts = AlertCounts()
+    for alert in run.alerts:
+        counts.add(alert)
+    assert counts.curves() == {"pplmon/alerts_total": 1, "pplmon/notices_total": 2}
 
 
 def test_a_small_line_keeps_a_spike() -> None:

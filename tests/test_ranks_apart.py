@@ -336,6 +336,14 @@ def test_who_abandons_before_ranks_agree_waits_for_nobody_and_is_not_waited_for(
         assert {0.5, 1.5} & set(values)  # each rank's own, where they did not agree
 
 
+def test_a_new_monitor_after_an_exception_is_whole_again(tmp_path: Path) -> None:
+    """In the same group, whatever read-out was under way on which rank, and whichever rank had the exception."""
+    ends = ["under way", "taken in", "taken in by one", "on one rank", "under way"]
+    for rank, outcome in enumerate(run("begins_anew_after", tmp_path, ends, timeout=60)):
+        assert outcome.answer == [[3, 4 * BOTH, 0]] * len(ends) and outcome.error == "" and outcome.seconds < 3
+        assert len(outcome.warnings) == rank  # of the one that lost the other
+
+
 def test_monitors_that_share_a_communicator_leave_it_together(tmp_path: Path) -> None:
     """What one sends would not meet what the other ranks send: they would wait for the user's timeout."""
     first, second = run("one_of_two_monitors_is_abandoned", tmp_path, timeout=60)

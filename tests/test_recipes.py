@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 import pplmon
+from pplmon.sinks import Journal, read_journal
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from tests.hf_kit import SMALL, VOCAB, Heard, Sums, build, logged, mean, trainer  # noqa: E402
+from tests.hf_kit import SMALL, VOCAB, Heard, Sums, build, collate, logged, mean, rows, told_of, trainer  # noqa: E402
 
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True, "router_aux_loss_coef": 0.5}
 GPT2 = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
@@ -31,11 +32,29 @@ VISION = {
 }
 
 
+PICTURE, PLACES = VOCAB - 1, 4  # the id that stands for a part of a picture, and the parts of one
+
+
 def llava() -> Any:
     """A model of texts that takes pictures, too."""
     text, vision = transformers.LlamaConfig(**SMALL), transformers.CLIPVisionConfig(**VISION)
-    config = transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_id=VOCAB - 1)
+    config = transformers.LlavaConfig(
+        text_config=text, vision_config=vision, image_token_id=PICTURE, image_seq_length=PLACES, vision_feature_layer=-1
+    )
     return transformers.LlavaForConditionalGeneration(config)
+
+
+def with_pictures(batch: Any) -> dict[str, Tensor]:
+    """Put a picture before each text: its places have no targets."""
+    texts = collate([row.clamp(max=PICTURE - 1) for row in batch])
+    shape = len(batch), PLACES
+    before = {
+        "input_ids": torch.full(shape, PICTURE),
+        "attention_mask": torch.ones(shape, dtype=torch.long),
+        "labels": torch.full(shape, -100),
+    }
+    pixels = torch.randn(len(batch), 3, 16, 16, generator=torch.Generator().manual_seed(int(texts["input_ids"].sum())))
+    return {"pixel_values": pixels} | {name: torch.cat([before[name], texts[name]], dim=1) for name in before}
 
 
 MODELS: dict[str, Callable[[], Any]] = {
@@ -63,18 +82,60 @@ def test_models_under_the_trainer_of_transformers(name: str, tmp_path: Path) -> 
     heard = Heard(model, shift=name != "t5")
     made = trainer(tmp_path, model, max_steps=1, logging_steps=1, learning_rate=0.0)
     pplmon.watch(made)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        made.train()
-        evaluated = made.evaluate()["eval_cross_entropy"]
-    told = [str(each.message) for each in caught if "pplmon" in str(each.message)]
+    metrics: dict[str, float] = {}
+    told = told_of(lambda: (made.train(), metrics.update(made.evaluate())))
     true = mean(heard.train)
     assert logged(made, "cross_entropy") == [(1, pytest.approx(true, abs=1e-5))]
-    assert evaluated == pytest.approx(mean(heard.eval), abs=1e-5)
+    assert metrics["eval_cross_entropy"] == pytest.approx(mean(heard.eval), abs=1e-5)
     theirs = logged(made, "loss")[0][1]
     ratio, messages = ODD.get(name, (1.0, 0))
     assert theirs / true == pytest.approx(ratio, abs=0.02 if name in ODD else 5e-4)
     assert len(told) == messages and all("returned a loss of" in text for text in told)
+
+
+@pytest.mark.filterwarnings("ignore:(?!pplmon)")
+def test_llava_with_pictures_under_the_trainer_of_transformers(tmp_path: Path) -> None:
+    """The text after each picture is scored, its first token among it: the picture's last place predicts that."""
+    torch.manual_seed(0)
+    model = llava()
+    heard = Heard(model)
+    made = trainer(tmp_path, model, data_collator=with_pictures, max_steps=2, learning_rate=0.0)
+    pplmon.watch(made)
+    assert told_of(made.train) == []
+    assert logged(made, "cross_entropy") == [(2, pytest.approx(mean(heard.train), abs=1e-5))]
+    assert logged(made, "tokens_seen") == [(2, sum(len(row) for row in rows(64)[:16]))]
+    assert logged(made, "loss")[0][1] == pytest.approx(mean(heard.train), abs=2e-3)
+    assert made.evaluate()["eval_cross_entropy"] == pytest.approx(mean(heard.eval), abs=1e-5)
+    worst = next(row for row in read_journal(tmp_path) if row["kind"] == "report")["worst"]
+    assert all(row["position"] >= PLACES and row["target"] != PICTURE for row in worst)
+
+
+@pytest.mark.filterwarnings("ignore:(?!pplmon)")
+def test_llava_with_pictures_under_lightning(tmp_path: Path) -> None:
+    """The same model in a module."""
+    pl = pytest.importorskip("pytorch_lightning")
+    torch.manual_seed(0)
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = llava()
+
+        def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+            return self.model(**batch).loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters())
+
+    module = Module()
+    heard = Heard(module.model)
+    made = pl.Trainer(
+        accelerator="cpu", max_steps=4, callbacks=[pplmon.PerplexityMonitor(every_n_steps=4)], logger=False,
+        default_root_dir=tmp_path, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
+    )  # fmt: skip
+    loader = torch.utils.data.DataLoader(rows(16), batch_size=4, collate_fn=with_pictures)  # type: ignore[arg-type]
+    assert told_of(lambda: made.fit(module, loader)) == []
+    assert made.callback_metrics["train/cross_entropy"].item() == pytest.approx(mean(heard.train), abs=1e-5)
 
 
 def test_lightnings_demo_transformer(tmp_path: Path) -> None:
@@ -107,34 +168,52 @@ def test_lightnings_demo_transformer(tmp_path: Path) -> None:
     assert made.callback_metrics["train/cross_entropy"].item() == pytest.approx(mean(seen), abs=1e-5)
 
 
-def test_litgpts_model_in_fabrics_loop(tmp_path: Path) -> None:
-    """Its loss is made outside of the model, so the loop says what it is."""
-    pytest.importorskip("litgpt", reason="litgpt wants numpy<2: pip install --no-deps litgpt jsonargparse")
-    from lightning.fabric import Fabric
-    from litgpt.config import Config
-    from litgpt.model import GPT
-    from litgpt.utils import chunked_cross_entropy
+def with_lines(function: Any, names: dict[str, Any], *added: tuple[str, str]) -> None:
+    """Add a line after each that begins so, as a user would in the file; ``names`` are known there."""
+    lines = inspect.getsource(function).splitlines()
+    for after, line in added:
+        (place,) = [index for index, text in enumerate(lines) if text.strip().startswith(after)]
+        lines.insert(place + 1, lines[place].replace(lines[place].strip(), line))
+    exec("\n".join(lines), names)
 
-    fabric = Fabric(accelerator="cpu", devices=1)
-    config = Config(block_size=32, vocab_size=VOCAB, padded_vocab_size=VOCAB, n_layer=2, n_head=4, n_embd=32)
+
+def test_litgpts_pretraining_loop(tmp_path: Path) -> None:
+    """Its own ``fit`` and ``validate`` on its model, with a line for the logits of each, for a step, and for a pass."""
+    pretrain = pytest.importorskip(
+        "litgpt.pretrain", reason="litgpt wants numpy<2: pip install --no-deps litgpt jsonargparse"
+    )
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1, loggers=[])
     torch.manual_seed(0)
-    model = GPT(config)
+    sizes = {"block_size": 16, "vocab_size": VOCAB, "padded_vocab_size": VOCAB, "n_layer": 2, "n_head": 4, "n_embd": 32}
+    model = pretrain.GPT(pretrain.Config(**sizes))
     model, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters()))
-    sums: list[Sums] = []
-    with pplmon.Monitor(every_n_steps=3) as monitor:
-        for step in range(6):
-            data = torch.randint(VOCAB, (2, 17), generator=torch.Generator().manual_seed(step))
-            input_ids, targets = data[:, :-1].contiguous().long(), data[:, 1:].contiguous().long()
-            logits = model(input_ids)
-            loss = chunked_cross_entropy(logits, targets)
-            monitor.observe(logits, targets, loss=loss)
-            fabric.backward(loss / 2)
-            sums.append(Sums.of(logits, targets, shift=False))
-            if step % 2:
-                optimizer.step(), optimizer.zero_grad()
-                monitor.step()
-        report = monitor.close()
-    assert report is not None and report.cross_entropy == pytest.approx(mean(sums), abs=1e-5)
+    ids = torch.randint(VOCAB, (22, 17), generator=torch.Generator().manual_seed(0))
+    train, held_out = (torch.utils.data.DataLoader(part, batch_size=2) for part in (ids[:16], ids[16:]))  # type: ignore[arg-type]
+    sums: dict[str, list[Sums]] = {"train": [], "val": []}
+
+    def seen(logits: Tensor, targets: Tensor) -> None:
+        sums["train" if model.training else "val"].append(Sums.of(logits, targets, shift=False))
+
+    monitor = pplmon.Monitor(every_n_steps=4, sinks=[Journal(tmp_path)], alerts=[])
+    names = {**vars(pretrain), "monitor": monitor, "seen": seen}
+    observe = "loss = chunked", "monitor.observe(logits, targets, loss=loss), seen(logits, targets)"
+    with_lines(pretrain.fit, names, observe, ("optimizer.zero_grad", "monitor.step()"))
+    with_lines(pretrain.validate, names, observe, ("@torch.no_grad", "@monitor.stage('val')"))
+    given = pretrain.TrainArgs(
+        save_interval=None, global_batch_size=4, micro_batch_size=2, max_tokens=256, log_interval=100, lr_warmup_steps=1,
+        max_norm=1.0,
+    )  # fmt: skip
+    evaluated = pretrain.EvalArgs(interval=2, max_iters=3, initial_validation=True, final_validation=False)
+    state = {"model": model, "optimizer": optimizer, "iter_num": 0, "step_count": 0}
+    names["fit"](fabric, 1, state, train, held_out, tmp_path, None, given, evaluated)
+    report = monitor.close()
+    assert report is not None and report.cross_entropy == pytest.approx(mean(sums["train"]), abs=1e-5)
+    assert report.tokens == 256
+    passes = [row["numbers"] for row in read_journal(tmp_path) if row["kind"] == "report" and row["stage"] == "val"]
+    wanted = [pytest.approx(mean(sums["val"][at : at + 3]), abs=1e-5) for at in (0, 3, 6)]
+    assert [numbers["cross_entropy"] for numbers in passes] == wanted
 
 
 def test_nanogpts_loop() -> None:

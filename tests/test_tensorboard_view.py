@@ -129,7 +129,7 @@ def test_the_command_prints_the_links_and_what_to_type(
         in said
     )
     assert main(["view", str(board), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["every curve"] == "http://localhost:6006/?smoothing=0#timeseries"
+    assert json.loads(capsys.readouterr().out)["curves"] == "http://localhost:6006/?smoothing=0#timeseries"
 
 
 def test_a_place_without_event_files_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

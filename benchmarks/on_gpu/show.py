@@ -34,7 +34,8 @@ def targets(parts: dict[str, Row]) -> list[Target]:
         *_of_launches(found.get("launches", {})),
         *_of_exactness(found.get("exactness", {})),
         *_of_ranks(found.get("nccl", {})),
-        *_of_training(found.get("training", {}).get("step")),
+        _of_training("a training step, percent more", 0.5, found.get("training", {}).get("step")),
+        _of_training("a training step of 8 B, percent more", 0.1, found.get("training-8b", {}).get("step")),
         *_of_tests(found),
     ]
 
@@ -120,14 +121,14 @@ def _of_ranks(found: Row) -> list[Target]:
     ]  # fmt: skip
 
 
-def _of_training(step: Row | None) -> list[Target]:
+def _of_training(what: str, most: float, step: Row | None) -> Target:
     over = step and step["overhead"]
     shown = (
         over
         and step
         and f"{over['percent']:+.2f} ({over['low']:+.2f} to {over['high']:+.2f}), {step['parameters'] / 1e9:.1f} B"
     )
-    return [Target("a training step, percent more", "<= 0.5", shown, bool(over and over["percent"] <= 0.5))]
+    return Target(what, f"<= {most}", shown, bool(over and over["percent"] <= most))
 
 
 def _of_tests(found: dict[str, Row]) -> list[Target]:

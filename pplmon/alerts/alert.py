@@ -128,7 +128,8 @@ class MetricRule:
 
     Attributes:
         metric: the number's name.
-        stage: "train", "val" or "test": reports of other stages are ignored.
+        stage: "train", "val" or "test": reports of other stages are ignored. Where each of several data sets has a pass, each
+            is judged by itself; "val/wiki" judges only the one of that name.
         severity: the severity of its alerts, unless ``alert`` is given another.
         numbers_only: True if it reads no worst tokens, so that ranks need not gather them before judging.
         tuned_by: the argument that ``pplmon replay --wanted-rate`` may choose: above 0, and larger means fewer alerts.
@@ -141,11 +142,13 @@ class MetricRule:
     tuned_by: str | None = None
     compares = False
     _made_with: dict[str, Any]
+    _parts: dict[str, MetricRule]  # the same rule for each of several data sets, by the stage of its reports
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Keep the arguments, by which a journal and a checkpoint know the rule."""
         rule = super().__new__(cls)
         object.__setattr__(rule, "_made_with", arguments_of(cls, args, kwargs))  # also of a frozen dataclass
+        object.__setattr__(rule, "_parts", {})
         return rule
 
     def __init__(self, metric: str, stage: str = "train") -> None:
@@ -161,9 +164,21 @@ class MetricRule:
     def __call__(self, report: Report) -> Alert | None:
         """Judge one report; other stages, and reports that lack the number, are ignored."""
         if report.stage != self.stage:
-            return None
+            return self.of_part(report.stage)(report) if self.judges(report.stage) else None
         value = self._value(report)
         return None if value is None else self.judge(value, report)
+
+    def judges(self, stage: str) -> bool:
+        """Return True for a stage whose reports the rule judges: its own, and that of each of its data sets."""
+        return stage == self.stage or stage.startswith(f"{self.stage}/")
+
+    def of_part(self, stage: str) -> MetricRule:
+        """Return the rule that judges one of several data sets: it remembers that set's values only."""
+        if stage not in self._parts:
+            self._parts[stage] = part = type(self)(**options(self))
+            for name, value in (("stage", stage), ("warns", self.warns)):
+                object.__setattr__(part, name, value)
+        return self._parts[stage]
 
     def judge(self, value: float, report: Report) -> Alert | None:
         """Return an alert for this value, or ``None``."""
@@ -210,6 +225,11 @@ class MetricRule:
     def __repr__(self) -> str:
         """Return the call that makes this rule: the journal keeps it, and ``pplmon replay`` reads it back."""
         return call_text(type(self), options(self), literal)
+
+
+def parts_of(rule: MetricRule) -> dict[str, MetricRule]:
+    """Return the rules that judge several data sets, by their stages; none where there were no such reports."""
+    return dict(rule._parts)
 
 
 def options(rule: MetricRule) -> dict[str, Any]:

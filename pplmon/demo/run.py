@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 import pplmon
 from pplmon.demo.model import ByteModel
 from pplmon.demo.plan import Plan
-from pplmon.demo.summary import corruption_found, show_summary
+from pplmon.demo.summary import answer
 from pplmon.demo.text import CONTEXT, HeldOutWindows, Sequences, TrainingWindows, decode, language_reference
-from pplmon.page.command import NAME, opening
+from pplmon.page.command import NAME
+from pplmon.report.answer import Answer
 from pplmon.sinks.journal import FILE_NAME, read_journal
 from pplmon.sinks.wandb import STEP
 
@@ -51,8 +53,8 @@ class Announce(pl.Callback):
             bar.print(f"step {self._plan.corrupted_step}: now comes row {self._plan.corrupted_row}, the random bytes")
 
 
-def run(plan: Plan) -> int:
-    """Run the demo and return the exit code: 1 where no alert named the corrupted step, else 0."""
+def run(plan: Plan) -> Iterator[Answer]:
+    """Run the demo. The first rank yields its answer, whose code tells whether an alert named the corrupted step."""
     _hush()
     _share_cores()
     pl.seed_everything(plan.seed, verbose=False)
@@ -62,16 +64,16 @@ def run(plan: Plan) -> int:
     logger = _logger(plan, directory)
     trainer = _trainer(plan, logger, directory)
     started = time.monotonic()
-    trainer.fit(ByteModel(plan.steps), *_loaders(plan))
+    try:
+        trainer.fit(ByteModel(plan.steps), *_loaders(plan))
+    except SystemExit:  # Lightning ends the process so at Ctrl-C, with the code of a step that was not found
+        raise KeyboardInterrupt from None
     seconds = time.monotonic() - started
-    if not trainer.is_global_zero:
-        return 0
-    journal, places = _finish(plan, logger, directory)
-    rows = read_journal(journal)
-    shown = pplmon.page(journal).save(journal.with_name(NAME))
-    places = {"journal": str(journal), **places, "page": str(shown), "open it": opening(shown)}
-    show_summary(rows, seconds, plan.corrupted_step, places)
-    return 0 if plan.corrupted_step is None or corruption_found(rows, plan.corrupted_step) else 1
+    if trainer.is_global_zero:
+        journal, places = _finish(plan, logger, directory)
+        rows = read_journal(journal)
+        shown = pplmon.page(journal).save(journal.with_name(NAME))
+        yield answer(plan, rows, seconds, journal, shown, places)
 
 
 def _trainer(plan: Plan, logger: Any, directory: Path) -> pl.Trainer:

@@ -1,8 +1,9 @@
-"""Print the end of the demo: a table of the run from its journal, and whether the corrupted step was found."""
+"""The end of the demo: a table of the run from its journal, and whether the corrupted step was found."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,8 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pplmon.alerts.text import brief
+from pplmon.demo.plan import Plan
+from pplmon.page.command import opening
+from pplmon.report.answer import Answer, Exit
 
 Row = Mapping[str, Any]  # of the journal
+ALERT = ("rule", "metric", "stage", "step", "severity", "text")  # of an alert, for --json
 
 # Log key -> True where more is better. Losses are in nats.
 SHOWN = {
@@ -25,17 +30,39 @@ SHOWN = {
 }
 
 
-def show_summary(rows: Sequence[Row], seconds: float, corrupted: int | None, places: Mapping[str, str]) -> None:
-    """Print the table, whether the corrupted step was found, and ``places``: what is where, and what opens it."""
-    console = Console(highlight=False)
-    console.print()
-    console.print(summary_table(rows, f"{1 + last_step(rows)} steps in {seconds:.0f} s"))
-    style = "bold green" if corrupted is None or corruption_found(rows, corrupted) else "bold red"
-    console.print(Text("\n".join(verdict(rows, corrupted)), style), soft_wrap=True)
-    console.print()
-    width = max(map(len, places), default=0)
-    for name, place in places.items():
-        console.print(Text(f"{name:<{width}}  {place}"), soft_wrap=True)
+def answer(
+    plan: Plan, rows: Sequence[Row], seconds: float, journal: Path, page: Path, places: Mapping[str, str]
+) -> Answer:
+    """Return what the demo has to say of its run; ``places`` is what else is where, and what opens it."""
+    corrupted = plan.corrupted_step
+    found = None if corrupted is None else corruption_found(rows, corrupted)
+
+    def values() -> dict[str, Any]:
+        return {
+            "steps": 1 + last_step(rows),
+            "seconds": seconds,
+            "corrupted_step": corrupted,
+            "corrupted_row": plan.corrupted_row,
+            "found": found,
+            "alerts": [{name: row.get(name) for name in ALERT} for row in rows if row["kind"] == "alert"],
+            "numbers": {key: series[-1][1] for key in SHOWN if (series := numbers(rows, key))},
+            "journal": str(journal),
+            "page": str(page),
+        }
+
+    def show() -> None:
+        console = Console(highlight=False)
+        console.print()
+        console.print(summary_table(rows, f"{1 + last_step(rows)} steps in {seconds:.0f} s"))
+        style = "bold red" if found is False else "bold green"
+        console.print(Text("\n".join(verdict(rows, corrupted)), style), soft_wrap=True)
+        console.print()
+        named = {"journal": str(journal), **places, "page": str(page), "open it": opening(page)}
+        width = max(map(len, named))
+        for name, place in named.items():
+            console.print(Text(f"{name:<{width}}  {place}"), soft_wrap=True)
+
+    return Answer(values, show, Exit.FOUND if found is False else Exit.FINE)
 
 
 def summary_table(rows: Sequence[Row], title: str) -> Table:

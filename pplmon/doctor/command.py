@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from pplmon.report.answer import Answer, CommandError, Exit
 
 if TYPE_CHECKING:
     from pplmon.doctor import Finding, Observation
     from pplmon.doctor.batches import Batch
     from pplmon.doctor.first_batch import Decode
-
-AGREES, FINDINGS, BAD_INPUT = 0, 1, 2
 
 
 def add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,14 +39,12 @@ def add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     doctor.add_argument("--batches", type=int, default=3, metavar="N", help="look at so many (default: %(default)s)")
     doctor.add_argument("--show", action="store_true", help="print the first batch, with what is not scored in grey")
     doctor.add_argument("--tokenizer", metavar="NAME_OR_PATH", help="of transformers, for --show (default: ids)")
-    doctor.add_argument("--json", action="store_true", help="print one JSON object")
-    doctor.set_defaults(run=_doctor)
+    doctor.set_defaults(answers=_doctor)
 
 
-def _doctor(options: argparse.Namespace) -> int:
+def _doctor(options: argparse.Namespace) -> Iterator[Answer]:
     from pplmon.doctor import judge
     from pplmon.doctor.batches import batches_of
-    from pplmon.report.visible import visible
 
     try:
         if options.batches < 1:
@@ -58,14 +55,13 @@ def _doctor(options: argparse.Namespace) -> int:
             raise ValueError("the batches say unlike things under shift; state one by --shift or --no-shift")
         decode = _decode(options.tokenizer) if options.show else None
     except Exception as error:  # of a user's function whatever it raises: no traceback of ours is of use
-        print(visible(f"pplmon doctor: {type(error).__name__}: {error}"), file=sys.stderr)
-        return BAD_INPUT
+        raise CommandError(f"{type(error).__name__}: {error}") from error
     findings = judge(seen, options.ignore_index)
-    if options.json:
-        print(_as_json(options.source, seen, findings))
-    else:
-        _print(batches, seen, findings, options.show, decode)
-    return FINDINGS if findings else AGREES
+    yield Answer(
+        lambda: _values(options.source, batches, seen, findings),
+        lambda: _print(batches, seen, findings, options.show, decode),
+        Exit.FOUND if findings else Exit.FINE,
+    )
 
 
 def _observation(batch: Batch, options: argparse.Namespace) -> Observation:
@@ -102,13 +98,18 @@ def _decode(name: str | None) -> Decode | None:
     return lambda ids: str(tokenizer.decode(ids))
 
 
-def _as_json(source: str, seen: Sequence[Observation], findings: Sequence[Finding]) -> str:
-    from dataclasses import asdict
-
-    from pplmon.report.strict_json import plain
-
-    numbers = {"batches": len(seen), "tokens": _tokens(seen), "cross_entropy": _mean(seen), "loss": _losses(seen)}
-    return json.dumps(plain({"source": source, **numbers, "findings": [asdict(f) for f in findings]}), indent=1)
+def _values(
+    source: str, batches: Sequence[Batch], seen: Sequence[Observation], findings: Sequence[Finding]
+) -> dict[str, Any]:
+    return {
+        "source": source,
+        "batches": len(seen),
+        "tokens": _tokens(seen),
+        "shift": bool(seen[0].facts.shift),
+        "cross_entropy": _mean(seen) if _have_logits(batches) else None,
+        "loss": _losses(seen),
+        "findings": [asdict(finding) for finding in findings],
+    }
 
 
 def _print(
@@ -136,7 +137,7 @@ def _print(
 
 def _summary(batches: Sequence[Batch], seen: Sequence[Observation], findings: Sequence[Finding]) -> str:
     of = f"{len(seen)} batch{'es' if len(seen) > 1 else ''}, {_tokens(seen)} scored tokens"
-    if any("logits" not in batch for batch in batches):
+    if not _have_logits(batches):
         return f"{of}: {_count(findings)} in ids and labels; there are no logits to compare with a loss"
     measured = f"{of}, cross-entropy {_mean(seen):.5g} nats per token with shift={bool(seen[0].facts.shift)}"
     losses = _losses(seen)
@@ -145,6 +146,10 @@ def _summary(batches: Sequence[Batch], seen: Sequence[Observation], findings: Se
     if not losses:
         return f"{measured}: no findings; give the loss, too, to know that it is the right number"
     return f"{measured}: it agrees with the loss, {sum(losses) / len(losses):.5g}"
+
+
+def _have_logits(batches: Sequence[Batch]) -> bool:
+    return all("logits" in batch for batch in batches)
 
 
 def _count(findings: Sequence[Finding]) -> str:

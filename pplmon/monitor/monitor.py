@@ -72,7 +72,7 @@ class Monitor(Observes, Logs, Saves):
         return self.wait_for_window and self.cadence.closes_window(step)
 
     @contextmanager
-    def stage(self, stage: str, loader: Any = None, local: bool = False) -> Iterator[Pass]:
+    def stage(self, stage: str, loader: Any = None, local: bool = False, part: str | None = None) -> Iterator[Pass]:
         """Count a whole pass separately: ``with monitor.stage("val") as val: …``; then ``val.report``.
 
         The rows that ``loader`` repeats to fill its last batch count once, or are shown as ``duplicate_sequences``. A
@@ -80,8 +80,11 @@ class Monitor(Observes, Logs, Saves):
 
         Every rank of the group has the same passes. With ``local=True`` a pass is of this rank alone, for when only rank 0
         validates: nothing is sent, and no rule judges it. The first rank shows it; others write it to their own journal.
+
+        ``part`` names the data set, where each of several has a pass: its numbers are ``val/perplexity/wiki``, and a rule on
+        ``stage="val"`` judges each data set by itself.
         """
-        opened = self.begin_pass(stage, local=local)
+        opened = self.begin_pass(stage, local=local, part=part)
         self._repeated = repeated = RepeatedRows((loader,))
         try:
             yield opened

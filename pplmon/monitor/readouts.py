@@ -169,7 +169,7 @@ class Engine(Survives):
         opened.report = self._report_of_pass(opened, step, opened.local_totals())
         if self.writes:
             self._start()
-            self.publisher.publish(opened.report, f"{self.prefix}{opened.stage}/")
+            self.publisher.publish(opened.report, f"{self.prefix}{opened.stage}/", opened.tail)
         else:
             self._delivery.local(opened.report, self.rank)
         return opened.report

@@ -103,19 +103,19 @@ class Standing:
         self._stopped = True
 
     def hang_up(self, why: str | None = None) -> None:
-        """Sever the link so that the other ranks notice at once, in place of waiting for this one."""
+        """Sever the link, and leave the communicator: what this rank sends would no longer meet what the others send."""
         ours = (
             Group(self.pattern.process_group) if self._connected and not self.severed and not self._home.ended else None
         )
         self.sever(why)
         if ours is None or ours.size == 1:
             return
-        for other in list(_standing):  # what it sends would no longer meet what those ranks send
+        for other in list(_standing):
             if other.pattern.process_group is ours.handle and not other.severed:
                 other.sever("another monitor has left the communicator that monitors of the same ranks share")
         if self.arrives(0):
             self.pattern.process_group = self.tally.process_group = None
-            ours.hang_up()
+            ours.forget()
         else:
             ours.keep_open()
 

@@ -85,7 +85,7 @@ def _view(run: Run, listed: Sequence[Event]) -> dict[str, Any]:
         "events": [{**vars(event), "texts": _texts(event.texts, sequence_of)} for event in listed],
         "worst": _texts(heatmap(tokens_of(run.worst or {})), address),
         "reliability": _reliability(run),
-        "stages": stages,
+        "stages": [shown(stage) for stage in stages],
         "numbers": _numbers(run, stages),
         "settings": settings(run),
     }
@@ -115,9 +115,9 @@ def _texts(found: Sequence[Text], where: Callable[[WorstToken], str]) -> list[di
 
 
 def _reliability(run: Run) -> list[str]:
-    """Return the reliability diagram of the last window or pass of each stage, as SVG that holds no text of the run's."""
+    """Return the reliability diagram of the last window or pass of each stage, as SVG."""
     last = {stage: rows[-1] for stage, rows in run.windows.items()}
-    found = [Diagram.of(row["numbers"], f"{stage}, step {row['step']}") for stage, row in last.items()]
+    found = [Diagram.of(row["numbers"], f"{shown(stage)}, step {row['step']}") for stage, row in last.items()]
     return [diagram.svg() for diagram in found if diagram is not None]
 
 

@@ -64,10 +64,10 @@ def payload(runs: Sequence[Run], figures: Sequence[Drawing], listed: Sequence[Se
 
 
 def _one(chart: Chart, runs: Sequence[Run]) -> Iterator[Drawing]:
-    places = [(stage, name) for name in chart.names for stage in chart.stages if _has(chart, runs[0], stage, name)]
+    places = [(stage, name) for name in chart.names for stage in _stages(chart, runs[0], name)]
     several = len({stage for stage, _ in places}) > 1
     lines = [
-        Line(0, stage, name, f"{label(name)}, {stage}" if several else label(name), color)
+        Line(0, stage, name, f"{label(name)}, {shown(stage)}" if several else label(name), color)
         for color, (stage, name) in enumerate(places)
     ]
     if lines:
@@ -81,11 +81,14 @@ def _several(chart: Chart, runs: Sequence[Run]) -> Iterator[Drawing]:
     for name in chart.names:
         lines = [
             Line(
-                number, stage, name, f"{shown(run.name)}, {stage}" if len(chart.stages) > 1 else shown(run.name), number
+                number,
+                stage,
+                name,
+                f"{shown(run.name)}, {shown(stage)}" if len(chart.stages) > 1 else shown(run.name),
+                number,
             )
             for number, run in enumerate(runs)
-            for stage in chart.stages
-            if _has(chart, run, stage, name)
+            for stage in _stages(chart, run, name)
         ]
         if lines:
             title = f"{chart.title}: {label(name)}" if len(chart.names) > 1 else chart.title
@@ -98,6 +101,11 @@ def _distribution(runs: Sequence[Run], number: int) -> Drawing:
     names = [name for name in DISTRIBUTION.names if _has(DISTRIBUTION, runs[number], "train", name)]
     lines = [Line(number, "train", name, label(name), color) for color, name in zip(UPON_COLUMNS, names)]
     return Drawing(key, title, DISTRIBUTION.unit, DISTRIBUTION.meaning, lines, wide=len(runs) == 1, distribution=number)
+
+
+def _stages(chart: Chart, run: Run, name: str) -> list[str]:
+    """Return the stages of a chart in which a run has the number: of several data sets each is one."""
+    return [part for stage in chart.stages for part in run.parts(stage) if _has(chart, run, part, name)]
 
 
 def _has(chart: Chart, run: Run, stage: str, name: str) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pplmon.report.answer import Answer, CommandError
 
 if TYPE_CHECKING:
     from pplmon.page.build import Page
@@ -42,10 +43,7 @@ def add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     report.add_argument(
         "--run", metavar="NAME", dest="named", help="one of several runs in a journal, by its name (default: the last)"
     )
-    report.add_argument(
-        "--json", action="store_true", help="print one JSON object: verdicts, alerts, and the page's path"
-    )
-    report.set_defaults(run=_report)
+    report.set_defaults(answers=_report)
 
 
 def opening(path: Path) -> str:
@@ -54,17 +52,8 @@ def opening(path: Path) -> str:
     return f"{opener} {path}"
 
 
-def as_json(page: Page, path: Path) -> str:
-    """Return what a page says as one strict JSON object."""
-    from pplmon.page.summary import summary
-    from pplmon.report.strict_json import plain
-
-    return json.dumps(plain({"page": str(path), "bytes": path.stat().st_size, **summary(page.runs)}), indent=1)
-
-
-def _report(options: argparse.Namespace) -> int:
-    """Write the page, and return the exit code: 2 where what was given cannot be shown."""
-    from pplmon.alerts.text import one_line
+def _report(options: argparse.Namespace) -> Iterator[Answer]:
+    """Write the page; with ``--follow`` again whenever the run has gone on."""
     from pplmon.page.build import page
     from pplmon.page.runs import left_out
 
@@ -78,52 +67,57 @@ def _report(options: argparse.Namespace) -> int:
             )
         made = page(*options.runs, follow=RELOAD if options.follow else 0, run=options.named)
         path = made.save(options.out or _place(made))
+        yield _answer(made, path)
         if options.follow:
-            _say(made, path, options.json)
-            made = _follow(options.runs, made, path, options.named)
+            yield from _follow(options, made, path)
     except (ValueError, OSError) as error:
-        print(f"pplmon report: {one_line(error)}", file=sys.stderr)
-        return 2
-    if options.json:
-        print(as_json(made, path))
-    else:
-        _say(made, path)
-    return 0
+        raise CommandError(str(error)) from error
+
+
+def _answer(made: Page, path: Path) -> Answer:
+    from pplmon.page.summary import summary
+
+    size = path.stat().st_size  # now: the file may be written again before the answer is read
+    return Answer(lambda: {"page": str(path), "bytes": size, **summary(made.runs)}, lambda: _say(made, path))
 
 
 def _place(made: Page) -> Path:
     return made.runs[0].path.parent / NAME if len({run.path for run in made.runs}) == 1 else Path(NAME)
 
 
-def _say(made: Page, path: Path, quiet: bool = False) -> None:
-    if quiet:
-        return
+def _say(made: Page, path: Path) -> None:
     from pplmon.alerts.words import shown
     from pplmon.page.verdict import verdict
 
     for run in made.runs:
         print(f"{shown(run.name)}: {verdict(run).text}")
-    print(f"{path} ({path.stat().st_size / 1024:,.0f} KiB); it opens with: {opening(path)}", flush=True)
+    print(f"{path} ({path.stat().st_size / 1024:,.0f} KiB); it opens with: {opening(path)}")
 
 
-def _follow(places: Sequence[str], made: Page, path: Path, run: str | None) -> Page:
-    """Write the page again whenever a journal has grown, until its runs are over or the user has had enough."""
+def _follow(options: argparse.Namespace, made: Page, path: Path) -> Iterator[Answer]:
+    """Write the page again whenever a journal has grown, until its runs are over or the user has had enough.
+
+    What is yielded in between is for programs. A person has been told where the page is, and is told the end.
+    """
     from pplmon.page.build import page
 
+    read: list[int] = []  # the sizes before the journals were read: what grows meanwhile is seen at the next look
     try:
         while any(run.worst is None for run in made.runs):
-            before = _sizes(made)
             time.sleep(LOOK)
-            if _sizes(made) != before:
+            if (sizes := _sizes(made)) != read:
+                read = sizes
                 begun = time.monotonic()
-                made = page(*places, follow=RELOAD, run=run)
+                made = page(*options.runs, follow=RELOAD, run=options.named)
                 made.save(path)
+                if options.json:
+                    yield _answer(made, path)
                 time.sleep(min(60.0, SHARE * (time.monotonic() - begun)))
     except KeyboardInterrupt:
         print(file=sys.stderr)
-    made = page(*places, run=run)  # which no longer loads itself again
+    made = page(*options.runs, run=options.named)  # which no longer loads itself again
     made.save(path)
-    return made
+    yield _answer(made, path)
 
 
 def _sizes(made: Page) -> list[int]:

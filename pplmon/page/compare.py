@@ -15,24 +15,27 @@ Reading = Callable[[Run], float | None]
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the table: what it is, each run's value, and which of them is the best."""
+    """One row of the table: what it is, each run's number, and which of them is the best."""
 
     title: str
-    values: list[str]
+    numbers: list[float | None]
     best: list[bool]
+
+    @property
+    def values(self) -> list[str]:
+        """Return the numbers as text."""
+        return [number(value) for value in self.numbers]
 
 
 def differences(runs: Sequence[Run]) -> list[Line]:
     """Return the numbers in which runs are compared, each run's beside the others'."""
     lines = []
-    for title, reading, better in _READINGS:
+    for title, reading, better in _readings(runs):
         values = [reading(run) for run in runs]
         if any(value is not None for value in values):
             known = [value for value in values if value is not None and math.isfinite(value)]
             best = better(known) if better is not None and len(set(known)) > 1 else None
-            lines.append(
-                Line(title, [number(value) for value in values], [v == best and v is not None for v in values])
-            )
+            lines.append(Line(title, values, [v == best and v is not None for v in values]))
     return lines
 
 
@@ -71,22 +74,20 @@ def _extreme(stage: str, name: str, of: Callable[[Sequence[float]], float]) -> R
     return read
 
 
-def _readings() -> list[tuple[str, Reading, Callable[[Sequence[float]], float] | None]]:
+def _readings(runs: Sequence[Run]) -> list[tuple[str, Reading, Callable[[Sequence[float]], float] | None]]:
     rows: list[tuple[str, Reading, Callable[[Sequence[float]], float] | None]] = [
         ("steps", lambda run: run.steps, None),
         ("tokens trained on", _last("train", "tokens_seen"), None),
     ]
-    for stage in ("val", "train", "test"):
+    parts = {part: stage for stage in ("val", "train", "test") for run in runs for part in run.parts(stage)}
+    for part, stage in parts.items():
         for name in ("perplexity", "token_accuracy"):
             better = max if CATALOGUE[name].best == "max" else min
-            rows.append((f"{stage}/{name}, last", _last(stage, name), better))
+            rows.append((f"{shown(part)}/{name}, last", _last(part, name), better))
             if stage == "val":
-                rows.append((f"{stage}/{name}, best", _extreme(stage, name, better), better))
+                rows.append((f"{shown(part)}/{name}, best", _extreme(part, name, better), better))
     for name in ("max_sequence_loss", "max_token_loss", "worst_1pct_loss"):
         rows.append((f"train/{name}, highest", _extreme("train", name, max), min))
     rows.append(("train/nonfinite_tokens, in all", lambda run: sum(_points(run, "train", "nonfinite_tokens")), min))
     rows.append(("alerts", lambda run: sum(alert.severity != "info" for alert in run.alerts), min))
     return rows
-
-
-_READINGS = _readings()

@@ -39,6 +39,7 @@ class Event:
     step: int
     stage: str
     severity: str
+    alerts: Sequence[Alert]
     sayings: list[Saying]
     blame: list[str]
     address: str  # of what is at fault
@@ -80,6 +81,7 @@ def _event(
         step=step,
         stage=stage,
         severity=max((alert.severity for alert in alerts), key=SEVERITIES.index),
+        alerts=alerts,
         sayings=[_saying(alert) for alert in alerts],
         blame=list(dict.fromkeys(line for alert in alerts for line in blame(alert))),
         address="" if culprit is None else address(culprit),

@@ -6,19 +6,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pplmon.alerts.words import number, plural
+from pplmon.alerts.words import number, plural, shown
 from pplmon.page.runs import Run
-from pplmon.page.verdict import incidents
 from pplmon.report.numbers import CATALOGUE
 
 WIDTH, HEIGHT = 120.0, 28.0  # of a small line, in its own units
 BINS = 60
 
-# Stage, number, title, and whether its highest value is what matters, not its last.
+# Stage, number, title (with the stage of each of several data sets), and whether its highest value is what matters, not its last.
 TILES = (
-    ("train", "perplexity", "perplexity, train", False),
-    ("val", "perplexity", "perplexity, val", False),
-    ("train", "token_accuracy", "accuracy, train", False),
+    ("train", "perplexity", "perplexity, {}", False),
+    ("val", "perplexity", "perplexity, {}", False),
+    ("train", "token_accuracy", "accuracy, {}", False),
     ("train", "max_sequence_loss", "worst sequence", True),
     ("train", "max_token_loss", "worst token", True),
 )
@@ -39,10 +38,10 @@ def headline(run: Run) -> list[Tile]:
     """Return the tiles of a run; a number that it lacks has none."""
     tiles = []
     for stage, name, title, peak in TILES:
-        table = run.tables.get(stage)
-        points = [(s, v) for s, v in table.points(name) if math.isfinite(v)] if table else []
-        if points:
-            tiles.append(_peak(title, name, points) if peak else _last(title, name, points))
+        for part in run.parts(stage):
+            points = [(s, v) for s, v in run.tables[part].points(name) if math.isfinite(v)]
+            if points:
+                tiles.append((_peak if peak else _last)(title.format(shown(part)), name, points))
     return [*tiles, _nonfinite(run), _alerts(run)]
 
 
@@ -88,6 +87,6 @@ def _alerts(run: Run) -> Tile:
     pages = [alert for alert in run.alerts if alert.severity != "info"]
     steps = list(dict.fromkeys(alert.step for alert in pages))
     note = f"at step {steps[0]:,}" if len(steps) == 1 else f"at {len(steps):,} steps" if steps else "none in the run"
-    if notices := [incident for incident in incidents(run.alerts) if incident.notice]:  # as the verdict counts them
-        note += f"; {plural(len(notices), 'notice')}"
+    if notices := len(run.alerts) - len(pages):
+        note += f"; {plural(notices, 'notice')}"
     return Tile("alerts", number(len(pages)), note, bad=any(alert.severity == "critical" for alert in pages))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,6 +22,7 @@ from pplmon.sinks.dashboards import CHARTS
 from pplmon.sinks.journal import FILE_NAME, read_journal
 
 STAGES = ("train", "val", "test")
+LOADER = re.compile(r"dataloader_idx_\d+")
 MOST_RUNS = 16  # lines beyond that cannot be told apart
 _DRAWN = tuple(dict.fromkeys((*(name for chart in CHARTS for name in chart.names), "tokens_seen")))
 
@@ -49,6 +51,10 @@ class Run:
     def distribution(self) -> Distribution | None:
         """The loss of all tokens over time, where the journal has histograms."""
         return distribution(self.windows.get("train", []))
+
+    def parts(self, stage: str) -> list[str]:
+        """The stage, and the stage of each data set where each of several has a pass ("val/wiki"), that have a table."""
+        return [name for name in self.tables if name == stage or name.startswith(f"{stage}/")]
 
     @property
     def own_numbers(self) -> list[str]:
@@ -123,6 +129,9 @@ def _journal(place: Path) -> Path:
 def _run(rows: Sequence[Row], path: Path, name: str) -> Run:
     judged: dict[str, list[Row]] = {stage: [] for stage in STAGES}
     windows: dict[str, list[Row]] = {stage: [] for stage in STAGES}
+    for row in rows:
+        if _is_of_part(row):
+            judged.setdefault(row["stage"], []), windows.setdefault(row["stage"], [])
     alerts: list[Alert] = []
     settings: Row = {}
     worst: Row | None = None
@@ -139,7 +148,7 @@ def _run(rows: Sequence[Row], path: Path, name: str) -> Run:
         elif kind == "run":
             settings, worst = row, None  # it goes on
     watched = {alert.metric for alert in alerts if alert.metric is not None}
-    tables = {stage: _table(judged[stage], windows[stage], watched) for stage in STAGES}
+    tables = {stage: _table(judged[stage], windows[stage], watched) for stage in judged}
     return Run(
         name=name,
         path=path,
@@ -150,6 +159,12 @@ def _run(rows: Sequence[Row], path: Path, name: str) -> Run:
         alerts=sorted(alerts, key=lambda alert: -1 if alert.step is None else alert.step),
         worst=worst,
     )
+
+
+def _is_of_part(row: Row) -> bool:
+    """Return True for a row of one of several data sets; a pass over several loaders is drawn as a whole."""
+    stage, slash, part = str(row.get("stage", "")).partition("/")
+    return row["kind"] in ("judged", "report") and bool(slash) and stage in STAGES and not LOADER.fullmatch(part)
 
 
 def _table(judged: Sequence[Row], windows: Sequence[Row], watched: set[str]) -> Table:

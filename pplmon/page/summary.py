@@ -5,25 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pplmon.alerts.addresses import address
 from pplmon.page.compare import differences, differing
-from pplmon.page.events import events
-from pplmon.page.headline import headline
+from pplmon.page.events import Event, events
 from pplmon.page.runs import Run
 from pplmon.page.verdict import verdict
+from pplmon.report.declared import is_drawn
+
+ALERT = ("rule", "metric", "severity", "value", "threshold", "text", "blame_sequence", "blame_token")
+WORST = (
+    *("loss", "step", "micro_batch", "rank", "sequence", "position", "sample_id"),
+    *("target", "target_text", "predicted", "predicted_text", "context_text"),
+)
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the verdict, the headline and the alerts of each run, and in what the runs differ."""
-    found: dict[str, Any] = {"runs": [_run(run, place) for place, run in enumerate(runs)]}
-    if len(runs) > 1:
-        found["differences"] = {line.title: line.values for line in differences(runs)}
-        found["settings_that_differ"] = differing(runs)
-    return found
+    """Return the verdict, the last numbers and the events of each run, and in what the runs differ."""
+    several = len(runs) > 1
+    return {
+        "runs": [_run(run, place) for place, run in enumerate(runs)],
+        "differences": {line.title: line.numbers for line in differences(runs)} if several else {},
+        "settings_that_differ": differing(runs) if several else {},
+    }
 
 
 def _run(run: Run, place: int) -> dict[str, Any]:
     judged = verdict(run)
+    notices = sum(alert.severity == "info" for alert in run.alerts)
     return {
         "name": run.name,
         "journal": str(run.path),
@@ -31,18 +38,25 @@ def _run(run: Run, place: int) -> dict[str, Any]:
         "over": run.worst is not None,
         "state": judged.state,
         "verdict": judged.text,
-        "headline": {tile.title: tile.value for tile in headline(run)},
-        "alerts": [
-            {
-                "step": event.step,
-                "stage": event.stage,
-                "severity": event.severity,
-                "texts": [saying.text for saying in event.sayings],
-                "blame": event.blame,
-                "address": event.address,
-                "files": [path for _, path in event.files],
-                "worst": [address(text.token) for text in event.texts],
-            }
-            for event in events(run, place)
-        ],
+        "alerts_total": len(run.alerts) - notices,
+        "notices_total": notices,
+        "numbers": {
+            f"{stage}/{name}": value
+            for stage, rows in run.windows.items()
+            for name, value in rows[-1]["numbers"].items()
+            if not is_drawn(name)
+        },
+        "events": [_event(event) for event in events(run, place)],
+    }
+
+
+def _event(event: Event) -> dict[str, Any]:
+    return {
+        "step": event.step,
+        "stage": event.stage,
+        "severity": event.severity,
+        "alerts": [{name: getattr(alert, name) for name in ALERT} for alert in event.alerts],
+        "address": event.address,
+        "files": [path for _, path in event.files],
+        "worst": [{name: getattr(text.token, name) for name in WORST} for text in event.texts],
     }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import median
 
 from pplmon.alerts import Alert
@@ -57,22 +57,23 @@ class Incident:
 
 
 def verdict(run: Run) -> Verdict:
-    """Judge a run by its warnings and critical alerts: by those that are not over, and else by those that there were."""
+    """Judge a run by its warnings and critical alerts that are not over. Where there are none, count what there was."""
     if not run.tables:
         return Verdict("look", "No numbers yet.")
     lasting = [alert for alert in run.alerts if alert.severity != "info" and not _over(run, alert)]
     if lasting:
         return Verdict("bad", f"Not healthy: {_lasting(lasting)}.")
-    both = incidents(run.alerts)
-    found = [incident for incident in both if not incident.notice]
-    noticed = _noticed([incident for incident in both if incident.notice])
-    if not found:
-        rules = run.settings.get("alerts")
-        if rules == []:
-            return Verdict("look", f"No rule judged this run ({plural(run.steps, 'step')}, alerts=[]).")
-        return Verdict("good", f"Healthy: no alert in {plural(run.steps, 'step')}{noticed}.")
-    again = " again" if any(alert.severity == "critical" for alert in run.alerts) else ""
-    return Verdict("good", f"Healthy{again}; {_told(found)}{noticed}.")
+    found = [incident for incident in incidents(run.alerts) if not incident.notice]
+    noted = [alert for alert in run.alerts if alert.severity == "info"]  # counted as every logger counts them
+    steps = [Incident(tuple(alerts)) for _, alerts in groupby(noted, key=lambda alert: alert.step)]
+    said = [_told(_kinds(found), found)] if found else []
+    said += [_told(plural(len(noted), "notice"), steps)] if noted else []
+    if said:
+        again = " again" if any(alert.severity == "critical" for alert in run.alerts) else ""
+        return Verdict("good", f"Healthy{again}, {'; '.join(said)}.")
+    if run.settings.get("alerts") == []:
+        return Verdict("look", f"No rule judged this run ({plural(run.steps, 'step')}, alerts=[]).")
+    return Verdict("good", f"Healthy: no alert in {plural(run.steps, 'step')}.")
 
 
 def incidents(alerts: Sequence[Alert]) -> list[Incident]:
@@ -112,14 +113,8 @@ def _side(alert: Alert) -> str:
     return "below" if (alert.value or 0.0) < (alert.threshold or 0.0) else "above"
 
 
-def _noticed(found: Sequence[Incident]) -> str:
-    """Return the notices in words; a run that has only these is healthy."""
-    return f"; {_told(found)}" if found else ""
-
-
-def _told(found: Sequence[Incident]) -> str:
-    kinds = Counter(_kind(incident) for incident in found)
-    what = plural(len(found), next(iter(kinds)) if len(kinds) == 1 else "incident")
+def _told(what: str, found: Sequence[Incident]) -> str:
+    """Return ``what`` with its steps, and the cause of the highest."""
     if len(found) == 1:
         return ": ".join(filter(None, (f"{what} at step {found[0].step:,}", found[0].cause)))
     if len(found) <= NAMED:
@@ -129,8 +124,12 @@ def _told(found: Sequence[Incident]) -> str:
     return f"{what} from step {found[0].step:,} to {found[-1].step:,}, the highest at step {highest.step:,}{cause}"
 
 
+def _kinds(found: Sequence[Incident]) -> str:
+    """Return how many incidents there are, by the word for all of them. None is called an alert: it may be several."""
+    kinds = {_kind(incident) for incident in found}
+    return plural(len(found), kinds.pop() if len(kinds) == 1 else "incident")
+
+
 def _kind(incident: Incident) -> str:
-    if incident.notice:
-        return "notice"
     rules = {alert.rule for alert in incident.alerts}
-    return "spike" if "Spike" in rules else "non-finite loss" if "NonFinite" in rules else "alert"
+    return "spike" if "Spike" in rules else "non-finite loss" if "NonFinite" in rules else "incident"

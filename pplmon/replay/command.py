@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from pplmon.alerts.text import one_line
 from pplmon.replay.against import read_earlier
 from pplmon.replay.judge import run
 from pplmon.replay.own_file import run_file
-from pplmon.replay.print import as_json, show
+from pplmon.replay.print import show, values
 from pplmon.replay.read.columns import parse_map
 from pplmon.replay.read.reader import readers
 from pplmon.replay.read.series import ReplayError
@@ -18,6 +17,7 @@ from pplmon.replay.read.sources import given, read
 from pplmon.replay.rules import EXAMPLE, Rules
 from pplmon.replay.score import Incident, Watch, scores
 from pplmon.replay.suggest import check_rate, suggest
+from pplmon.report.answer import Answer, CommandError
 
 RULE_HELP = (
     f'a rule as in Python, "{EXAMPLE}" (literals only: nothing is run), or "default", or "live" (a journal\'s own rules), '
@@ -76,12 +76,10 @@ def add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     replay.add_argument(
         "--run", metavar="NAME", dest="named", help="one of several runs in a journal, by its name (default: the last)"
     )
-    replay.add_argument("--json", action="store_true", help="print one JSON object")
-    replay.set_defaults(run=_replay)
+    replay.set_defaults(answers=_replay)
 
 
-def _replay(options: argparse.Namespace) -> int:
-    """Replay, and return the exit code: 2 for arguments or files that do not fit."""
+def _replay(options: argparse.Namespace) -> Iterator[Answer]:
     try:
         if options.wanted_rate is not None:
             check_rate(options.wanted_rate)
@@ -102,11 +100,6 @@ def _replay(options: argparse.Namespace) -> int:
         tunable = [rule for rule in tuned if rule.tuned_by is not None]
         suggestions = [suggest(rule, options.wanted_rate, series, watch) for rule in tunable]
     except (ReplayError, OSError) as error:
-        print(f"pplmon replay: {one_line(error)}", file=sys.stderr)
-        return 2
+        raise CommandError(str(error)) from error
     scored = scores(watch, result.rules, result.fired)
-    if options.json:
-        print(as_json(series, result, scored, suggestions))
-    else:
-        show(series, result, scored, suggestions)
-    return 0
+    yield Answer(lambda: values(series, result, scored, suggestions), lambda: show(series, result, scored, suggestions))

@@ -1,8 +1,7 @@
-"""Print the result of a replay, for people (rich) and for machines (strict JSON)."""
+"""The result of a replay, printed for people (rich) and as plain values for ``--json``."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,6 @@ from pplmon.replay.judge import Fired, Result
 from pplmon.replay.read.series import Series
 from pplmon.replay.score import Score
 from pplmon.replay.suggest import Suggestion
-from pplmon.report.strict_json import plain
 from pplmon.report.visible import visible
 
 SHOWN = 50  # alerts; --json has all
@@ -22,9 +20,11 @@ RATES = (
 PIPE_WIDTH = 160  # columns: rich takes a pipe for 80, and would fold a rule's text
 
 
-def as_json(series: Series, result: Result, scores: Sequence[Score], suggestions: Sequence[Suggestion]) -> str:
-    """Return everything as one strict JSON object; non-finite numbers are strings, as in the journal."""
-    everything = {
+def values(
+    series: Series, result: Result, scores: Sequence[Score], suggestions: Sequence[Suggestion]
+) -> dict[str, Any]:
+    """Return everything as plain values."""
+    return {
         "path": str(series.path),
         "kind": series.kind,
         "rows": sum(1 for _ in series.rows()),
@@ -35,7 +35,6 @@ def as_json(series: Series, result: Result, scores: Sequence[Score], suggestions
         "notes": result.notes,
         "differs_from_journal": result.differs,
     }
-    return json.dumps(plain(everything), allow_nan=False, indent=1)
 
 
 def show(series: Series, result: Result, scores: Sequence[Score], suggestions: Sequence[Suggestion]) -> None:

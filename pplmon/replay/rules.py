@@ -65,7 +65,7 @@ class Rules:
         live = [rule for segment in self._series.segments for rule in self.live(segment) if self.has_live]
         have = self._series.numbers()
         rules = dict([*live, *self.given()])
-        return {t: r for t, r in rules.items() if isinstance(r, MetricRule) and (r.stage, r.metric) in have}
+        return {t: r for t, r in rules.items() if isinstance(r, MetricRule) and _can_judge(r, have)}
 
     def _check_numbers(self) -> None:
         """Report rules that cannot judge: as an error if the user named them, else as a note."""
@@ -74,7 +74,7 @@ class Rules:
         if self.has_live:
             asked += [("live", rule) for segment in self._series.segments for _, rule in self.live(segment)]
         for text, rule in asked:
-            if isinstance(rule, MetricRule) and (rule.stage, rule.metric) not in have:
+            if isinstance(rule, MetricRule) and not _can_judge(rule, have):
                 self._lacks(rule, named=text not in ("live", "default"))
 
     def _live(self, text: str) -> Rule | None:
@@ -93,6 +93,10 @@ class Rules:
         if named:
             raise ReplayError(text)
         self.notes += [] if text in self.notes else [text]
+
+
+def _can_judge(rule: MetricRule, have: set[tuple[str, str]]) -> bool:
+    return any(name == rule.metric and rule.judges(stage) for stage, name in have)
 
 
 def _read(text: str) -> list[Rule]:

@@ -50,7 +50,7 @@ def suggest(rule: MetricRule, rate: float, series: Series, watch: Watch) -> Sugg
     """
     check_rate(rate)
     allowed = rate * watch.quiet_values / PER
-    runs = [[row for row in rows if row.stage == rule.stage] for rows in series.runs]
+    runs = [[row for row in rows if rule.judges(row.stage)] for rows in series.runs]
     option = rule.tuned_by
     if option is None:
         return Suggestion(repr(rule), None, note="it has no threshold to choose")

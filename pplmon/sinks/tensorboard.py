@@ -143,7 +143,8 @@ def _title(chart: Chart, name: str, stage: str) -> str:
 
 
 def _regex(prefix: str, stage: str, name: str) -> str:
-    return rf"^(?:pplmon/)?{re.escape(prefix)}{stage}/{any_part(name)}(?:/dataloader_idx_\d+)?$"
+    part = "" if stage == "train" else "(?:/.+)?"  # of several loaders or data sets each has a curve
+    return rf"^(?:pplmon/)?{re.escape(prefix)}{stage}/{any_part(name)}{part}$"
 
 
 def _epoch_tag(key: str) -> str:

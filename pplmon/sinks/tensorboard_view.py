@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+from pplmon.report.answer import Answer, CommandError
 
 EVENTS = "*tfevents*"
 # TensorBoard by itself keeps 1,000 points of a curve, chosen by chance: of 50 spikes of one step in 20,000 it showed 1. For all
 # plugins a 0 would mean "all", but its server then shows none.
 SAMPLES = {"scalars": 1_000_000, "text": 10_000, "histograms": 2_000, "distributions": 2_000}
-PAGES = {
-    "charts": "/#custom_scalars&_smoothingWeight=0",
-    "alerts, with their text": "/#text",
-    "losses of all tokens": "/#distributions",
-    "every curve": "/?smoothing=0#timeseries",
+PAGES = {  # name for programs -> name for people, place
+    "charts": ("charts", "/#custom_scalars&_smoothingWeight=0"),
+    "alerts": ("alerts, with their text", "/#text"),
+    "distributions": ("losses of all tokens", "/#distributions"),
+    "curves": ("every curve", "/?smoothing=0#timeseries"),
 }
 
 
@@ -31,8 +31,7 @@ def add_view(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     view.add_argument("--port", type=int, default=6006, help="(default: %(default)s; 0: a free one)")
     view.add_argument("--host", default="localhost", help="(default: %(default)s: this machine only)")
-    view.add_argument("--json", action="store_true", help="print the links as one JSON object")
-    view.set_defaults(run=_view)
+    view.set_defaults(answers=_view)
 
 
 def start(run_dir: Path, port: int = 0, host: str = "localhost") -> str:
@@ -60,21 +59,15 @@ def arguments(run_dir: Path) -> list[str]:
     return ["--logdir", str(run_dir), "--samples_per_plugin", ",".join(f"{name}={n}" for name, n in SAMPLES.items())]
 
 
-def links(url: str) -> dict[str, str]:
-    """Return the address of each page, with smoothing off."""
-    return {name: url + page for name, page in PAGES.items()}
-
-
-def _view(options: argparse.Namespace) -> int:
-    """Serve until the user has had enough; return 2 where there is nothing to show."""
+def _view(options: argparse.Namespace) -> Iterator[Answer]:
+    """Start the server, tell where it is, and serve until the user has had enough."""
     try:
-        found = links(start(options.run_dir, options.port, options.host))
+        url = start(options.run_dir, options.port, options.host)
     except ValueError as error:
-        print(f"pplmon view: {error}", file=sys.stderr)
-        return 2
-    _say(found, arguments(options.run_dir), options.json)
+        raise CommandError(str(error)) from error
+    pages = {name: url + place for name, (_, place) in PAGES.items()}
+    yield Answer(lambda: {"url": url, **pages}, lambda: _say(url, arguments(options.run_dir)))
     wait_for_the_user()
-    return 0
 
 
 def wait_for_the_user() -> None:
@@ -85,16 +78,12 @@ def wait_for_the_user() -> None:
         print(file=sys.stderr)
 
 
-def _say(found: dict[str, str], told: Sequence[str], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(found, indent=1), flush=True)
-        return
-    width = max(map(len, found))
-    lines: list[Any] = [f"{name:<{width}}  {url}" for name, url in found.items()]
-    print(*lines, sep="\n")
+def _say(url: str, told: Sequence[str]) -> None:
+    width = max(len(title) for title, _ in PAGES.values())
+    for title, place in PAGES.values():
+        print(f"{title:<{width}}  {url}{place}")
     print(
         f"""In a chart whose spike leaves the top, untick "Ignore outliers in chart scaling" (no link can do it for you).
 The same by hand: tensorboard {" ".join(told)}
-Ctrl-C ends it.""",
-        flush=True,
+Ctrl-C ends it."""
     )

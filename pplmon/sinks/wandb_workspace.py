@@ -6,13 +6,12 @@ It needs the package ``wandb-workspaces``, and no login until it is saved.
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from pplmon.report.answer import Answer, CommandError
 from pplmon.report.numbers import CORE
 from pplmon.sinks.dashboards import CHARTS, COUNTS, EXTRAS, HEATMAP, LABELS, WORST, Chart, any_part
 from pplmon.sinks.wandb import STEP
@@ -29,10 +28,7 @@ def add_dashboard(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     dashboard.add_argument("--entity", required=True, help="the user or the team that has the project")
     dashboard.add_argument("--project", required=True)
     dashboard.add_argument("--prefix", default="", help="that of the monitor's log keys, if it has one")
-    dashboard.add_argument(
-        "--json", action="store_true", help="print the definition and save nothing: it needs no login"
-    )
-    dashboard.set_defaults(run=_dashboard)
+    dashboard.set_defaults(answers=_dashboard)
 
 
 def workspace(entity: str, project: str, prefix: str = "") -> Any:
@@ -139,13 +135,17 @@ def _of(name: str, panels: Sequence[Any], is_open: bool = True) -> Any:
     return ws.Section(name=name, panels=list(panels), is_open=is_open, layout_settings=layout)
 
 
-def _dashboard(options: argparse.Namespace) -> int:
-    """Print or save the workspace; return 2 where it cannot be."""
+def _dashboard(options: argparse.Namespace) -> Iterator[Answer]:
+    """Save the workspace; as JSON give its definition, which needs no login."""
     try:
         made = workspace(options.entity, options.project, options.prefix)
-        said = json.dumps(definition(made), indent=1) if options.json else str(made.save().url)
+    except ImportError as error:
+        raise CommandError(str(error)) from error
+    yield Answer(lambda: definition(made), lambda: print(_saved(made)))
+
+
+def _saved(made: Any) -> str:
+    try:
+        return str(made.save().url)
     except Exception as error:  # of the network, of a login
-        print(f"pplmon dashboard: {error}", file=sys.stderr)
-        return 2
-    print(said)
-    return 0
+        raise CommandError(str(error)) from error

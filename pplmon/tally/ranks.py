@@ -90,18 +90,21 @@ class Group(NamedTuple):
             wait_for(dist.broadcast(cells, first, group=self.handle, async_op=True), device, wait)
         return bytes(cells.cpu().numpy())
 
-    def hang_up(self) -> None:
-        """End a communicator of our own, without waiting: collectives of the other ranks then fail instead of waiting."""
-        for groups in _own.values():
-            for ranks in [ranks for ranks, handle in groups.items() if handle is self.handle]:
-                dist.destroy_process_group(groups.pop(ranks))
+    def forget(self) -> bool:
+        """Have later monitors make another communicator in place of this one; return True if it was one of ours.
+
+        It is not ended before its world is: torch would give its name, and the old addresses under it, to the next one.
+        """
+        known = [(groups, ranks) for groups in _own.values() for ranks in groups if groups[ranks] is self.handle]
+        for groups, ranks in known:
+            del groups[ranks]
+        return bool(known)
 
     def keep_open(self) -> None:
         """Never end a communicator of our own whose collective waits for another rank: its process would end no sooner than that."""
-        if not any(self.handle is handle for groups in _own.values() for handle in groups.values()):
-            return
-        # One reference more than anybody gives back: gloo's destructor waits for what is under way.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.handle))
+        if self.forget():
+            # One reference more than anybody gives back: gloo's destructor waits for what is under way.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.handle))
 
 
 class Alone(Group):

@@ -93,7 +93,9 @@ class Session:
     def listen_to(self, model: nn.Module) -> None:
         """Look for logits in a model from here on. It has to happen before the model's first compiled call."""
         given = self.settings
-        self._capture = Capture(given.logits, given.targets, given.shift, given.wire, given.first_only)
+        self._capture = Capture(
+            given.logits, given.targets, given.shift, given.wire, given.first_only, given.recompute_logits
+        )
         self._capture.attach(model)
         self._model = model
         self._choosing.listen(self._capture)

@@ -43,6 +43,7 @@ class Settings:
     show: bool = False  # print the first batch of training once
     grad_norm: bool = False
     reference: str | os.PathLike[str] | None = None
+    recompute_logits: bool = False  # of a Hugging Face model whose fused loss makes none
     first_only: bool = False  # further calls of a model in a batch are a reference's
     wire: str = "loop"  # the trainer that errors give advice for: "lightning", "hugging_face", "hook" or "loop"
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pplmon.alerts.alert import Alert, MetricRule, Rule
+from pplmon.alerts.alert import Alert, MetricRule, Rule, parts_of
 
 
 def remembered(rules: Sequence[Rule]) -> list[list[Any]]:
     """Return the states of rules as plain values; a user's rule takes part if it has ``state_dict``."""
-    return [[_identity(rule), getattr(rule, "state_dict", dict)()] for rule in rules]
+    return [[_identity(rule), getattr(rule, "state_dict", dict)(), *_of_parts(rule)] for rule in rules]
 
 
 def remind(rules: Sequence[Rule], memory: Sequence[Sequence[Any]]) -> None:
@@ -25,6 +25,17 @@ def remind(rules: Sequence[Rule], memory: Sequence[Sequence[Any]]) -> None:
             saved.remove(found)
             if found[1]:
                 rule.load_state_dict(found[1])  # type: ignore[attr-defined]
+            if isinstance(rule, MetricRule) and len(found) > 2:
+                for stage, state in found[2].items():
+                    rule.of_part(stage).load_state_dict(state)
+
+
+def _of_parts(rule: Rule) -> list[dict[str, Any]]:
+    """Return the states of a rule for several data sets, if it judged any."""
+    states = (
+        {stage: part.state_dict() for stage, part in parts_of(rule).items()} if isinstance(rule, MetricRule) else {}
+    )
+    return [states] if states else []
 
 
 def _identity(rule: Rule) -> str:

@@ -13,7 +13,7 @@ function readTheme() {
 const lineColor = (i) => theme.lines[i % theme.lines.length];
 
 // Where colours are told apart badly, dashes help: val is dashed, and so is every second round of colours.
-const lineDash = (line) => (line.stage === "val" ? [7, 4] : line.stage === "test" ? [2, 3] : line.color >= 8 ? [12, 3, 2, 3] : []);
+const lineDash = (line) => (line.stage.startsWith("val") ? [7, 4] : line.stage.startsWith("test") ? [2, 3] : line.color >= 8 ? [12, 3, 2, 3] : []);
 
 function heatColor(t) {
   const at = Math.min(Math.max(t, 0), 1) * (theme.heat.length - 1);

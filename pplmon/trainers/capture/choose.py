@@ -25,13 +25,14 @@ def sources_for(
     shift: bool | None,
     wire: str = "loop",
     first_only: bool = False,
+    recompute: bool = False,
 ) -> tuple[Source, ...]:
     """Return the sources that these settings allow, in the order in which they are preferred."""
     if wire == "hook":
-        return Said(), HuggingFace(targets, shift), Arguments(targets, shift)
+        return Said(), HuggingFace(targets, shift, recompute=recompute), Arguments(targets, shift)
     if logits is not None:
         return Said(), Configured(logits, targets, shift)
-    return Said(), Returned(targets, shift), HuggingFace(targets, shift, first_only)
+    return Said(), Returned(targets, shift), HuggingFace(targets, shift, first_only, recompute)
 
 
 class Call(NamedTuple):

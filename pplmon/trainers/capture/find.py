@@ -30,7 +30,7 @@ from pplmon.trainers.capture.choose import Call, Chosen, Trial, sources_for
 from pplmon.trainers.capture.evidence import Verdict, weigh
 from pplmon.trainers.capture.findings import findings
 from pplmon.trainers.capture.heard import Batch
-from pplmon.trainers.capture.help_text import nothing_found, observe_call
+from pplmon.trainers.capture.help_text import no_logits, nothing_found, observe_call
 from pplmon.trainers.capture.hooks import listen_to
 from pplmon.trainers.capture.observe import listen
 from pplmon.trainers.capture.silent_steps import SilentSteps, returned_nothing
@@ -50,8 +50,9 @@ class Capture(Takes):
         shift: bool | None,
         wire: str = "loop",
         first_only: bool = False,
+        recompute: bool = False,
     ) -> None:
-        super().__init__(sources_for(logits, targets, shift, wire, first_only), wire)
+        super().__init__(sources_for(logits, targets, shift, wire, first_only, recompute), wire)
         self._logits, self._shift = logits, shift
         self._said = self._sources[0]
         self._module: nn.Module | None = None
@@ -262,7 +263,7 @@ class Capture(Takes):
         raises = stage == "train" and not returned_nothing(outputs) and self._wire != "hugging_face"
         if raises and excuse is not None:
             raise excuse
-        text = nothing_found(stage, self._module, self._logits, self._hooked, self._wire)
+        text = self._help(stage)
         if raises:
             raise ValueError(text)
         self._counter.warn(f"none in {stage}", text if excuse is None else f"{text}\n{excuse}")
@@ -271,8 +272,14 @@ class Capture(Takes):
         """Warn at the end of a pass or a run in which no step returned a loss, and nothing else was found."""
         steps = self._silent.take(stage)
         if steps and stage not in self._choice.by_stage:
-            text = nothing_found(stage, self._module, self._logits, self._hooked, self._wire)
-            self._counter.warn(f"none in {stage}", f"{text}\n{steps} steps returned nothing.")
+            self._counter.warn(f"none in {stage}", f"{self._help(stage)}\n{steps} steps returned nothing.")
+
+    def _help(self, stage: str) -> str:
+        """Return what to write where nothing was found."""
+        fused = next((source.without_logits for source in self._sources if source.without_logits is not None), None)
+        if fused is not None:
+            return no_logits(stage, fused, self._wire)
+        return nothing_found(stage, self._module, self._logits, self._hooked, self._wire)
 
 
 def _loss(loss: Tensor | None) -> Loss | None:

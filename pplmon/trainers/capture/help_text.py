@@ -57,6 +57,15 @@ def nothing_found(stage: str, module: nn.Module | None, logits: Any, hooked: boo
     return SOURCES.format(stage=stage, where=where, owner=owner, call=call, back=back, give=give, hint=hint)
 
 
+def no_logits(stage: str, model: str, wire: str) -> str:
+    """Say that a model's fused loss made no logits, and the line to write."""
+    return (
+        f"{model} gave a loss and no logits in the first {stage} batch, as with a fused loss (such as Liger's): nothing of "
+        f"{stage} is measured. Write {WIRES[wire][2]}recompute_logits=True): they are then computed again from its hidden states, a "
+        "few columns at a time, by one more product with its head"
+    )
+
+
 def _near(module: nn.Module | None, logits: Any, hooked: bool) -> str:
     if not isinstance(logits, str) or module is None:
         return ""

@@ -17,6 +17,7 @@ from pplmon.trainers.capture.help_text import no_fit, origin_of
 from pplmon.trainers.capture.modules import fitted
 from pplmon.trainers.capture.silent_steps import returned_nothing
 from pplmon.trainers.capture.sources.fused_head import Losses
+from pplmon.trainers.capture.sources.recomputed import Recomputed
 from pplmon.trainers.capture.sources.source import Called, Found, Source
 
 
@@ -98,11 +99,11 @@ class Takes:
         elif not self._take_piece(source, found, keywords=called.kwargs):
             self._complain(self._no_fit(f"a call of {type(called.module).__name__}", found, found.logits.shape))
 
-    def _take_losses(self, source: Source, found: Found, losses: Losses, keywords: dict[str, Any]) -> None:
-        """Count what a fused head gave in place of logits."""
+    def _take_losses(self, source: Source, found: Found, losses: Losses | Recomputed, keywords: dict[str, Any]) -> None:
+        """Count what a fused head gave in place of logits, or what is computed again."""
         counter = self._counter
         data = counter.without_repeated(counter.data(found.targets, keywords), found.targets)
-        stats = losses.stats(found.targets, data.pop("mask", None), counter.tally.ignore_index, bool(found.shift))
+        stats = losses.stats(found.targets, data.pop("mask", None), counter.tally, bool(found.shift))
         counter.count(source, found, data, stats)
 
     def _end_of_pieces(self) -> None:

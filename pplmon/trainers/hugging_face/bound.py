@@ -30,6 +30,7 @@ class Bound:
     def __init__(self, trainer: Any, callback: PerplexityCallback) -> None:
         self._trainer, self._callback = trainer, callback
         self.rows = Rows(trainer, callback.prefix)
+        self.heads = {"train": "", "val": "eval_", "test": "test_"}  # of keys in rows, by the stage of a report
         self._resumes_from: Any = None  # what train() was told
         self._inputs: dict[str, Any] = {}  # of the loss under way
         self._generates = False  # in the prediction step under way
@@ -120,7 +121,8 @@ class Bound:
         elif not session.listening:
             session.listen_to(trainer.model)
         stage, part = facts.pass_of(given)
-        session.begin_pass(stage, [given["dataloader"]], part=part)
+        opened = session.begin_pass(stage, [given["dataloader"]], part=part)
+        self.heads[opened.name] = head
         try:
             output = original(*args, **kwargs)
         except BaseException:

@@ -85,7 +85,11 @@ class PerplexityCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
             settings = replace(settings, first_only=bound.has_reference)
             if settings.logits is None and settings.targets is None:
                 settings = replace(settings, targets=bound.popped_labels)
-        sinks = own_sinks(args, self.prefix) if bound is None else sinks_beside(args, self.prefix, bound.callbacks)
+        sinks = (
+            own_sinks(args, self.prefix)
+            if bound is None
+            else sinks_beside(args, self.prefix, bound.callbacks, bound.heads)
+        )
         self._session = session = Session(
             settings,
             model,

@@ -57,6 +57,12 @@ def pass_of(given: Mapping[str, Any]) -> tuple[str, str | None]:
     return stage, part or None
 
 
+def tag_of(key: str) -> str:
+    """Return the name under which W&B and TensorBoard have a key of the trainer's rows: transformers knows two prefixes."""
+    head, _, name = key.partition("_")
+    return f"{head}/{name}" if head in ("eval", "test") else f"train/{key}"
+
+
 def loss_times(trainer: Any, items: Any) -> int:
     """Return by what the trainer multiplied a loss that it divided by the tokens of all ranks: gradients are averaged."""
     takes_items = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
@@ -86,10 +92,13 @@ def watched_key(args: Any) -> str | None:
 
 
 def give_watched(args: Any, metrics: dict[str, float], head: str, report: Report) -> None:
-    """Add the number that the trainer watches even if it is not logged, or not finite: it would raise without it."""
-    key = watched_key(args)
+    """Add the number that the trainer watches even if it is not logged, or not finite: it would raise without it.
+
+    It asks for "eval_…" whatever the prefix of the evaluation.
+    """
+    key = watched_key(args) or ""
     for name, value in report.as_dict().items():
-        if f"{head}{name}" == key:
+        if f"{head}{name}" in (key, key.removeprefix("eval_")):
             metrics.setdefault(key, value)
 
 

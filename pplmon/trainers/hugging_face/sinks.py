@@ -17,8 +17,7 @@ from pplmon.sinks import Console, Journal, Sink
 from pplmon.sinks.dashboards import any_part
 from pplmon.sinks.tensorboard import TensorBoard
 from pplmon.sinks.wandb import WandB
-
-_HEADS = {"train": "train", "val": "eval", "test": "test"}  # of the keys in the trainer's own places, by stage
+from pplmon.trainers.hugging_face.facts import tag_of
 
 
 class OwnPlaces(Places):
@@ -48,11 +47,12 @@ class _Board(TensorBoard):
         super().scalars({tag: value for tag, value in values.items() if not tag.startswith(self._own)}, step)
 
     def tags(self, prefix: str, stage: str, name: str) -> str:
-        part = "" if stage == "train" else "(?:[^/]+_)?"
+        # An evaluation under a prefix of its own, "mine_perplexity", is "train/mine_perplexity" there.
+        heads = {"train": "train/", "val": "(?:eval/(?:[^/]+_)?|train/[^/]+_)", "test": "test/(?:[^/]+_)?"}
         # "structure_perplexity" is no perplexity of a data set named "structure"
         longer = [other.removesuffix(name) for other in known() if other.endswith(f"_{name}") and "/" not in other]
         others = "".join(f"(?<!{re.escape(f'/{words}')})(?<!{re.escape(f'_{words}')})" for words in longer)
-        return rf"^{_HEADS[stage]}/{part}{others}(?:pplmon/)?{re.escape(prefix)}{any_part(name)}$"
+        return rf"^{heads[stage]}{others}(?:pplmon/)?{re.escape(prefix)}{any_part(name)}$"
 
 
 class _Nowhere:
@@ -65,8 +65,9 @@ class _Nowhere:
 class _Run(WandB):
     """The run of ``report_to="wandb"``: pictures, tables and best values, beside the numbers that the trainer logs."""
 
-    def __init__(self, run: Any, prefix: str) -> None:
+    def __init__(self, run: Any, prefix: str, heads: Mapping[str, str]) -> None:
         super().__init__(run=run)
+        self._heads = heads
         self._own = (f"{prefix}train/", f"{prefix}val/", f"{prefix}test/")
 
     def row(self, values: Mapping[str, Any], step: int | None) -> None:
@@ -76,14 +77,17 @@ class _Run(WandB):
 
     def key(self, key: str, part: str) -> str:
         found = split_key(key.removesuffix(f"/{part}"))
-        if found is None:
-            return key
-        return f"{_HEADS[found.stage]}/{f'{part}_' if part else ''}{found.prefix}{found.name}"
+        head = None if found is None else self._heads.get(f"{found.stage}/{part}" if part else found.stage)
+        return key if found is None or head is None else tag_of(f"{head}{found.prefix}{found.name}")
 
 
-def sinks_beside(args: Any, prefix: str, callbacks: Sequence[Any]) -> list[Sink]:
-    """Return what takes more than scalars, where the trainer's rows reach every target of ``report_to``."""
-    return [Journal(args.output_dir, prefix=prefix), *_targets(callbacks, prefix), _console(args, reports=False)]
+def sinks_beside(args: Any, prefix: str, callbacks: Sequence[Any], heads: Mapping[str, str]) -> list[Sink]:
+    """Return what takes more than scalars, where the trainer's rows reach every target of ``report_to``.
+
+    ``heads`` are what precedes a number in the keys of these rows, by the stage of a report.
+    """
+    targets = _targets(callbacks, prefix, heads)
+    return [Journal(args.output_dir, prefix=prefix), *targets, _console(args, reports=False)]
 
 
 def own_sinks(args: Any, prefix: str) -> list[Sink]:
@@ -98,7 +102,7 @@ def _console(args: Any, reports: bool) -> Console:
     return Console(print=None if args.disable_tqdm else tqdm.write, reports=reports)
 
 
-def _targets(callbacks: Sequence[Any], prefix: str) -> list[Sink]:
+def _targets(callbacks: Sequence[Any], prefix: str, heads: Mapping[str, str]) -> list[Sink]:
     """Return the trainer's own W&B run and TensorBoard writer, which are open by now, on the rank that has them."""
     found: list[Sink] = []
     for callback in callbacks:
@@ -107,5 +111,5 @@ def _targets(callbacks: Sequence[Any], prefix: str) -> list[Sink]:
             found.append(_Board(callback, prefix))
         run = getattr(sys.modules.get("wandb"), "run", None) if name == "WandbCallback" else None
         if run is not None:
-            found.append(_Run(run, prefix))
+            found.append(_Run(run, prefix, heads))
     return found

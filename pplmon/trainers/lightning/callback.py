@@ -44,6 +44,8 @@ class PerplexityMonitor(Callback):
         show: print the first rows of the first batch of training once, with the tokens that are not scored in grey.
         grad_norm: log the norm of all gradients before they are clipped, as "optim/grad_norm", and judge it.
         reference: the journal of an earlier run on the same data: alerts say what both show, and what only this run does.
+        recompute_logits: where the fused loss of a Hugging Face model makes no logits (Liger), compute them again from its hidden
+            states, a few columns at a time: one more product with its head.
 
     Without ``logits`` and ``targets`` they are found as described in ``pplmon.trainers.capture.find``.
     """
@@ -66,6 +68,7 @@ class PerplexityMonitor(Callback):
         show: bool = False,
         grad_norm: bool = False,
         reference: str | os.PathLike[str] | None = None,
+        recompute_logits: bool = False,
     ) -> None:
         super().__init__()
         self._settings = Settings(
@@ -85,6 +88,7 @@ class PerplexityMonitor(Callback):
             show=show,
             grad_norm=grad_norm,
             reference=reference,
+            recompute_logits=recompute_logits,
             wire="lightning",
         )
         self._session: Session | None = None

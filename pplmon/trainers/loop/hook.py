@@ -28,13 +28,20 @@ class Hook:
     """A session on the monitor of a loop, whose batches are the calls of one module."""
 
     def __init__(
-        self, monitor: Monitor, model: nn.Module, logits: str | None, targets: Targets | None, shift: bool | None
+        self,
+        monitor: Monitor,
+        model: nn.Module,
+        logits: str | None,
+        targets: Targets | None,
+        shift: bool | None,
+        recompute_logits: bool,
     ) -> None:
         module = next(iter(HuggingFace(targets, shift).modules_in(model).values()), None)
         module = innermost(model) if module is None else module
         # The session's own hook is to come between these two.
         begin = module.register_forward_pre_hook(outside_graphs(self._begin), with_kwargs=True)
-        settings = Settings(logits=logits, targets=targets, shift=shift, wire="hook")
+        given: dict[str, Any] = {"logits": logits, "targets": targets, "shift": shift}
+        settings = Settings(**given, recompute_logits=recompute_logits, wire="hook")
         self.session = Session(settings, module, monitor=monitor)
         self._ends = begin, listen_to(module, self._end)
         self._counts = False
@@ -51,9 +58,9 @@ class Hook:
         self.remove()
 
     @contextmanager
-    def stage(self, stage: str, loader: Any) -> Iterator[Pass]:
+    def stage(self, stage: str, loader: Any, part: str | None) -> Iterator[Pass]:
         """Count the calls within as a pass."""
-        opened = self.session.begin_pass(stage, (loader,))
+        opened = self.session.begin_pass(stage, (loader,), part=part)
         try:
             yield opened
         except BaseException:

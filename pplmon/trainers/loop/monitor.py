@@ -53,6 +53,7 @@ class Monitor(PlainMonitor):
         logits: str | None = None,
         targets: Targets | None = None,
         shift: bool | None = None,
+        recompute_logits: bool = False,
     ) -> Self:
         """Count every call of ``model`` that is given its targets, from here on, in place of ``observe``; return the monitor.
 
@@ -63,12 +64,14 @@ class Monitor(PlainMonitor):
             targets: another name of that argument, or a callable(arguments).
             shift: logits at t predict the target at t+1. ``None``: as the loss that the model returns shows, else true for a
                 Hugging Face causal model, else the tally's.
+            recompute_logits: where the fused loss of a Hugging Face model makes no logits (Liger), compute them again from its
+                hidden states, a few columns at a time: one more product with its head.
 
         Calls without a gradient count within ``stage`` only. ``close`` removes the hook.
         """
         if self._hook is not None:
             raise ValueError("this monitor has a hook on a model already; close it first")
-        self._hook = Hook(self, model, logits, targets, shift)
+        self._hook = Hook(self, model, logits, targets, shift, recompute_logits)
         return self
 
     @property
@@ -79,14 +82,14 @@ class Monitor(PlainMonitor):
         return super().step() if self._hook is None else self._hook.session.step_to()
 
     @contextmanager
-    def stage(self, stage: str, loader: Any = None, local: bool = False) -> Iterator[Pass]:
+    def stage(self, stage: str, loader: Any = None, local: bool = False, part: str | None = None) -> Iterator[Pass]:
         if self._hook is None:
-            with super().stage(stage, loader, local) as opened:
+            with super().stage(stage, loader, local, part) as opened:
                 yield opened
             return
         if local and self.ranks > 1:
             raise ValueError("a hook chooses with all ranks what counts: a pass of one rank takes monitor.observe")
-        with self._hook.stage(stage, loader) as opened:
+        with self._hook.stage(stage, loader, part) as opened:
             yield opened
 
     def state_dict(self, without_batch: bool = False) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from pplmon.measure.tokens import TokenStats, shifted
+from pplmon.tally import TokenTally
 
 
 class Losses(NamedTuple):
@@ -19,7 +20,7 @@ class Losses(NamedTuple):
     entropy: Tensor | None
     vocab_size: int | None
 
-    def stats(self, targets: Tensor, mask: Tensor | None, ignore_index: int | None, shift: bool) -> TokenStats:
+    def stats(self, targets: Tensor, mask: Tensor | None, tally: TokenTally, shift: bool) -> TokenStats:
         """Return the measurements of targets [B, T]; with ``shift`` the first column has none."""
         columns = [self.log_probs, self.correct, self.entropy]
         if shift:
@@ -28,7 +29,8 @@ class Losses(NamedTuple):
         log_probs, correct, entropy = columns
         assert log_probs is not None
         given = {"correct": correct, "entropy": entropy, "vocab_size": self.vocab_size}
-        stats = TokenStats.from_losses(-log_probs, targets, ignore_index=ignore_index, mask=mask, **given)  # type: ignore[arg-type]
+        ignored = tally.ignore_index
+        stats = TokenStats.from_losses(-log_probs, targets, ignore_index=ignored, mask=mask, **given)  # type: ignore[arg-type]
         return replace(stats, shift=shift)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pplmon.trainers.capture.batch import Targets, targets_of
 from pplmon.trainers.capture.modules import arguments, logits_in, loss_in, unwrapped
-from pplmon.trainers.capture.sources.fused_head import losses_in
+from pplmon.trainers.capture.sources.fused_head import Losses, losses_in
+from pplmon.trainers.capture.sources.recomputed import Recomputed, States
 from pplmon.trainers.capture.sources.source import Called, Found, Source
 
 # Heads named like causal ones that do not shift labels: mostly the decoder of an encoder–decoder family by itself.
@@ -25,8 +26,11 @@ _CAUSAL_NAMES = ("BertGenerationDecoder",)
 class HuggingFace(Source):
     """Hugging Face models. The whole of each is hooked, never its head: many families scale or cap logits after it."""
 
-    def __init__(self, targets: Targets | None, shift: bool | None, first_only: bool = False) -> None:
+    def __init__(
+        self, targets: Targets | None, shift: bool | None, first_only: bool = False, recompute: bool = False
+    ) -> None:
         self._targets, self._shift, self.first_only = targets, shift, first_only
+        self._states = States() if recompute else None
 
     def modules_in(self, module: nn.Module) -> dict[str, nn.Module]:
         """Return the outermost models, told by the name of their class so that transformers need not be imported.
@@ -34,18 +38,31 @@ class HuggingFace(Source):
         Those that are trained stand first: a frozen teacher, reference or encoder is not what is watched.
         """
         found = _outermost(module, "")
-        return dict(sorted(found.items(), key=lambda item: not any(p.requires_grad for p in item[1].parameters())))
+        models = dict(sorted(found.items(), key=lambda item: not any(p.requires_grad for p in item[1].parameters())))
+        if self._states is not None:
+            inner = {f"{path} inside": self._states.inner(model) for path, model in models.items()}
+            models |= {path: module for path, module in inner.items() if module is not None}
+        return models
 
     def of_call(self, called: Called, batch: Any) -> Found | None:
         """Return a model's logits with its labels, or with the batch's targets where these were named.
 
         Calls of one model are told apart by whether they were given labels and, in training, whether they are learnt from.
         """
+        if self._states is not None and self._states.keep(called.module, called.output):
+            return None
         given = arguments(called.module, called.args, called.kwargs)
         moved, labels = given.get("shift_labels"), given.get("labels")
         own = labels if moved is None else moved
-        losses = losses_in(called.module, called.output)
-        logits = logits_in(called.output) if losses is None else losses.log_probs
+        fused = losses_in(called.module, called.output)
+        logits = logits_in(called.output) if fused is None else fused.log_probs
+        again = None if self._states is None else self._states.take(called.module)
+        if logits is None and own is not None and loss_in(called.output) is not None:
+            self.without_logits = type(unwrapped(called.module)).__name__
+            logits = None if again is None else again.states
+            losses: Losses | Recomputed | None = again
+        else:
+            losses = fused
         if logits is None or (own is None and self._targets is None):
             return None  # called for something else, or for its logits alone
         learns = logits.requires_grad or not called.training
@@ -69,7 +86,7 @@ class HuggingFace(Source):
             and shifts_labels(called.module)
         ):
             columns, moved = slice(1, targets.shape[1]), targets
-        shift = False if moved is not None else True if losses is not None else self._shift
+        shift = False if moved is not None else True if fused is not None else self._shift
         words = f"{'' if own is not None else ' without labels'}{'' if learns else ' without a gradient'}"
         return Found(
             logits,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pplmon.trainers.capture.batch import Targets, first_tensor, targets_of
 from pplmon.trainers.capture.sources.fused_head import Losses
+from pplmon.trainers.capture.sources.recomputed import Recomputed
 
 
 class Called(NamedTuple):
@@ -37,7 +38,9 @@ class Found(NamedTuple):
     items: Tensor | float | None = None  # what that loss is divided by, where it is not the tokens
     input_ids: Tensor | None = None  # what a causal model read
     attention_mask: Tensor | None = None
-    losses: Losses | None = None  # of a head that makes no logits; ``logits`` are then its log-probabilities
+    losses: Losses | Recomputed | None = (
+        None  # of a head that made no logits; ``logits`` are what it has in their place
+    )
 
 
 class Source:
@@ -46,6 +49,7 @@ class Source:
     one_call = False  # its targets are the batch's, so that two calls would count each of them twice
     first_only = False  # further calls of a batch are a reference's
     explicit = False  # the user shows what is meant, call by call
+    without_logits: str | None = None  # a model that gave a loss and none
 
     def modules_in(self, module: nn.Module) -> dict[str, nn.Module]:
         """Return the modules inside ``module`` whose calls this source wants to see, by path."""
