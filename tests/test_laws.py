@@ -84,7 +84,6 @@ def saved_and_loaded(tally: TokenTally) -> TokenTally:
 ROWS = 12
 
 
-@settings(max_examples=100)
 @given(data=st.data())
 def test_law_1_the_cut_does_not_matter(data: st.DataObject) -> None:
     """The same token stats give the same bits in any micro-batches, steps, order, tallies, windows, and across a resume."""
@@ -168,7 +167,6 @@ def rank_of(loss: float) -> float:
     return math.inf if math.isnan(loss) else (1e300 if math.isinf(loss) else loss)
 
 
-@settings(max_examples=60)
 @given(batch=stats(6), keep=st.integers(1, 70), parts=st.integers(1, 6))
 def test_law_3_the_worst_are_the_true_top_k(batch: tuple[TokenStats, Tensor], keep: int, parts: int) -> None:
     """The worst tokens are the first of all scored ones, sorted by loss and then by address."""
