@@ -1,4 +1,4 @@
-"""What each stage counts, and what its first batches tell: all that the choice among calls and shifts asks of a capture."""
+"""Choose the calls and the shift that each stage counts, and keep what its first batches tell."""
 
 from __future__ import annotations
 
