@@ -1,14 +1,13 @@
 """Ranks that are lost, late or disagree: forked off a process that has the imports already, and killed when they hang.
 
-``Forks`` starts that process; each of its runs forks the ranks of one case. A case is a function ``(at: At, …)`` of
-``tests.apart_cases``; what it returns, the errors it raises and the warnings it is given come back, with the seconds it took.
+A case is a function ``(at: At, …)`` of ``tests.apart_cases``; what it returns, the errors it raises and the warnings it is given
+come back, with the seconds it took.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 import traceback
@@ -17,10 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
-from tests.launch import ROOT
+import torch
+
+from tests.launch import start_server
 
 TOKENS = (10, 100, 1000)  # a step gives on each rank, so that a sum tells whose tokens are in it
 
@@ -64,74 +64,36 @@ class At:
             self.longest = max(self.longest, time.monotonic() - begun)
 
 
-class Forks:
-    """A process that forks ranks."""
-
-    def __enter__(self) -> Forks:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        command = [sys.executable, "-m", "tests.apart"]
-        pipe = subprocess.PIPE
-        self._server = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.kill()  # it has no children by now, and its own farewell takes seconds
-        self._server.communicate()
-
-    def run(self, case: str, where: Path, *args: Any, size: int = 2, timeout: float = 15.0) -> list[Outcome]:
-        """Run a case on so many ranks of a group that waits for ``timeout`` seconds; whoever takes 20 more is killed."""
-        task = {"case": case, "where": str(where), "args": args, "size": size, "timeout": timeout}
-        assert self._server.stdin is not None and self._server.stdout is not None
-        print(json.dumps(task), file=self._server.stdin, flush=True)
-        codes = json.loads(self._server.stdout.readline())
-        outcomes = []
-        for rank, code in enumerate(codes):
-            path = where / f"outcome{rank}.json"
-            found = json.loads(path.read_text()) if path.exists() else [None, "", [], 0.0]
-            outcomes.append(Outcome(code, *found))
-        return outcomes
+def run(case: str, where: Path, *args: Any, size: int = 2, timeout: float = 15.0) -> list[Outcome]:
+    """Run a case on so many ranks of a group that waits for ``timeout`` seconds; whoever takes 20 more is killed."""
+    context = start_server()
+    ranks = [context.Process(target=_be, args=(case, where, rank, size, timeout, args)) for rank in range(size)]
+    for process in ranks:
+        process.start()
+    until = time.monotonic() + timeout + 20
+    for process in ranks:
+        process.join(max(until - time.monotonic(), 0))
+        process.kill()
+        process.join()
+    outcomes = []
+    for rank, process in enumerate(ranks):
+        path = where / f"outcome{rank}.json"
+        found = json.loads(path.read_text()) if path.exists() else [None, "", [], 0.0]
+        outcomes.append(Outcome(process.exitcode, *found))
+    return outcomes
 
 
-def _serve() -> None:
-    import torch
-
+def _be(case: str, where: Path, rank: int, size: int, timeout: float, args: tuple[Any, ...]) -> None:
     from tests import apart_cases
 
     torch.set_num_threads(1)
-    for line in sys.stdin:
-        task = json.loads(line)
-        children = []
-        for rank in range(task["size"]):
-            child = os.fork()
-            if child == 0:
-                os.dup2(2, 1)  # stdout is the answer's
-                _be(apart_cases, task, rank)
-            children.append(child)
-        print(json.dumps(_codes(children, time.monotonic() + task["timeout"] + 20)), flush=True)
-
-
-def _codes(children: list[int], until: float) -> list[int]:
-    codes: dict[int, int] = {}
-    while len(codes) < len(children):
-        for child in set(children) - set(codes):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                codes[child] = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > until:
-                os.kill(child, 9)
-        time.sleep(0.01)
-    return [codes[child] for child in children]
-
-
-def _be(cases: Any, task: dict[str, Any], rank: int) -> None:
-    where, answer, error, begun = Path(task["where"]), None, "", time.monotonic()
-    at = At(rank, task["size"], where, task["timeout"])
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    answer, error, begun = None, "", time.monotonic()
+    at = At(rank, size, where, timeout)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            answer = getattr(cases, task["case"])(at, *task["args"])
+            answer = getattr(apart_cases, case)(at, *args)
         except BaseException as raised:
             error = f"{type(raised).__name__}: {raised}"
             traceback.print_exc()
@@ -140,7 +102,3 @@ def _be(cases: Any, task: dict[str, Any], rank: int) -> None:
     (where / f"outcome{rank}.json").write_text(json.dumps([answer, error, texts, seconds]))
     sys.stderr.flush()
     os._exit(0)  # another may be gone, and gloo's own farewell would wait for it
-
-
-if __name__ == "__main__":
-    _serve()

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.launch import start_server
+
 UNHURRIED = [HealthCheck.too_slow, HealthCheck.data_too_large]
 for name, examples in {"quick": 30, "all": 100}.items():
     settings.register_profile(
@@ -16,6 +18,12 @@ for name, examples in {"quick": 30, "all": 100}.items():
 def pytest_configure(config: pytest.Config) -> None:
     """Give properties fewer examples where slow tests are left out, as ``make test`` does."""
     settings.load_profile("quick" if config.option.markexpr == "not slow" else "all")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the process that ranks are forked off import what they need while other tests run."""
+    if any(item.get_closest_marker("ranks") for item in session.items):
+        start_server()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import pplmon
+from tests.launch import launch
 from tests.models import make_module, rows
 
 BAD_ROW = 13  # dealt to rank 1 as its 7th row: step 3, row 0 with batches of 2
@@ -70,4 +71,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(any(launch(main, 2, Path(sys.argv[1]))))

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.multiprocessing
+
+from tests.launch import start_server
 
 
 class RankFailure(AssertionError):
@@ -70,7 +72,7 @@ class Ranks:
 
     def _start(self) -> None:
         self._starts += 1
-        context = mp.get_context("spawn")
+        context = start_server()
         meeting = (self._folder / f"gloo{self.size}.{self._starts}").as_uri()
         for rank in range(self.size):
             ours, theirs = context.Pipe()

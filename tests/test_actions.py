@@ -307,7 +307,7 @@ def test_what_cannot_work_is_an_error_at_once() -> None:
 @pytest.mark.ranks
 def test_two_ranks_save_together_and_survive_a_disk_that_refuses(tmp_path: Path) -> None:
     """DDP: one file though both ranks save; where rank 0 cannot write, both ranks train on."""
-    done = run_script("action_script", tmp_path)
+    done = run_script("tests.action_script", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["steps"] for rank in ranks] == [6, 6]

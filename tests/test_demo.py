@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,28 +16,15 @@ from pplmon.demo.plan import BATCH, SETTLED, Plan
 from pplmon.demo.summary import corruption_found, numbers, verdict
 from pplmon.demo.text import CONTEXT, HeldOutWindows, TrainingWindows, decode, language_reference
 from pplmon.page.command import opening
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
+from tests.launch import run_script
 
 STEPS = SETTLED + 3
 
 
 def demo(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, from the directory above ``out``."""
-    command = [sys.executable, "-m", "pplmon.cli", "demo", "--out", out.name, *flags]
-    return subprocess.run(
-        command, cwd=out.parent, capture_output=True, text=True, check=False, env=environment(), timeout=600
-    )
-
-
-def environment() -> dict[str, str]:
-    """This process's environment, without what a test runner may have set for ranks and for W&B.
-
-    One thread: two of them wait for each other most of the time where the cores are busy with other tests.
-    """
-    ours = str(Path(__file__).parents[1])
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "LOCAL_RANK"))}
-    path = os.pathsep.join(filter(None, (ours, kept.get("PYTHONPATH"))))
-    return kept | {"PYTHONPATH": path, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    return run_script("pplmon.cli", "demo", "--out", out.name, *flags, cwd=out.parent, timeout_s=280, COLUMNS="200")
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +117,10 @@ def test_two_ranks_say_everything_once_and_a_spike_that_is_not_found_is_admitted
     assert (tmp_path / "runs" / "version_0" / "metrics.csv").is_file()
 
 
-def test_wandb_works_without_an_account(tmp_path: Path) -> None:
+def test_wandb_works_without_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline; the journal lies with the run's files, and the words name the run."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
     done = demo(tmp_path / "runs", "--logger", "wandb", "--steps", "4")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No sequence is corrupted" in done.stdout and "corrupted step" not in done.stdout

@@ -11,20 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
+from tests.launch import ROOT, run_script
 
-ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
 
 
-def run(name: str, cwd: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> str:
+def run(name: str, cwd: Path, *arguments: str) -> str:
     """Run one example, as from a checkout; return what it printed."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, *launcher, str(ROOT / "examples" / f"{name}.py"), *arguments]
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, check=False, capture_output=True, text=True, encoding="utf-8", timeout=300
-    )
+    path = ROOT / "examples" / f"{name}.py"
+    done = run_script(str(path), *arguments, cwd=cwd, timeout_s=280.0, afresh="liger" in arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -175,8 +171,10 @@ def test_fused_losses(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_vocab_parallel(tmp_path: Path) -> None:
     """Two ranks that each hold half of the vocabulary print what one rank prints, and gather a few bytes a token."""
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    two = run("vocab_parallel", tmp_path, "--out", "two", launcher=torchrun)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(ROOT / "examples/vocab_parallel.py"), "--out", "two"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    two = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
     one = run("vocab_parallel", tmp_path, "--out", "one")
     numbers = [
         {row["step"]: row["numbers"] for row in read_journal(tmp_path / out) if row["kind"] == "report"}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -17,10 +15,9 @@ import pytest
 
 import pplmon
 from pplmon.monitor import delivery, failures
-from pplmon.sinks import Journal, Sink
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import Journal, Sink, read_journal
 from tests.fault_script import TOKENS, stats
-from tests.launch import ROOT, run_script
+from tests.launch import run_script, start_script
 
 
 def wait_for(condition: Any, seconds: float = 60.0) -> Any:
@@ -87,13 +84,12 @@ class Keeps(Sink):
 @pytest.mark.parametrize("victims", [(0,), (1,), (0, 1)], ids=["the writer", "another rank", "all"])
 def test_kill_of_ranks(tmp_path: Path, victims: tuple[int, ...]) -> None:
     """SIGKILL: what was told of is on disk; who survives goes on alone, warned, and loses none of its own tokens."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.fault_script", "plain", str(tmp_path), "120"]
-    run = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    run = start_script("tests.fault_script", "plain", tmp_path, "120", out=tmp_path)
     wait_for(lambda: ("alert", 13) in told(tmp_path))
     for rank in victims:
         os.kill(int((tmp_path / f"pid{rank}").read_text()), signal.SIGKILL)
-    _, text = run.communicate(timeout=60)
+    run.join(60)
+    text = (tmp_path / "stderr").read_text()
     assert told(tmp_path) and told(tmp_path) <= journalled(tmp_path) | own_windows(tmp_path)
     counted = sum(row["numbers"]["tokens"] for row in read_journal(tmp_path) if row["kind"] == "report")
     for rank in {0, 1} - set(victims):
@@ -217,7 +213,7 @@ def test_a_full_disk_costs_the_journal_only(tmp_path: Path) -> None:
 
 def test_a_disk_that_fills_up_keeps_what_was_written(tmp_path: Path) -> None:
     """A limit in the middle of the run: training ends as it should, and what was journalled before is readable."""
-    done = run_script("fault_script", "full_disk", tmp_path)
+    done = run_script("tests.fault_script", "full_disk", tmp_path)
     assert done.returncode == 0 and "trained to the end" in done.stdout
     assert "Journal failed" in done.stderr and "is left out" in done.stderr
     kept = sorted(step for _, step in journalled(tmp_path))
@@ -283,7 +279,16 @@ def test_abandoned_in_a_pass_writes_each_stage_by_itself(tmp_path: Path) -> None
 def test_no_sink_minds_a_disk_that_takes_nothing(tmp_path: Path, sink: str, disk: str) -> None:
     """Training goes on to its end, and every alert is heard; a warning names the sink, unless its library found a way."""
     where, limit = (tmp_path, 512) if disk == "full" else (Path("/sys/pplmon"), 10**9)  # no user may write there
-    done = run_script("fault_script", "bad_disk", where, sink, limit, TMPDIR=str(tmp_path), WANDB_SILENT="true")
+    done = run_script(
+        "tests.fault_script",
+        "bad_disk",
+        where,
+        sink,
+        limit,
+        TMPDIR=str(tmp_path),
+        WANDB_MODE="offline",
+        WANDB_SILENT="true",
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "trained to step 59, alerts at [3, 23, 43]" in done.stdout
     # W&B writes to a temporary folder instead, and of a full disk it tells by itself.

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -16,10 +12,10 @@ import pytest
 import torch
 
 import pplmon
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 from pplmon.testing import run_on_ranks
 from tests.fault_script import module_of, trainer_of
-from tests.launch import ROOT, run_script
+from tests.launch import run_script, start_script
 from tests.models import loader
 from tests.test_faults import wait_for
 from tests.wandb_run import read_run
@@ -110,7 +106,7 @@ def test_a_checkpoint_saved_on_the_exception_holds_the_open_window(tmp_path: Pat
 def test_an_exception_on_one_rank_under_ddp(tmp_path: Path) -> None:
     """No collective, no hang: what was merged is in the journal, each rank writes the rest to its own; nothing is lost."""
     begun = time.monotonic()
-    done = run_script("fault_script", "one_rank_fails", tmp_path)
+    done = run_script("tests.fault_script", "one_rank_fails", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "planned" in done.stderr and time.monotonic() - begun < 40
     own = [read_journal(path) for path in sorted(tmp_path.rglob("pplmon.rank*.jsonl"))]
@@ -151,12 +147,11 @@ def test_a_read_out_that_never_arrives_is_given_up(tmp_path: Path) -> None:
 
 def test_sigterm_leaves_a_whole_journal(tmp_path: Path) -> None:
     """A scheduler ends the job: the window is logged, and no token is missing."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.fault_script", "wait_for_a_signal", str(tmp_path)]
-    run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    run = start_script("tests.fault_script", "wait_for_a_signal", tmp_path, out=tmp_path)
     wait_for(lambda: seen(tmp_path) > 400)
-    run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=30)
+    run.terminate()
+    run.join(30)
+    assert run.exitcode is not None
     rows = journal_of(tmp_path)
     assert [row["kind"] for row in rows[-2:]] == ["report", "worst"]
     assert tokens(rows) + own_tokens(tmp_path) == seen(tmp_path)
@@ -165,7 +160,7 @@ def test_sigterm_leaves_a_whole_journal(tmp_path: Path) -> None:
 @pytest.mark.ranks
 def test_wandb_in_a_forked_child_is_complete(tmp_path: Path) -> None:
     """Under ddp_fork nobody but the child can end the run: all rows, the alert and the end are in its file."""
-    done = run_script("fault_script", "fork", tmp_path)
+    done = run_script("tests.fault_script", "fork", tmp_path, WANDB_MODE="offline", WANDB_SILENT="true")
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = tmp_path.rglob("*.wandb")
     run = read_run(path)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -26,9 +23,9 @@ from pplmon.doctor.overwritten import LEAST, LOOKS, Overwritten, evidence
 from pplmon.report.numbers import CATALOGUE
 from tests import fused_script
 from tests.fused_script import TOKENS, VOCAB, problem
+from tests.launch import ROOT, run_script
 from tests.models import loader, make_module
 
-ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/fused_losses.md").read_text(encoding="utf-8")
 
 PACKAGES = {"liger": "liger_kernel", "cce": "cut_cross_entropy", "trl": "trl.kernels"}
@@ -61,10 +58,7 @@ def liger(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What Liger gives, its kernels interpreted in a process of its own."""
     need("liger_kernel")
     out = tmp_path_factory.mktemp("liger") / "found.pt"
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.fused_script", str(out)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = run_script("tests.fused_script", out, afresh=True, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = torch.load(out)
     return found

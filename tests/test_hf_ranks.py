@@ -25,7 +25,7 @@ pytestmark = pytest.mark.ranks
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all cases, run in one group."""
     where = tmp_path_factory.mktemp("ranks")
-    done = run_script("hf_script", where)
+    done = run_script("tests.hf_script", where)
     assert "[0, 0]" in done.stdout, done.stderr
     return where
 

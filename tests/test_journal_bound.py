@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ from pplmon.alerts import Alert
 from pplmon.page.runs import read_runs
 from pplmon.report.report import Report
 from pplmon.sinks import Journal, journal_bound, read_journal
+from tests.launch import start_server
 from tests.test_replay import BATCH, STEP, Life, live_alerts, replayed, stats, told
 
 SMALL = 0.008  # megabytes: a mark every thousand bytes, and a cut every few
@@ -109,31 +109,29 @@ def test_a_bound_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytes
         Journal(tmp_path, max_megabytes=float("nan"))
 
 
-OTHER = """
-import sys
-from pplmon.sinks import Journal
-journal = Journal(sys.argv[1])
-journal.start({})
-print("writing", flush=True)
-sys.stdin.readline()
-"""
+def write_until(directory: Path, writing: Any, over: Any) -> None:
+    """Write a journal, as another process, from ``writing`` until ``over``."""
+    journal = Journal(directory)
+    journal.start({})
+    writing.set()
+    over.wait()
+    journal.close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files have no such marks on Windows")
 def test_two_processes_that_write_one_journal_are_told(tmp_path: Path) -> None:
     """While both write: once, with the path and what to do. One that is over is no other process."""
-    with subprocess.Popen(
-        [sys.executable, "-c", OTHER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "writing\n"
-        journal = Journal(tmp_path)
-        with pytest.warns(
-            RuntimeWarning, match=r"another process is writing .*pplmon.jsonl at this moment.*of its own"
-        ):
-            journal.start({})
-        journal.alert(Alert("Spike", "up"))
-        other.communicate("\n")
+    context = start_server()
+    writing, over = context.Event(), context.Event()
+    other = context.Process(target=write_until, args=(tmp_path, writing, over))
+    other.start()
+    assert writing.wait(60)
+    journal = Journal(tmp_path)
+    with pytest.warns(RuntimeWarning, match=r"another process is writing .*pplmon.jsonl at this moment.*of its own"):
+        journal.start({})
+    journal.alert(Alert("Spike", "up"))
+    over.set()
+    other.join(60)
     journal.close()
     journal.alert(Alert("Spike", "up again"))
     journal.close()

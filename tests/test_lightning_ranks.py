@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
+from tests.launch import run_script
 
 pytest.importorskip("pytorch_lightning")
 pytestmark = pytest.mark.ranks
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """One DDP run; returns its directory and what each rank saw."""
     where = tmp_path_factory.mktemp("ddp")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ddp_script", str(where)],
-        cwd=ROOT,
-        env=environment,
-        timeout=180,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_script("tests.ddp_script", where)
     assert done.returncode == 0, done.stderr[-3000:]
     return where, [json.loads((where / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ranks
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases of the script, run at one time."""
     where = tmp_path_factory.mktemp("uneven")
-    run_script("uneven_script", where)
+    run_script("tests.uneven_script", where)
     return where
 
 

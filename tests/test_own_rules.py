@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import pickle
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from pplmon.replay.read.reader import Cells, LogReader, Reader
 from pplmon.replay.read.series import Given, Row, Segment
 from pplmon.replay.rules import parse_rule
 from pplmon.sinks import Journal, read_journal
+from tests.launch import run_script
 from tests.own_rules import Doubled, Hesitation, loud
 
 ROOT = Path(__file__).parent.parent
@@ -51,9 +50,7 @@ def live(directory: Path, steps: range, state: Mapping[str, Any] | None = None, 
 
 def pplmon_command(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the command in a process that has never seen the classes above."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pplmon.cli", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd="/", check=False)
+    return run_script("pplmon.cli", *arguments, cwd=Path("/"))
 
 
 def alerts_of(done: subprocess.CompletedProcess[str]) -> list[tuple[str, int]]:
@@ -115,7 +112,7 @@ def test_a_fresh_process_without_the_file(journal: Path) -> None:
     assert done.returncode == 2 and "unknown rule 'Doubled'" in done.stderr
 
 
-def test_read_journal_makes_the_numbers_known(journal: Path) -> None:
+def test_read_journal_makes_the_numbers_known(journal: Path, tmp_path: Path) -> None:
     """So that a rule on them can be made of what it read."""
     code = (
         "import sys, pplmon\n"
@@ -124,9 +121,8 @@ def test_read_journal_makes_the_numbers_known(journal: Path) -> None:
         "reports = (pplmon.Report(r['step'], numbers=r['numbers']) for r in rows if r['kind'] == 'judged')\n"
         "print(*(alert.step for alert in map(rule, reports) if alert))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", code, str(journal)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    (tmp_path / "code.py").write_text(code)
+    done = run_script(str(tmp_path / "code.py"), journal)
     assert done.stdout == "12\n"
 
 

@@ -23,7 +23,7 @@ JOURNALS = {"plain-loop": "loop", "fabric": "fabric", "accelerate": "accelerate"
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all pages, run in one group of two."""
     where = tmp_path_factory.mktemp("pages")
-    done = run_script("pages_script", where, 2)
+    done = run_script("tests.pages_script", where, 2)
     assert "[0, 0]" in done.stdout, done.stderr
     assert "pplmon: " not in done.stderr
     return where

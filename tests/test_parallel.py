@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 from tests.launch import run_script
 
 pytest.importorskip("pytorch_lightning")
@@ -22,7 +22,7 @@ LAYOUTS = ["2x1", "1x2", "2x2", "1x2 sharded", "2x2 sharded"]  # sharded: logits
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the runs."""
     where = tmp_path_factory.mktemp("parallel")
-    done = run_script("parallel_script", where)
+    done = run_script("tests.parallel_script", where)
     assert done.returncode == 0, done.stderr[-3000:]
     return where
 

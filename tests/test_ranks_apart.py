@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pplmon.sinks import read_journal
-from tests.apart import TOKENS, Forks
+from tests.apart import TOKENS, run
 
 pytestmark = pytest.mark.ranks
 ONE, TWO = TOKENS[:2]
 BOTH = ONE + TWO
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    """The process that forks ranks, for all tests of this module."""
-    with Forks() as server:
-        yield server
 
 
 def on_disk(where: Path, stage: str = "train") -> int:
@@ -48,17 +40,17 @@ def rows(where: Path, rank: int) -> list[tuple[str, int, int, int]]:
 
 @pytest.mark.parametrize(("world", "own"), [(3, None), (30, 3)], ids=["of the world", "of a subgroup"])
 def test_a_collective_of_ours_takes_no_longer_than_the_users_timeout(
-    forks: Forks, tmp_path: Path, world: float, own: float | None
+    tmp_path: Path, world: float, own: float | None
 ) -> None:
     """A group that waits 3 s for a rank: so do we, and the rank that is left trains on."""
-    first, _ = forks.run("one_stops_stepping", tmp_path, own, timeout=world)
+    first, _ = run("one_stops_stepping", tmp_path, own, timeout=world)
     assert first.error == "" and 2 < first.seconds < 5
     assert "a collective failed" in first.warnings[0] and on_disk(tmp_path) == 2 * BOTH + 4 * ONE
 
 
-def test_a_rank_within_the_users_timeout_is_waited_for(forks: Forks, tmp_path: Path) -> None:
+def test_a_rank_within_the_users_timeout_is_waited_for(tmp_path: Path) -> None:
     """Later than torch's default, and earlier than the user's timeout: nothing is lost."""
-    for outcome in forks.run("one_is_late", tmp_path, timeout=20):
+    for outcome in run("one_is_late", tmp_path, timeout=20):
         assert outcome.answer == [3, 4 * BOTH, 0] and outcome.warnings == [] and outcome.seconds < 6
     assert on_disk(tmp_path) == 4 * BOTH
 
@@ -67,9 +59,9 @@ def test_a_rank_within_the_users_timeout_is_waited_for(forks: Forks, tmp_path: P
 
 
 @pytest.mark.parametrize(("who", "more"), [(0, False), (1, False), (0, True)])
-def test_a_pass_on_one_rank_only_is_an_error_on_all(forks: Forks, tmp_path: Path, who: int, more: bool) -> None:
+def test_a_pass_on_one_rank_only_is_an_error_on_all(tmp_path: Path, who: int, more: bool) -> None:
     """Also where passes have ``more`` integers. It says which rank did what, at once; every token is on disk."""
-    outcomes = forks.run("one_validates", tmp_path, who, False, False, more)
+    outcomes = run("one_validates", tmp_path, who, False, False, more)
     ((first,), _, _), ((second,), _, _) = (outcome.answer for outcome in outcomes)
     assert first == second and first.startswith("UnlikeRanks: ranks of one group do unlike things at one time")
     assert f"ends val pass 1, at step 5 on rank {who}" in first and f"optimizer step 6 on rank {1 - who}" in first
@@ -78,18 +70,18 @@ def test_a_pass_on_one_rank_only_is_an_error_on_all(forks: Forks, tmp_path: Path
     assert on_disk(tmp_path) == 12 * BOTH and on_disk(tmp_path, "val") == 1000 * TOKENS[who]
 
 
-def test_a_pass_on_one_rank_only_beside_training_ends_with_the_users_timeout(forks: Forks, tmp_path: Path) -> None:
+def test_a_pass_on_one_rank_only_beside_training_ends_with_the_users_timeout(tmp_path: Path) -> None:
     """The others wait in the training's own collective, and cannot answer: whoever validates is told what to write."""
-    first, second = forks.run("one_validates", tmp_path, 0, False, True, timeout=4)
+    first, second = run("one_validates", tmp_path, 0, False, True, timeout=4)
     assert max(first.seconds, second.seconds) < 6
     assert "a collective failed" in first.warnings[1] and 'alone is stage("val", local=True)' in first.warnings[0]
 
 
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("who", [0, 1])
-def test_a_pass_of_one_rank_sends_nothing(forks: Forks, tmp_path: Path, who: int, together: bool) -> None:
+def test_a_pass_of_one_rank_sends_nothing(tmp_path: Path, who: int, together: bool) -> None:
     """``local=True`` is not waited for and costs the others nothing."""
-    outcomes = forks.run("one_validates", tmp_path, who, True, together)
+    outcomes = run("one_validates", tmp_path, who, True, together)
     assert all(o.error == "" and o.warnings == [] and o.answer[0] == [] and o.seconds < 3 for o in outcomes)
     assert outcomes[who].answer[1] == [1000 * TOKENS[who], 0]
     assert on_disk(tmp_path) == 12 * BOTH and on_disk(tmp_path, "val") == 1000 * TOKENS[who]
@@ -97,9 +89,9 @@ def test_a_pass_of_one_rank_sends_nothing(forks: Forks, tmp_path: Path, who: int
 
 
 @pytest.mark.parametrize("case", ["unlike_stages", "one_chooses", "one_fails_in_a_pass", "one_probes", "one_saves"])
-def test_ranks_that_do_unlike_things_are_told(forks: Forks, tmp_path: Path, case: str) -> None:
+def test_ranks_that_do_unlike_things_are_told(tmp_path: Path, case: str) -> None:
     """Another stage, a choice of logits by one rank, a pass that one rank left, a probe that one rank runs, a state that one rank saved."""
-    outcomes = forks.run(case, tmp_path)
+    outcomes = run(case, tmp_path)
     ((first,), _, _), ((second,), _, _) = (outcome.answer for outcome in outcomes)
     assert first == second and "do unlike things at one time" in first
     assert all(outcome.seconds < 3 and outcome.error == "" for outcome in outcomes)
@@ -113,9 +105,9 @@ def test_ranks_that_do_unlike_things_are_told(forks: Forks, tmp_path: Path, case
     assert on_disk(tmp_path) == counted.get(case, 5 * BOTH)
 
 
-def test_integers_of_a_choice_add_up_and_are_not_counted(forks: Forks, tmp_path: Path) -> None:
+def test_integers_of_a_choice_add_up_and_are_not_counted(tmp_path: Path) -> None:
     """They travel in a read-out of their own."""
-    outcomes = forks.run("both_choose", tmp_path)
+    outcomes = run("both_choose", tmp_path)
     assert all(outcome.answer[0] == [3, 2**41] and outcome.warnings == [] for outcome in outcomes)
     assert on_disk(tmp_path) == 2 * BOTH
 
@@ -140,11 +132,9 @@ def test_integers_of_a_choice_add_up_and_are_not_counted(forks: Forks, tmp_path:
         ("passes", "in extras of passes (none on ranks 0, 1; "),
     ],
 )
-def test_unlike_settings_are_the_same_error_on_every_rank(
-    forks: Forks, tmp_path: Path, name: str, text: str, together: bool
-) -> None:
+def test_unlike_settings_are_the_same_error_on_every_rank(tmp_path: Path, name: str, text: str, together: bool) -> None:
     """At the first step, naming the setting and the ranks; who goes on counts for itself, and loses nothing."""
-    outcomes = forks.run("unlike_settings", tmp_path, name, together, size=3)
+    outcomes = run("unlike_settings", tmp_path, name, together, size=3)
     errors = [outcome.answer[0] for outcome in outcomes]
     assert errors[0] == errors[1] == errors[2] and text in errors[0][0] and errors[0][1:] == [""] * 5
     assert all(outcome.seconds < 3 for outcome in outcomes)
@@ -152,9 +142,9 @@ def test_unlike_settings_are_the_same_error_on_every_rank(
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_a_rank_that_skipped_an_optimizer_step_is_told(forks: Forks, tmp_path: Path, together: bool) -> None:
+def test_a_rank_that_skipped_an_optimizer_step_is_told(tmp_path: Path, together: bool) -> None:
     """On every rank, once, at the first read-out that shows it; from there on each counts for itself, and nobody waits."""
-    for rank, outcome in enumerate(forks.run("one_skips", tmp_path, together)):
+    for rank, outcome in enumerate(run("one_skips", tmp_path, together)):
         (text,) = outcome.warnings
         told = f"a rank skipped an optimizer step: the group's are at 5 to 6 at one time, rank {rank} is at {5 + rank}"
         assert told in text and outcome.seconds < 3
@@ -162,11 +152,9 @@ def test_a_rank_that_skipped_an_optimizer_step_is_told(forks: Forks, tmp_path: P
 
 
 @pytest.mark.parametrize("made", [False, True])
-def test_two_equal_monitors_in_unlike_orders_are_an_error_on_every_rank(
-    forks: Forks, tmp_path: Path, made: bool
-) -> None:
+def test_two_equal_monitors_in_unlike_orders_are_an_error_on_every_rank(tmp_path: Path, made: bool) -> None:
     """In place of numbers of which nobody knows what they are of."""
-    outcomes = forks.run("unlike_orders", tmp_path, made)
+    outcomes = run("unlike_orders", tmp_path, made)
     errors = [outcome.answer[0] for outcome in outcomes]
     assert errors[0] == errors[1] and "give each monitor a prefix of its own" in errors[0][0]
     assert all(outcome.seconds < 3 for outcome in outcomes) and on_disk(tmp_path) == 4 * BOTH
@@ -176,9 +164,9 @@ def test_two_equal_monitors_in_unlike_orders_are_an_error_on_every_rank(
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_who_lost_the_others_goes_on_watching(forks: Forks, tmp_path: Path, victim: int) -> None:
+def test_who_lost_the_others_goes_on_watching(tmp_path: Path, victim: int) -> None:
     """It judges, shows its windows as its own, writes them at its own cadence and honours its own wish to stop."""
-    outcome = forks.run("one_is_lost", tmp_path, victim)[1 - victim]
+    outcome = run("one_is_lost", tmp_path, victim)[1 - victim]
     step = TOKENS[1 - victim]
     windows, heard, stops, last = outcome.answer
     assert windows == [[3, 4 * BOTH, 0], [7, 3 * step, 1], [11, 4 * step, 1], [15, 4 * step, 1]]
@@ -193,22 +181,22 @@ def test_who_lost_the_others_goes_on_watching(forks: Forks, tmp_path: Path, vict
     assert on_disk(tmp_path) == 5 * BOTH + 13 * step
 
 
-def test_who_lost_the_others_and_is_killed_too_leaves_its_windows(forks: Forks, tmp_path: Path) -> None:
+def test_who_lost_the_others_and_is_killed_too_leaves_its_windows(tmp_path: Path) -> None:
     """Its counts do not wait for ``close``."""
-    forks.run("one_is_lost", tmp_path, 1, 16, False)
+    run("one_is_lost", tmp_path, 1, 16, False)
     assert on_disk(tmp_path) == 5 * BOTH + 11 * ONE
 
 
-def test_the_larger_part_goes_on_too(forks: Forks, tmp_path: Path) -> None:
+def test_the_larger_part_goes_on_too(tmp_path: Path) -> None:
     """Of three ranks one is lost: each of the two others counts for itself, and none twice."""
-    outcomes = forks.run("one_is_lost", tmp_path, 2, size=3)
+    outcomes = run("one_is_lost", tmp_path, 2, size=3)
     assert all(outcome.answer[1:3] == [[8], True] and outcome.seconds < 3 for outcome in outcomes[:2])
     assert on_disk(tmp_path) == 5 * sum(TOKENS) + 13 * BOTH
 
 
-def test_who_holds_tokens_back_when_a_rank_is_lost_counts_each_once(forks: Forks, tmp_path: Path) -> None:
+def test_who_holds_tokens_back_when_a_rank_is_lost_counts_each_once(tmp_path: Path) -> None:
     """What was merged of ranks that had chosen is merged; what a rank held back, for its losses to tell the shift, is its own."""
-    outcomes = forks.run("lost_before_the_choice", tmp_path, 2, size=3)
+    outcomes = run("lost_before_the_choice", tmp_path, 2, size=3)
     assert [outcome.answer[1:] for outcome in outcomes[:2]] == [[7, 2], [80, 2]]
     assert all(outcome.seconds < 3 and outcome.error == "" for outcome in outcomes[:2])
     assert on_disk(tmp_path) == 9 * 7 + 9 * 80 + 2 * 800
@@ -218,11 +206,9 @@ def test_who_holds_tokens_back_when_a_rank_is_lost_counts_each_once(forks: Forks
 
 
 @pytest.mark.parametrize("victims", [[0], [0, 1], [1]])
-def test_the_lowest_survivor_shows_numbers_in_place_of_a_lost_writer(
-    forks: Forks, tmp_path: Path, victims: list[int]
-) -> None:
+def test_the_lowest_survivor_shows_numbers_in_place_of_a_lost_writer(tmp_path: Path, victims: list[int]) -> None:
     """In loggers under keys that say whose they are, after the last whole window; what was merged is on disk, and all else."""
-    outcomes = forks.run("writer_is_lost", tmp_path, victims, size=3)
+    outcomes = run("writer_is_lost", tmp_path, victims, size=3)
     left = [rank for rank in range(3) if rank not in victims]
     for rank in left:
         last, keys, runs, alerts = outcomes[rank].answer
@@ -236,9 +222,9 @@ def test_the_lowest_survivor_shows_numbers_in_place_of_a_lost_writer(
     assert on_disk(tmp_path) == 5 * sum(TOKENS) + 47 * sum(TOKENS[rank] for rank in left)
 
 
-def test_a_writer_that_notices_late_stays_one(forks: Forks, tmp_path: Path) -> None:
+def test_a_writer_that_notices_late_stays_one(tmp_path: Path) -> None:
     """Another has taken its place by then: both show what is theirs, under unlike keys, and nothing is lost."""
-    outcomes = forks.run("writer_is_lost", tmp_path, [2], 1.0, size=3)
+    outcomes = run("writer_is_lost", tmp_path, [2], 1.0, size=3)
     assert [outcome.answer[1] for outcome in outcomes[:2]] == [["rank0/train", "train"], ["rank1/train", "train"]]
     assert on_disk(tmp_path) == 5 * sum(TOKENS) + 47 * BOTH and all(outcome.seconds < 3 for outcome in outcomes[:2])
 
@@ -247,9 +233,9 @@ def test_a_writer_that_notices_late_stays_one(forks: Forks, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_pass_after_a_loss_bears_the_missing_ranks(forks: Forks, tmp_path: Path, victim: int) -> None:
+def test_a_pass_after_a_loss_bears_the_missing_ranks(tmp_path: Path, victim: int) -> None:
     """Under keys that say whose it is, and on disk, whoever is left."""
-    outcome = forks.run("lost_before_a_pass", tmp_path, victim)[1 - victim]
+    outcome = run("lost_before_a_pass", tmp_path, victim)[1 - victim]
     step = 1000 * TOKENS[1 - victim]
     passes, keys, _ = outcome.answer
     assert passes == [[step, 1], [step, 1]] and outcome.seconds < 3
@@ -258,9 +244,9 @@ def test_a_pass_after_a_loss_bears_the_missing_ranks(forks: Forks, tmp_path: Pat
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_pass_in_which_a_rank_is_lost_bears_it(forks: Forks, tmp_path: Path, victim: int) -> None:
+def test_a_pass_in_which_a_rank_is_lost_bears_it(tmp_path: Path, victim: int) -> None:
     """It has the survivor's tokens, and says so."""
-    outcome = forks.run("lost_in_a_pass", tmp_path, victim)[1 - victim]
+    outcome = run("lost_in_a_pass", tmp_path, victim)[1 - victim]
     assert outcome.answer[:2] == [3 * TOKENS[1 - victim], 1] and outcome.seconds < 3
     assert on_disk(tmp_path, "val") == 3 * TOKENS[1 - victim] and on_disk(tmp_path) == 4 * BOTH
 
@@ -269,9 +255,9 @@ def test_a_pass_in_which_a_rank_is_lost_bears_it(forks: Forks, tmp_path: Path, v
 
 
 @pytest.mark.parametrize("judge_every", [1, 4])
-def test_a_group_that_ends_before_the_monitor_is_a_severed_link(forks: Forks, tmp_path: Path, judge_every: int) -> None:
+def test_a_group_that_ends_before_the_monitor_is_a_severed_link(tmp_path: Path, judge_every: int) -> None:
     """Told once; one rank writes, and every token is on disk once."""
-    outcomes = forks.run("ended_before_close", tmp_path, judge_every)
+    outcomes = run("ended_before_close", tmp_path, judge_every)
     for rank, outcome in enumerate(outcomes):
         assert outcome.error == "" and outcome.answer[1:] == [rank, rank == 0] and outcome.seconds < 3
         (text,) = outcome.warnings
@@ -279,30 +265,30 @@ def test_a_group_that_ends_before_the_monitor_is_a_severed_link(forks: Forks, tm
     assert on_disk(tmp_path) == 10 * BOTH
 
 
-def test_another_group_is_not_joined_by_the_same_monitor(forks: Forks, tmp_path: Path) -> None:
+def test_another_group_is_not_joined_by_the_same_monitor(tmp_path: Path) -> None:
     """It goes on for each rank alone, told once."""
-    outcomes = forks.run("another_group", tmp_path)
+    outcomes = run("another_group", tmp_path)
     assert all(outcome.error == "" and len(outcome.warnings) == 1 and outcome.seconds < 3 for outcome in outcomes)
     assert on_disk(tmp_path) == 10 * BOTH
 
 
-def test_survivors_join_again_with_a_new_group_and_a_new_monitor(forks: Forks, tmp_path: Path) -> None:
+def test_survivors_join_again_with_a_new_group_and_a_new_monitor(tmp_path: Path) -> None:
     """Whole numbers again."""
-    for outcome in forks.run("survivors_join", tmp_path):
+    for outcome in run("survivors_join", tmp_path):
         assert outcome.answer == [3, 4 * BOTH, 0] and outcome.error == ""
 
 
-def test_a_monitor_made_before_the_group_joins_it(forks: Forks, tmp_path: Path) -> None:
+def test_a_monitor_made_before_the_group_joins_it(tmp_path: Path) -> None:
     """Where nothing was counted yet."""
-    for rank, outcome in enumerate(forks.run("made_before", tmp_path, 0)):
+    for rank, outcome in enumerate(run("made_before", tmp_path, 0)):
         assert outcome.answer == [[[3, 4 * BOTH, 0]], [5, 2 * BOTH, 0], rank, rank == 0] and outcome.warnings == []
         assert outcome.seconds < 3
     assert on_disk(tmp_path / "own0") == 6 * BOTH
 
 
-def test_a_monitor_used_before_the_group_says_that_it_does_not_join(forks: Forks, tmp_path: Path) -> None:
+def test_a_monitor_used_before_the_group_says_that_it_does_not_join(tmp_path: Path) -> None:
     """Its rank is the group's from there on, and its windows are marked."""
-    for rank, outcome in enumerate(forks.run("made_before", tmp_path, 2)):
+    for rank, outcome in enumerate(run("made_before", tmp_path, 2)):
         (text,) = outcome.warnings
         assert "so it does not join the group: make the monitor after init_process_group" in text
         assert outcome.answer[2:] == [rank, rank == 0] and outcome.answer[1] == [7, 4 * TOKENS[rank], 1]
@@ -312,35 +298,35 @@ def test_a_monitor_used_before_the_group_says_that_it_does_not_join(forks: Forks
 # 9.
 
 
-def test_a_rank_that_abandons_and_lives_on_leaves_nobody_waiting(forks: Forks, tmp_path: Path) -> None:
+def test_a_rank_that_abandons_and_lives_on_leaves_nobody_waiting(tmp_path: Path) -> None:
     """The others see their next collective fail, long before the user's timeout."""
-    first, second = forks.run("one_abandons", tmp_path, timeout=60)
+    first, second = run("one_abandons", tmp_path, timeout=60)
     assert first.error == second.error == "" and first.seconds < 3 and second.seconds < 3
     assert "a collective failed" in first.warnings[0]
     assert on_disk(tmp_path) == 5 * BOTH + 7 * ONE
 
 
-def test_who_abandons_beside_a_read_out_leaves_nobody_waiting(forks: Forks, tmp_path: Path) -> None:
+def test_who_abandons_beside_a_read_out_leaves_nobody_waiting(tmp_path: Path) -> None:
     """The others hear of it within seconds, and can end, although what waits for the rank goes on waiting."""
-    first, second = forks.run("one_abandons_beside_a_read_out", tmp_path, timeout=60)
+    first, second = run("one_abandons_beside_a_read_out", tmp_path, timeout=60)
     assert first.error == second.error == "" and first.seconds < 3 and second.seconds < 3
     assert "another rank has left the run" in first.warnings[0]
     twice = TWO  # of the read-out that rank 1 no longer waited for, and rank 0 took in
     assert on_disk(tmp_path) == 6 * BOTH + 6 * ONE + twice
 
 
-def test_who_abandons_is_not_waited_for_at_the_end_of_a_pass(forks: Forks, tmp_path: Path) -> None:
+def test_who_abandons_is_not_waited_for_at_the_end_of_a_pass(tmp_path: Path) -> None:
     """It bears the missing rank."""
-    first, _ = forks.run("one_abandons_before_a_pass", tmp_path, timeout=60)
+    first, _ = run("one_abandons_before_a_pass", tmp_path, timeout=60)
     assert first.answer[0] == [1000 * ONE, 1] and first.error == "" and first.seconds < 3
 
 
-def test_who_abandons_before_ranks_agree_waits_for_nobody_and_is_not_waited_for(forks: Forks, tmp_path: Path) -> None:
+def test_who_abandons_before_ranks_agree_waits_for_nobody_and_is_not_waited_for(tmp_path: Path) -> None:
     """Ranks agree on the names of the user's own numbers, and on an earlier run, after a read-out; what was merged stays so."""
     for who, settings in [(1, {}), (0, {"reference": "nowhere"})]:
         where = tmp_path / str(who)
         where.mkdir()
-        outcomes = forks.run("one_abandons_before_ranks_agree", where, who, settings, timeout=60)
+        outcomes = run("one_abandons_before_ranks_agree", where, who, settings, timeout=60)
         left = outcomes[1 - who]
         assert outcomes[who].seconds < 1 and left.seconds < 3 and [o.error for o in outcomes] == ["", ""]
         assert left.answer == [7, 4 * TOKENS[1 - who], 1] and on_disk(where) == BOTH + 7 * TOKENS[1 - who]
@@ -350,38 +336,38 @@ def test_who_abandons_before_ranks_agree_waits_for_nobody_and_is_not_waited_for(
         assert {0.5, 1.5} & set(values)  # each rank's own, where they did not agree
 
 
-def test_a_new_monitor_after_an_exception_is_whole_again(forks: Forks, tmp_path: Path) -> None:
+def test_a_new_monitor_after_an_exception_is_whole_again(tmp_path: Path) -> None:
     """In the same group, whatever read-out was under way on which rank, and whichever rank had the exception."""
     ends = ["under way", "taken in", "taken in by one", "on one rank", "under way"]
-    for rank, outcome in enumerate(forks.run("begins_anew_after", tmp_path, ends, timeout=60)):
+    for rank, outcome in enumerate(run("begins_anew_after", tmp_path, ends, timeout=60)):
         assert outcome.answer == [[3, 4 * BOTH, 0]] * len(ends) and outcome.error == "" and outcome.seconds < 3
         assert len(outcome.warnings) == rank  # of the one that lost the other
 
 
-def test_monitors_that_share_a_communicator_leave_it_together(forks: Forks, tmp_path: Path) -> None:
+def test_monitors_that_share_a_communicator_leave_it_together(tmp_path: Path) -> None:
     """What one sends would not meet what the other ranks send: they would wait for the user's timeout."""
-    first, second = forks.run("one_of_two_monitors_is_abandoned", tmp_path, timeout=60)
+    first, second = run("one_of_two_monitors_is_abandoned", tmp_path, timeout=60)
     assert first.error == second.error == "" and first.seconds < 3 and second.seconds < 3
     (told,) = second.warnings
     assert "another monitor has left the communicator that monitors of the same ranks share" in told
     assert on_disk(tmp_path) == 2 * BOTH + 6 * ONE
 
 
-def test_a_forked_child_writes_nothing_that_it_inherited(forks: Forks, tmp_path: Path) -> None:
+def test_a_forked_child_writes_nothing_that_it_inherited(tmp_path: Path) -> None:
     """Neither the parent's buffered rows nor a window of its own."""
-    (outcome,) = forks.run("forked", tmp_path, size=1)
+    (outcome,) = run("forked", tmp_path, size=1)
     lines = (tmp_path / "pplmon.jsonl").read_text().splitlines()
     assert outcome.answer == [9, 2 * ONE, 0] and len(lines) == len(set(lines)) and on_disk(tmp_path) == 10 * ONE
     assert outcome.seconds < 3
 
 
-def test_a_saved_state_is_never_ahead_of_the_journal(forks: Forks, tmp_path: Path) -> None:
+def test_a_saved_state_is_never_ahead_of_the_journal(tmp_path: Path) -> None:
     """What the rules saw before it is on the disk."""
-    forks.run("saved_and_killed", tmp_path, size=1)
+    run("saved_and_killed", tmp_path, size=1)
     assert [row["step"] for row in read_journal(tmp_path) if row["kind"] == "judged"] == list(range(10))
 
 
-def test_two_threads_at_once_are_an_error(forks: Forks, tmp_path: Path) -> None:
+def test_two_threads_at_once_are_an_error(tmp_path: Path) -> None:
     """In place of tokens that are lost in silence."""
-    (outcome,) = forks.run("two_threads", tmp_path, size=1)
+    (outcome,) = run("two_threads", tmp_path, size=1)
     assert outcome.answer and "one thread" in outcome.answer[0]

@@ -6,11 +6,9 @@ import argparse
 import ast
 import builtins
 import importlib
-import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +21,7 @@ import pplmon
 from pplmon.report.answer import CommandError
 from pplmon.report.declared import find
 from pplmon.report.numbers import CATALOGUE, CORE
+from tests.launch import run_script
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -101,18 +100,7 @@ def optional(code: str) -> set[str]:
 def run_python(code: str, cwd: Path, **more: str) -> str:
     """Run code as a script in a process of its own, where pplmon's warnings are errors; return what it printed."""
     (cwd / "block.py").write_text(code, encoding="utf-8")
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", **more}
-    done = subprocess.run(
-        [sys.executable, "block.py"],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=300,
-        check=False,
-    )
+    done = run_script(str(cwd / "block.py"), cwd=cwd, timeout_s=280, afresh=bool(more), **more)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "pplmon: " not in done.stderr, done.stderr[-2000:]
     return done.stdout + done.stderr

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 from tests.launch import run_script
 
 pl = pytest.importorskip("pytorch_lightning")
@@ -106,7 +106,7 @@ def test_the_checkpoint_holds_plain_values_only(runs: tuple[Path, Path]) -> None
 @pytest.mark.ranks
 def test_a_checkpoint_goes_on_on_another_number_of_ranks(tmp_path: Path) -> None:
     """Saved under DDP on two ranks and resumed on one, and the other way: the same global batches, the same bits."""
-    done = run_script("resume_script", tmp_path)
+    done = run_script("tests.resume_script", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("two_to_one", "one_to_two"):
         assert_alike(tmp_path / "straight", tmp_path / name)
