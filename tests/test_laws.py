@@ -94,7 +94,7 @@ def test_law_1_the_cut_does_not_matter(data: st.DataObject) -> None:
     feed(whole, batch, documents, list(range(ROWS)), 0, 0)
     order = data.draw(st.permutations(range(ROWS)), "order")
     cuts = sorted(data.draw(st.sets(st.integers(1, ROWS - 1), max_size=ROWS), "cuts"))
-    tallies, window = [new(), new()], Totals()
+    tallies, windows = [new(), new()], [Totals()]
     for number, (start, stop) in enumerate(zip([0, *cuts], [*cuts, ROWS])):
         which = data.draw(st.integers(0, 1), "tally")
         feed(tallies[which], batch, documents, order[start:stop], data.draw(st.integers(0, 3), "step"), number)
@@ -102,8 +102,10 @@ def test_law_1_the_cut_does_not_matter(data: st.DataObject) -> None:
         if after == "resume":
             tallies[which] = saved_and_loaded(tallies[which])
         elif after == "read out":
-            window = window + tallies[which].totals()
+            windows.append(tallies[which].totals())
             tallies[which].reset()
+    window = sum(windows, start=Totals())
+    assert Totals.sum(windows) == window
     cut = tallies[0].totals() + (window + tallies[1].totals())
     assert seen(cut.report()) == seen(whole.report())
 
