@@ -15,8 +15,7 @@ import pytest
 
 import pplmon
 from pplmon.monitor import delivery, failures
-from pplmon.sinks import Journal, Sink
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import Journal, Sink, read_journal
 from tests.fault_script import TOKENS, stats
 from tests.launch import run_script, start_script
 
