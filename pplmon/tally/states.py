@@ -41,8 +41,8 @@ class States(Metric):
     sums = Counted()
     maxima = Counted()
     histogram = Counted()
-    token_rows = Counted()
-    sequence_rows = Counted()
+    token_rows = Counted(rows=True)
+    sequence_rows = Counted(rows=True)
     extra_sums = Counted()
     extra_maxima = Counted()
 
@@ -73,10 +73,10 @@ class States(Metric):
         """Return the device of the states."""
         return self.__dict__["sums"].device  # type: ignore[no-any-return]
 
-    def settle(self) -> None:
-        """Count the batches that wait."""
+    def settle(self, rows: bool = True) -> None:
+        """Count the batches that wait, and unless it is said otherwise find their worst rows."""
         if self._waiting:
-            self._waiting.settle(self._writable().state)
+            (self._waiting.settle if rows else self._waiting.count)(self._writable().state)
 
     def read_out(self, doing: Doing | None = None, own: Block | None = None) -> ReadOut:
         """Start the reduction over ranks (every rank calls it, and does the same). Only the first waits, to compare layouts.

@@ -72,7 +72,10 @@ class Waiting:
 
 
 class Counted:
-    """A state of a tally. Whoever reads it or sets it finds everything counted."""
+    """A state of a tally. Whoever reads it finds everything counted, and whoever reads rows finds the worst of everything."""
+
+    def __init__(self, rows: bool = False) -> None:
+        self._rows = rows
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
@@ -84,7 +87,7 @@ class Counted:
     def __get__(self, tally: Any, owner: type) -> Counted | Tensor:
         if tally is None:
             return self
-        tally.settle()
+        tally.settle(rows=self._rows)
         return tally.__dict__[self._name]  # type: ignore[no-any-return]
 
     def __set__(self, tally: Any, state: Tensor) -> None:
