@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
-OLDEST := $(addprefix tests/test_,tally_metric.py layout.py sinks_journal.py sinks_tensorboard.py sizes.py)
+PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+OLDEST := $(addprefix tests/test_,$(addsuffix .py,actions declared distributed laws layout lightning lightning_ranks monitor \
+	observe_loss private_names replay resume sinks_journal sinks_tensorboard sinks_wandb sizes tally tally_arrays tally_metric tokens))
 
-.PHONY: help demo test test-all test-oldest gpu docs lint clean
+.PHONY: help demo test test-all test-oldest test-newest gpu docs lint clean
 
 help:
 	@echo "make demo    train a small model for about two minutes and see a corrupted sequence found"
@@ -13,7 +15,8 @@ help:
 	@echo "make gpu     what only a GPU can tell, with a PYTHON that has PyTorch and Triton; installs nothing"
 	@echo "             (ARGS=--dry proves it without a GPU; the tables go to runs/gpu)"
 	@echo "make test-all  the slow tests, too, and the page in a browser where there is a Chromium"
-	@echo "make test-oldest  some tests with the oldest versions that pyproject.toml states (PYTHON=python3.10)"
+	@echo "make test-oldest  the tests of what counts, the sinks and Lightning with the oldest versions stated (PYTHON=python3.10)"
+	@echo "make test-newest  the tests with the newest versions there are (PYTHON=python3.13)"
 	@echo "make docs    build the site of docs/ into build/site, and serve it (ARGS=--no-serve only builds)"
 	@echo "make lint    ruff and mypy"
 	@echo "make clean   remove the environment and what tools left"
@@ -24,18 +27,26 @@ demo: .venv/installed
 # A process for each core, and one thread in each: -n 0 in ARGS runs them in this one.
 test: export OMP_NUM_THREADS ?= 1
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)
 
 # The slow ones, too, and the page in a browser where the system has a Chromium.
 test-all: export OMP_NUM_THREADS ?= 1
 test-all: .venv/browser
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
 
-# In an environment of its own, of the oldest versions stated: what counts, the journal, TensorBoard and a Lightning run.
+# In an environment of its own, of the oldest versions stated: what counts, the sinks, ranks and Lightning.
+test-oldest: export OMP_NUM_THREADS ?= 1
 test-oldest:
-	$(PYTHON) -m venv .oldest
+	$(PYTHON) -m venv --clear .oldest
 	.oldest/bin/python -m pip install --quiet --disable-pip-version-check $$($(PYTHON) -m tests.oldest)
-	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q -n 0 -m "not slow" $(OLDEST) $(ARGS)
+	.oldest/bin/python $(PYTEST) -m "not slow" $(OLDEST) $(ARGS)
+
+# In another, of the newest that pip finds: constraints.txt is for the environment of make test alone.
+test-newest: export OMP_NUM_THREADS ?= 1
+test-newest:
+	$(PYTHON) -m venv --clear .newest
+	.newest/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	.newest/bin/python $(PYTEST) -m "not slow" $(ARGS)
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu $(ARGS)
@@ -69,4 +80,4 @@ lint: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv .oldest .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .oldest .newest .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

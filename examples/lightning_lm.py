@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import pplmon
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 
 CONTEXT, STEPS = 64, 160
 

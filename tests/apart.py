@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tests.launch import start_server
+from tests.launch import start_server, unhurried
 
 TOKENS = (10, 100, 1000)  # a step gives on each rank, so that a sum tells whose tokens are in it
 
@@ -87,6 +87,7 @@ def _be(case: str, where: Path, rank: int, size: int, timeout: float, args: tupl
     from tests import apart_cases
 
     torch.set_num_threads(1)
+    unhurried()
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     answer, error, begun = None, "", time.monotonic()
     at = At(rank, size, where, timeout)

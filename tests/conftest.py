@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.launch import start_server
+from tests.launch import start_server, unhurried
 
 UNHURRIED = [HealthCheck.too_slow, HealthCheck.data_too_large]
 for name, examples in {"quick": 30, "all": 100}.items():
@@ -21,7 +21,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Let the process that ranks are forked off import what they need while other tests run."""
+    """Let no logger count as slow, and the process that ranks are forked off import what they need while other tests run."""
+    unhurried()
     if any(item.get_closest_marker("ranks") for item in session.items):
         start_server()
 

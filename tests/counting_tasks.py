@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -13,9 +15,19 @@ from pplmon import TokenStats, TokenTally
 from pplmon.report import layout
 from pplmon.tally.count import choose as batch
 from pplmon.tally.records import State
+from pplmon.tally.waiting import Waiting
 from tests.interpreter import DEVICE
 
 INEXACT = ("probability_whole", "probability_fraction")  # exp is the device's own
+
+
+@contextmanager
+def counting_by(module: Any) -> Iterator[None]:
+    """Have kernels, or array operations, count each batch at once; fail where they were not asked."""
+    at_once = mock.patch.object(Waiting, "takes", return_value=False)
+    with at_once, mock.patch.object(batch, "kernels_for", return_value=module) as asked:
+        yield
+    assert asked.called
 
 
 def tally_that_counts(kernels: bool, **how: Any) -> Any:
@@ -23,7 +35,7 @@ def tally_that_counts(kernels: bool, **how: Any) -> Any:
     module = None
     if kernels:
         from pplmon.tally.count.triton import launch as module
-    return TokenTally(**how).to(DEVICE), mock.patch.object(batch, "kernels_for", return_value=module)
+    return TokenTally(**how).to(DEVICE), counting_by(module)
 
 
 def moved(given: TokenStats, gaps: bool = False) -> TokenStats:
@@ -72,6 +84,8 @@ def in_another_order() -> tuple[dict[str, Any], dict[str, Any]]:
     layout.SUMS = (pairs[1], pairs[0], pairs[3], pairs[2], *others[::-1], "one_more")
     known = [f"{what}_missing" for what in layout.KNOWABLE]
     layout.MAXIMA = (*known, "another", *(name for name in layout.MAXIMA[::-1] if name not in known))
+    layout.SUM_PLACES = {name: place for place, name in enumerate(layout.SUMS)}
+    layout.MAXIMUM_PLACES = {name: place for place, name in enumerate(layout.MAXIMA)}
     nll = torch.arange(60).view(3, 20) * 37 % 11 / 3
     nll[1, 2], nll[2, 7] = 2000.0, torch.nan
     targets = torch.arange(60).view(3, 20) % 8 - 1

@@ -70,6 +70,25 @@ def stops(where: Path) -> Any:
     return made.state.global_step
 
 
+class Breaks(transformers.TrainerCallback):
+    """Raises at the end of the second step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            raise KeyError("planned")
+
+
+def trains_again(where: Path) -> Any:
+    """Train anew after an exception, in the same process group."""
+    made = watched(where, callbacks=[Breaks()], learning_rate=0.0)
+    try:
+        made.train()
+    except KeyError:
+        made.pop_callback(Breaks)
+    made.train()
+    return made.state.log_history
+
+
 def sharded(where: Path) -> Any:
     """Train a model that FSDP2 cuts over the ranks."""
     made = watched(
@@ -80,7 +99,7 @@ def sharded(where: Path) -> Any:
     return made.state.log_history
 
 
-CASES = (evaluates, straight, resumed, resumed_apart, stops, sharded)
+CASES = (evaluates, straight, resumed, resumed_apart, stops, trains_again, sharded)
 
 
 def run(where: Path) -> None:

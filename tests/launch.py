@@ -26,6 +26,20 @@ IMPORTED = (  # where they are installed
 )
 
 
+def unhurried() -> None:
+    """Let no call count as slow: how long a logger takes here is for the load of the machine to say."""
+    from pplmon.monitor import failures
+
+    failures.SLOW_S = 60.0
+
+
+def fresh() -> dict[str, str]:
+    """Return this process's environment for an interpreter of its own, without what a test may have set for ranks and W&B."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "LOCAL_RANK"))}
+    paths = os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH"))))
+    return kept | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", "COLUMNS": "200"}
+
+
 def start_server() -> Any:
     """Start the process that others are forked off, if it does not run yet; return multiprocessing's way to use it."""
     context = multiprocessing.get_context("forkserver")
@@ -51,10 +65,8 @@ def run_script(
     """
     if afresh:
         command = [sys.executable, *([] if path.endswith(".py") else ["-m"]), path, *map(str, args)]
-        paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        own = {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
         return subprocess.run(
-            command, cwd=cwd, env={**os.environ, **own, **environment}, timeout=timeout_s, check=False,
+            command, cwd=cwd, env=fresh() | environment, timeout=timeout_s, check=False,
             capture_output=True, encoding="utf-8",
         )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
@@ -92,6 +104,7 @@ def _script(path: str, args: list[str], out: Path, cwd: Path, environment: Mappi
     import torch
 
     torch.set_num_threads(1)
+    unhurried()
     for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
         with open(out / name, "wb") as file:
             os.dup2(file.fileno(), stream.fileno())

@@ -82,7 +82,7 @@ def run(where: Path, ranks: int) -> None:
 
 if __name__ == "__main__":
     size = int(sys.argv[2])
-    if size > 1:  # as `fabric run` and `accelerate launch` say it
+    if size > 1:  # as `Fabric(devices=2)` and `accelerate launch` say it
         os.environ |= {
             "LT_DEVICES": str(size),
             "LT_STRATEGY": "ddp",

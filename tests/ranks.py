@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from tests.launch import start_server
+from tests.launch import start_server, unhurried
 
 
 class RankFailure(AssertionError):
@@ -84,6 +84,7 @@ class Ranks:
 
 def _work(rank: int, size: int, meeting: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
+    unhurried()
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size, timeout=timedelta(seconds=50))
     while (task := pipe.recv()) is not None:
         call, args = task

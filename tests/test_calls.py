@@ -37,10 +37,17 @@ TOGETHER: dict[str, Together] = {
 }
 
 
+PLACES = ("first", "first, shifted", "last")
+PAIRS = [  # each of either once in make test, and every pair in make test-all
+    pytest.param(place, together, marks=[pytest.mark.slow] * (first != second))
+    for first, place in enumerate(PLACES)
+    for second, together in enumerate(TOGETHER)
+]
+
+
 @both
-@pytest.mark.parametrize("together", TOGETHER)
-@pytest.mark.parametrize("place", ["first", "first, shifted", "last"])
-def test_two_forwards_over_one_half_are_no_pieces(stage: str, together: str, place: str) -> None:
+@pytest.mark.parametrize(("place", "together"), PAIRS)
+def test_two_forwards_over_one_half_are_no_pieces(stage: str, place: str, together: str) -> None:
     """Over the first half twice, with targets at either shift, or over the last: by width they could be two pieces of a row."""
     columns, targets = {
         "first": (slice(0, 6), slice(0, 6)),

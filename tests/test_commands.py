@@ -18,8 +18,8 @@ import torch
 import pplmon
 from pplmon import cli
 from pplmon.report.answer import Exit
+from tests.launch import fresh, run_script
 from tests.page_runs import write_run
-from tests.test_demo import environment
 
 PAGE = (Path(__file__).parents[1] / "docs" / "agents.md").read_text(encoding="utf-8")
 COMMANDS = ("demo", "report", "view", "replay", "doctor", "dashboard wandb")
@@ -64,10 +64,7 @@ def strict(line: str) -> dict[str, Any]:
 
 def called(where: Path, *arguments: str) -> Text:
     """Run the command in a process of its own."""
-    command = [sys.executable, "-m", "pplmon", *arguments]
-    return subprocess.run(
-        command, cwd=where, env=environment(), capture_output=True, text=True, timeout=200, check=False
-    )
+    return run_script("pplmon", *arguments, cwd=where, timeout_s=200, COLUMNS="200")
 
 
 def answered(done: Text, command: str, code: Exit) -> dict[str, Any]:
@@ -150,9 +147,7 @@ def test_the_doctor(runs: Path, source: str, code: Exit) -> None:
 def test_a_view(runs: Path) -> None:
     """Its line comes as soon as the server is there; Ctrl-C is its usual end."""
     command = [sys.executable, "-m", "pplmon", "view", "a", "--port", "0", "--json"]
-    view = subprocess.Popen(
-        command, cwd=runs, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    view = subprocess.Popen(command, cwd=runs, env=fresh(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert view.stdout is not None
     found = strict(view.stdout.readline())
     assert set(leaves(found, set())) == described("view")
@@ -186,7 +181,7 @@ def test_a_demo_that_is_interrupted_missed_nothing(tmp_path: Path) -> None:
     """Lightning turns Ctrl-C into an exit code of 1; here it ends the process as the signal does."""
     command = [sys.executable, "-m", "pplmon", "demo", "--steps", "5000", "--json"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    demo = subprocess.Popen(command, cwd=tmp_path, env=environment(), **pipes)
+    demo = subprocess.Popen(command, cwd=tmp_path, env=fresh(), **pipes)
     assert demo.stderr is not None
     seen = ""
     while "Epoch 0:" not in seen:
@@ -243,7 +238,7 @@ def test_whoever_reads_the_answers_may_stop(runs: Path) -> None:
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],
         cwd=runs,
-        env=environment(),
+        env=fresh(),
         capture_output=True,
         text=True,
         check=False,

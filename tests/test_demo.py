@@ -16,7 +16,7 @@ from pplmon.demo.plan import BATCH, SETTLED, Plan
 from pplmon.demo.summary import corruption_found, numbers, verdict
 from pplmon.demo.text import CONTEXT, HeldOutWindows, TrainingWindows, decode, language_reference
 from pplmon.page.command import opening
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 from tests.launch import run_script
 
 STEPS = SETTLED + 3

@@ -6,6 +6,7 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,11 @@ WHERE = {
 }
 
 
+def mostly(quick: str) -> list[Any]:
+    """The neighbours, of which ``make test`` tries one."""
+    return [pytest.param(where, marks=[pytest.mark.slow] * (where != quick)) for where in WHERE]
+
+
 @cache
 def made(where: str) -> list[Example]:
     """Three batches of a model."""
@@ -40,7 +46,7 @@ def made(where: str) -> list[Example]:
 
 
 @pytest.mark.parametrize("mistake", PLANTED)
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("where", mostly("Llama, fresh, fp32"))
 def test_a_planted_mistake_is_named(where: str, mistake: str) -> None:
     """On the first batch, or the second or third, and to the end; never as something else."""
     model, trained, precision = WHERE[where]
@@ -57,7 +63,7 @@ def test_a_planted_mistake_is_named(where: str, mistake: str) -> None:
 
 
 @pytest.mark.parametrize("setup", PLAIN)
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("where", mostly("GPT-2, trained, bf16"))
 def test_nothing_is_said_of_a_right_set_up(where: str, setup: str) -> None:
     """Neither on one batch nor on more."""
     cross = Cross(PRECISIONS[WHERE[where][2]][1])

@@ -9,6 +9,7 @@ import pytest
 from pplmon.testing import run_on_ranks
 from tests.evidence_tasks import play, sharded
 
+pytestmark = pytest.mark.ranks
 SHIFTED, PLAIN, PADDED = 24.0, 27.0, 18.0  # tokens of a rank's batch
 CASES = {
     ("shifted", "shifted"): (2 * SHIFTED, "with shift=True"),

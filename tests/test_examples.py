@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 from tests.launch import ROOT, run_script
 
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pplmon
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 from pplmon.testing import run_on_ranks
 from tests.fault_script import module_of, trainer_of
 from tests.launch import run_script, start_script

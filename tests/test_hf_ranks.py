@@ -71,6 +71,14 @@ def test_history_has_the_rows_each_once(case: str, ran: Path) -> None:
     assert all(abs(row["eval_loss"] - wanted) > 0.1 for row in passes)
 
 
+def test_a_run_after_an_exception_has_all_ranks(ran: Path) -> None:
+    """In the same processes and their group."""
+    rows_logged = [row for row in found(ran, "trains_again") if "cross_entropy" in row]
+    expect = [expected(rows(64)[:32]), expected(rows(64)[32:])]
+    assert [row["cross_entropy"] for row in rows_logged] == [pytest.approx(mean([part]), abs=1e-6) for part in expect]
+    assert rows_logged[-1]["tokens_seen"] == sum(part.tokens for part in expect)
+
+
 def test_the_event_file_of_the_trainer_has_them(ran: Path) -> None:
     """Once, at the steps of its history."""
     files = list((ran / "evaluates").rglob("events.out.tfevents*"))
@@ -109,5 +117,6 @@ def test_every_case_is_looked_at() -> None:
         "resumed",
         "resumed_apart",
         "stops",
+        "trains_again",
         "sharded",
     }

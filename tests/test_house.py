@@ -281,7 +281,7 @@ def test_import_is_light() -> None:
     """Neither a logger nor a framework nor the terminal's colours: they are loaded on first use."""
     used = "pplmon.Monitor(sinks=[pplmon.sinks.Console(), pplmon.sinks.Journal('x'), pplmon.sinks.TensorBoard('x')])"
     # torchmetrics looks at transformers where it is installed; that is not ours to change.
-    assert set(loaded(f"import pplmon; {used}")) <= set(loaded("import torchmetrics")) & {"transformers"}
+    assert set(loaded(f"import pplmon; {used}")) <= {"transformers"}
 
 
 @pytest.mark.slow

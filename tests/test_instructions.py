@@ -37,6 +37,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return list(json.loads((folder / "out.json").read_text())["rows"])
 
 
+@pytest.mark.slow  # test_gpu_benchmark compiles two of the six, and looks at their loads
 def test_the_loop_is_within_the_budget(rows: list[dict[str, Any]]) -> None:
     """Few instructions, one exponential and an eighth or a quarter per logit, wide loads, nothing that waits for others."""
     assert {(row["dtype"], row["entropy"]) for row in rows} == set(MOST)
@@ -49,6 +50,7 @@ def test_the_loop_is_within_the_budget(rows: list[dict[str, Any]]) -> None:
         assert all(whole < row["budget"] for whole in row["per_logit_with_ends"].values())
 
 
+@pytest.mark.slow
 def test_the_budget_is_that_of_an_h200(rows: list[dict[str, Any]]) -> None:
     """15.6 instructions for each logit of two bytes, and twice that for four."""
     assert {row["dtype"]: round(row["budget"], 1) for row in rows} == {"bf16": 15.6, "fp16": 15.6, "fp32": 31.1}

@@ -16,7 +16,9 @@ from pplmon import TokenTally
 
 pytest.importorskip("triton", reason="there is no Triton for this platform")
 from pplmon.measure.triton import launch as measuring
+from pplmon.tally.count import by_arrays
 from pplmon.tally.count import choose as batch
+from pplmon.tally.count.numpy_or_torch import OnTorch
 from pplmon.tally.count.triton import launch as triton
 
 # Operators that only allocate or look at memory in another way.
@@ -66,6 +68,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name in ("cut", "count", "close_sequences", "finish"):
         monkeypatch.setattr(triton, name, Kernel(name, names))
     monkeypatch.setattr(batch, "kernels_for", lambda *given: triton)
+    monkeypatch.setattr(by_arrays, "arrays_on", OnTorch)
     monkeypatch.setattr(measuring, "fits", lambda logits: True)
     monkeypatch.setattr(measuring, "_proved", set())
     monkeypatch.setattr(measuring, "_prove", lambda *kind: None)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 import pplmon
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 from tests.models import LENGTH, VOCAB, loader, make_module, reference, rows
 from tests.test_extras import Kinds
 

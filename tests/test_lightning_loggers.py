@@ -12,7 +12,7 @@ import torch
 import wandb
 
 import pplmon
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 from tests.models import loader, make_module, reference
 from tests.wandb_run import read_run
 

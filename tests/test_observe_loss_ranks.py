@@ -9,6 +9,7 @@ import pytest
 from pplmon.testing import run_on_ranks
 from tests.observe_tasks import PLAIN, SHIFTED, play
 
+pytestmark = pytest.mark.ranks
 ONCE = {"every_n_steps": 1}
 # The kinds of the two ranks, a monitor's settings; then tokens of the windows and the pass, and what is said.
 CASES: dict[str, tuple[tuple[tuple[str, str], dict[str, int]], list[int], int, str]] = {

@@ -17,7 +17,7 @@ from torch import nn
 import pplmon
 from pplmon import replay
 from pplmon.report import own
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 from pplmon.tally.own_numbers import digits_of
 from tests import own_number_tasks as tasks
 from tests.models import loader, make_module

@@ -6,8 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import subprocess
-import sys
 import threading
 import time
 from html.parser import HTMLParser
@@ -20,6 +18,7 @@ import pplmon
 from pplmon import cli
 from pplmon.page import command
 from pplmon.page.render import HERE
+from tests.launch import run_script
 from tests.page_runs import write_long_run, write_run
 
 HOSTILE = '</script></style><h1 onclick="x">&lt;{{ 7 * 7 }}<!-- \u202e'
@@ -163,10 +162,11 @@ def test_it_is_written_whole(run: Path, tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["page.html"]
 
 
-def test_page_is_called_before_and_after_its_package_is_imported() -> None:
+def test_page_is_called_before_and_after_its_package_is_imported(tmp_path: Path) -> None:
     """``pplmon.page`` is a package as well: its name must not change its meaning."""
     code = "import pplmon; f = pplmon.page; import pplmon.page.build; assert f is pplmon.page; pplmon.page('none')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    (tmp_path / "code.py").write_text(code)
+    done = run_script(str(tmp_path / "code.py"))
     assert "ReplayError: none does not exist" in done.stderr
 
 

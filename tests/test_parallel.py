@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 from tests.launch import run_script
 
 pytest.importorskip("pytorch_lightning")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pplmon
 from pplmon.monitor.probes.greedy import continue_greedily
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 from tests.models import make_module, rows
 from tests.probe_tasks import (
     HORIZON,

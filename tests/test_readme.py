@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import builtins
 import importlib
 import re
 import shlex
@@ -128,14 +129,42 @@ CODE = [
 ]
 
 
+# The pages that a newcomer copies from: each block has all that it uses.
+WHOLE = ("index.md", "lightning.md", "plain-loop.md", "fabric.md", "accelerate.md", "hugging-face.md", "trl.md")
+
+
+def lacking(code: str) -> set[str]:
+    """The names that a script uses and nowhere makes."""
+    nodes = list(ast.walk(ast.parse(code)))
+    made = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    made |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    imported = [alias for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names]
+    made |= {(alias.asname or alias.name).split(".")[0] for alias in imported}
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return used - made - set(dir(builtins))
+
+
+@pytest.mark.parametrize("code", [block for block in blocks("python") if block.id.startswith(WHOLE)])
+def test_a_block_of_a_page_to_begin_with_is_a_whole_script(code: str) -> None:
+    """It takes no name as given."""
+    assert lacking(code) == set()
+
+
+def test_a_name_that_a_block_takes_as_given_would_be_seen() -> None:
+    """Wherever it is used."""
+    assert lacking("import a.b as c\nfor d in c: e = lambda f: f + g\ndef h(i): return print(i, j)") == {"g", "j"}
+
+
 @pytest.mark.parametrize("code", CODE)
-def test_a_python_block_runs(code: str, tmp_path: Path) -> None:
+def test_a_python_block_runs(code: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """As it stands, or after the few names that the prelude gives it, in an empty directory."""
     needs = optional(code)
     for name in needs:
         if find_spec(name) is None:
             pytest.skip(f"this block shows {OPTIONAL[name]}, which is not installed")
-    prelude = "" if "ByteModel" in code else PRELUDE + (JOURNAL if "read_journal" in code else "")
+    whole = "ByteModel" in code or request.node.callspec.id.startswith(WHOLE)
+    prelude = "" if whole else PRELUDE + (JOURNAL if "read_journal" in code else "")
     observes = needs and "monitor.observe(" in code
     if observes:
         code += "\nmonitor.step()\nprint('tokens', monitor.close().tokens)\n"

@@ -6,8 +6,6 @@ import csv
 import gzip
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from pplmon import replay
 from pplmon.cli import main
 from pplmon.replay.read.columns import parse_map
 from pplmon.replay.score import Watch
+from tests.launch import run_script
 
 SPIKE = 300
 LOSSES = [3.0 + (step * 37 % 100) / 1000 + 2 * (step == SPIKE) for step in range(400)]
@@ -231,13 +230,7 @@ def test_a_plateau_gives_the_same_answer_however_often_it_is_logged(tmp_path: Pa
 def test_the_command_as_a_module(tmp_path: Path) -> None:
     """``python -m pplmon`` is ``pplmon``."""
     (tmp_path / "a.csv").write_text(FORMATS["iter.csv"][0])
-    done = subprocess.run(
-        [sys.executable, "-m", "pplmon", "replay", "a.csv", "--json"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_script("pplmon", "replay", "a.csv", "--json", cwd=tmp_path)
     assert [alert["step"] for alert in json.loads(done.stdout)["alerts"]] == [SPIKE]
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from pplmon.replay.read.series import Given, Row, Segment, Series
 from pplmon.replay.score import Incident, Watch
 from pplmon.replay.suggest import check_rate
 from pplmon.sinks import Journal
+from tests.launch import run_script
 
 
 def series_of(values: Sequence[float], name: str = "cross_entropy", every: int = 1) -> Series:
@@ -216,13 +214,7 @@ def test_the_command(journal: Path) -> None:
         "--wanted-rate",
         "100",
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "pplmon.cli", "replay", str(journal), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONIOENCODING": "utf-8"},
-    )
+    done = run_script("pplmon.cli", "replay", journal, *arguments)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "(journal): 3,000 rows of steps 0–2999" in lines[0]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 from tests.launch import run_script
 
 pl = pytest.importorskip("pytorch_lightning")

@@ -11,8 +11,7 @@ import pytest
 import torch.distributed as dist
 
 import pplmon
-from pplmon.sinks import Journal
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import Journal, read_journal
 from pplmon.tally import TokenTally
 from pplmon.tally import ranks as group
 from pplmon.testing import run_on_ranks

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pplmon
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 from pplmon.tally import ReadOut
 from tests.models import loader, make_module
 from tests.test_lightning import trainer_for

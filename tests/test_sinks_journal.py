@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from pplmon.alerts import Alert
 from pplmon.report.report import Report
 from pplmon.report.worst import WorstSequence, WorstToken
-from pplmon.sinks.journal import Journal, read_journal
+from pplmon.sinks import Journal, read_journal
 
 
 def strict(path: Path) -> list[dict[str, Any]]:
@@ -83,13 +85,57 @@ def test_reports_are_flushed_and_alerts_reach_the_disk(tmp_path: Path, monkeypat
     seen: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda _: seen.append(len(strict(tmp_path / "pplmon.jsonl"))))
     journal = Journal(tmp_path)
+    journal.start({})
     journal.judged(a_report())
-    assert journal.path.read_text() == ""
+    assert len(strict(journal.path)) == 1
     journal.report(a_report(), {})
-    assert len(strict(journal.path)) == 2 and seen == []
+    assert len(strict(journal.path)) == 3 and seen == []
     journal.alert(Alert("Spike", "up"))
-    assert seen == [3]
+    assert seen == [4]
     journal.close()
+
+
+def test_judged_rows_that_wait_are_written_in_their_order(tmp_path: Path) -> None:
+    """Before what comes after them, and with the series of their own run."""
+    journal = Journal(tmp_path)
+    journal.start({})
+    for step in range(20):
+        journal.judged(Report(step, numbers={"cross_entropy": 1.0, "sequences": 2}))
+    journal.start({"watched": ["sequences"]})
+    journal.judged(Report(20, numbers={"sequences": 2}))
+    journal.close()
+    rows = strict(journal.path)
+    assert [row.get("step") for row in rows] == [None, *range(20), None, 20]
+    assert [row["numbers"] for row in rows[20:] if "numbers" in row] == [{"cross_entropy": 1.0}, {"sequences": 2}]
+
+
+WAITING = """
+import os, sys
+from pplmon.report.report import Report
+from pplmon.sinks.journal import Journal
+
+def journal(name):
+    opened = Journal(name)
+    for step in range(3):
+        opened.judged(Report(step, numbers={"cross_entropy": 1.0}))
+    return opened
+
+journal("given up")
+forks, ends = journal("forks"), journal("ends")
+if not os.fork():
+    sys.exit()
+os.wait()
+assert len(forks.path.read_text().splitlines()) == 3
+ends.judged(Report(3, numbers={"cross_entropy": 1.0}))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked on POSIX only")
+def test_judged_rows_that_wait_outlive_who_wrote_them(tmp_path: Path) -> None:
+    """They are written once, where nobody closes the journal: when it is given up, before a fork, as the process ends."""
+    subprocess.run([sys.executable, "-c", WAITING], cwd=tmp_path, check=True)
+    for name, steps in (("given up", 3), ("forks", 3), ("ends", 4)):
+        assert [row["step"] for row in strict(tmp_path / name / "pplmon.jsonl")] == list(range(steps))
 
 
 def test_a_torn_line_does_not_take_the_next_with_it(tmp_path: Path) -> None:

@@ -75,7 +75,9 @@ def test_the_operations_that_are_spelled_differently(xp: OnTorch | OnNumpy) -> N
     assert str(xp.full((2,), 7).dtype).endswith("int64") and xp.full((2,), 7).tolist() == [7, 7]
     assert xp.sums_by(of(0, 3, 3, 1), of(5, 2, 4, 1)).tolist() == [5, 1, 0, 6]
     assert xp.running_maximum(of(1, 0, 3, 2)).tolist() == [1, 1, 3, 3]
-    assert [x.tolist() for x in xp.top(of(4, 9, -1, 7), 2)] == [[9, 7], [1, 3]]
+    losses = of(4, 9, -1, 9, 4, 7)
+    in_turn = xp.worst(losses, 4, 32, lambda index: (index * 0, index))
+    assert in_turn.tolist() == [1, 3, 5, 0] and losses[in_turn].tolist() == [9, 9, 7, 4]
     lowest = -(2**63)  # nothing may overflow where −x would
     assert xp.order(of(2, 5, 5, 5, lowest), of(0, 1, 0, 0, 0), of(0, 0, 9, 3, 0)).tolist() == [3, 2, 1, 0, 4]
     counts, limited = of(1, 1, 1), of(3, 8)
@@ -144,7 +146,7 @@ def test_states_made_in_inference_mode_count_on_outside() -> None:
     with torch.inference_mode():
         tally = TokenTally()
         tally.update(torch.randn(2, 20, 11), torch.randint(11, (2, 20)))
-    assert tally.sums.is_inference()
+        assert tally.sums.is_inference()
     tally.update(torch.randn(2, 20, 11), torch.randint(11, (2, 20)))
     assert tally.report().tokens == 80
     tally.reset()

@@ -13,7 +13,7 @@ import torch
 
 import pplmon
 from pplmon.report.texts import Texts
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 from tests.test_sinks_wandb import finished
 
 VOCABULARY = 32

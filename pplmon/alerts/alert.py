@@ -165,8 +165,12 @@ class MetricRule:
         """Judge one report; other stages, and reports that lack the number, are ignored."""
         if report.stage != self.stage:
             return self.of_part(report.stage)(report) if self.judges(report.stage) else None
-        value = self._value(report)
-        return None if value is None else self.judge(value, report)
+        value = report.numbers.get(self.metric)
+        if value is not None:
+            return self.judge(value, report)
+        if self.warns:
+            self._warn_of_lacking(report)
+        return None
 
     def judges(self, stage: str) -> bool:
         """Return True for a stage whose reports the rule judges: its own, and that of each of its data sets."""
@@ -211,16 +215,13 @@ class MetricRule:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that ``state_dict`` returned."""
 
-    def _value(self, report: Report) -> float | None:
-        value = report.numbers.get(self.metric)
-        if value is None and self.warns:
-            self.warns = False
-            warnings.warn(
-                f"pplmon: {self!r} watches {self.metric!r}, which the report of step {report.step} lacks; it has "
-                f"{', '.join(report.as_dict())}",
-                stacklevel=2,
-            )
-        return value
+    def _warn_of_lacking(self, report: Report) -> None:
+        self.warns = False
+        warnings.warn(
+            f"pplmon: {self!r} watches {self.metric!r}, which the report of step {report.step} lacks; it has "
+            f"{', '.join(report.as_dict())}",
+            stacklevel=2,
+        )
 
     def __repr__(self) -> str:
         """Return the call that makes this rule: the journal keeps it, and ``pplmon replay`` reads it back."""

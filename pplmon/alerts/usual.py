@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pplmon.alerts.rules.baseline import Baseline
-from pplmon.report.numbers import Value
 from pplmon.report.report import Report
 
 HEAD, LOSS, TOKENS = "group/", "/cross_entropy", "/tokens"  # the numbers that ``Groups`` gives of each group
@@ -32,7 +31,7 @@ class Usual:
         value = report.numbers.get("cross_entropy")
         if value is not None and math.isfinite(value):
             self.mean.push(value)
-        for name, loss, _ in _groups(report.numbers):
+        for name, loss, _ in _groups(report):
             self.groups.setdefault(name, Baseline()).push(loss)
 
     def moved(self, report: Report) -> dict[str, Any]:
@@ -47,7 +46,7 @@ class Usual:
         jump = (mean - self.mean.middle) * tokens
         excesses = {
             name: (loss - usual.middle) * count
-            for name, loss, count in _groups(report.numbers)
+            for name, loss, count in _groups(report)
             if (usual := self.groups.get(name)) is not None and usual.middle is not None
         }
         name = max(excesses, key=lambda name: excesses[name], default=None)
@@ -68,14 +67,15 @@ class Usual:
             usual.load_state_dict(state["usual_of_groups"][name])
 
 
-def read_for_blame(numbers: Mapping[str, Value]) -> list[str]:
+def read_for_blame(report: Report) -> list[str]:
     """Return the names of the numbers that tell which group moved; none where the tally has no ``Groups``."""
-    return [name for name in numbers if name.startswith(HEAD) and name.endswith((LOSS, TOKENS))]
+    return [name for name in report.given if name.startswith(HEAD) and name.endswith((LOSS, TOKENS))]
 
 
-def _groups(numbers: Mapping[str, Value]) -> Iterator[tuple[str, float, int]]:
+def _groups(report: Report) -> Iterator[tuple[str, float, int]]:
     """Yield each group that has tokens: its name, its cross-entropy and their count."""
-    for key in numbers:
+    numbers = report.numbers
+    for key in report.given:
         if key.startswith(HEAD) and key.endswith(LOSS):
             name = key[len(HEAD) : -len(LOSS)]
             loss, count = numbers.get(key), numbers.get(f"{HEAD}{name}{TOKENS}")

@@ -23,7 +23,8 @@ from pplmon.demo.summary import answer
 from pplmon.demo.text import CONTEXT, HeldOutWindows, Sequences, TrainingWindows, decode, language_reference
 from pplmon.page.command import NAME
 from pplmon.report.answer import Answer
-from pplmon.sinks.journal import FILE_NAME, read_journal
+from pplmon.sinks import read_journal
+from pplmon.sinks.journal import FILE_NAME
 from pplmon.sinks.wandb import STEP
 
 MOST_THREADS = 4  # more do not make a model this small faster

@@ -9,7 +9,7 @@ from pplmon.doctor.hypotheses import Observation
 from pplmon.doctor.judge import judge
 from pplmon.doctor.loss import Loss
 from pplmon.doctor.measured import measure
-from pplmon.measure.called import called
+from pplmon.measure.called import name_call
 from pplmon.measure.checks import check_logits
 from pplmon.measure.tokens import is_dtensor
 
@@ -40,8 +40,11 @@ def diagnose(
     Raises:
         ValueError: shapes that do not fit each other. TypeError: integer logits, non-integer targets or ids, a loss that is none.
     """
-    with called("pplmon.diagnose(logits, targets)"):
+    try:
         seen = observation(logits, targets, loss, shift, input_ids, attention_mask, ignore_index)
+    except (TypeError, ValueError) as error:
+        name_call(error, "pplmon.diagnose(logits, targets)")
+        raise
     return judge([seen], ignore_index)
 
 

@@ -48,7 +48,8 @@ class LossGuard:
     def __init__(self) -> None:
         self._window = 1  # the one under way
         self._before: Tensor | None = None
-        self._sums: Tensor | None = None  # [3] float64: Σ loss · denominator, Σ nll, tokens
+        self._losses: Tensor | None = None  # [] float64: Σ loss · denominator
+        self._counted: Tensor | None = None  # [cells]: what the tally has counted of the same micro-batches
         self._sent: Late | None = None  # of a window that is over
 
     @property
@@ -60,33 +61,41 @@ class LossGuard:
         """Remember what the tally held before this micro-batch."""
         self._before = tally.sums.clone() if self.looks else None
 
-    @torch.no_grad()
+    @property
+    def compares(self) -> bool:
+        """True if the micro-batch under way is to be compared with its loss."""
+        return self._before is not None
+
     def after(self, tally: TokenTally, loss: Tensor | float | None, items: Tensor | float | None = None) -> None:
         """Take in a micro-batch and the loss that its step gave: a mean over its tokens, or over ``items``."""
         before, self._before = self._before, None
-        if before is None or loss is None or (isinstance(loss, Tensor) and loss.numel() != 1):
-            return
-        change = (tally.sums - before.to(tally.sums.device)).double()
-        tokens, nll = change[_TOKENS], change[_WHOLE] + change[_FRACTION] * 2.0**-layout.FRACTION_BITS
-        given = loss.detach().double().reshape(()) if isinstance(loss, Tensor) else tokens.new_full((), loss)
-        part = torch.stack([given.to(tokens.device) * (tokens if items is None else items), nll, tokens])
+        if before is not None and loss is not None and not (isinstance(loss, Tensor) and loss.numel() != 1):
+            self._add(tally, before, loss, items)
+
+    @torch.no_grad()
+    def _add(self, tally: TokenTally, before: Tensor, loss: Tensor | float, items: Tensor | float | None) -> None:
+        counted = tally.sums - before.to(tally.sums.device)
+        tokens = counted[_TOKENS].double()
+        given = loss.detach().reshape(()).to(tokens) if isinstance(loss, Tensor) else tokens.new_full((), loss)
         # A batch that counted nothing here (none of its targets, or not yet) has no part; its loss may be NaN.
-        part = torch.where(tokens > 0, part, 0.0)
-        self._sums = part if self._sums is None else self._sums + part
+        losses = torch.where(tokens > 0, given * (tokens if items is None else items), 0.0)
+        self._losses = losses if self._losses is None else self._losses + losses
+        self._counted = counted if self._counted is None else self._counted + counted
 
     def end_window(self) -> None:
         """Send what was added up to the host, and go on with the next window."""
         self._window += 1
-        sums, self._sums = self._sums, None
-        if sums is None or self._sent is not None:
-            return
-        self._sent = Late(sums)
+        losses, counted = self._losses, self._counted
+        self._losses = self._counted = None
+        if losses is not None and counted is not None and self._sent is None:
+            self._sent = Late(torch.cat([losses.view(1), counted.double()]))
 
     def gap(self, wait: bool = False) -> Gap | None:
         """Return the disagreement of the last window, if there is one and it has arrived."""
         if self._sent is None or not (wait or self._sent.arrived):
             return None
-        (loss, nll, tokens), self._sent = self._sent.values(), None
+        (loss, *counted), self._sent = self._sent.values(), None
+        tokens, nll = counted[_TOKENS], counted[_WHOLE] + counted[_FRACTION] * 2.0**-layout.FRACTION_BITS
         # A loss of NaN is what NonFinite alerts on; the measured number leaves non-finite tokens out.
         if not tokens or not math.isfinite(loss) or abs(loss - nll) <= NEAR * abs(nll):
             return None

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-
-@contextmanager
-def called(call: str) -> Iterator[None]:
-    """Put the line that was called before the text of a ValueError or TypeError."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        if len(error.args) == 1 and not str(error).startswith(call):
-            error.args = (f"{call}: {error}",)
-        raise
+def name_call(error: TypeError | ValueError, call: str) -> None:
+    """Put the line that was called before the text of an error, unless that begins with it."""
+    if len(error.args) == 1 and not str(error).startswith(call):
+        error.args = (f"{call}: {error}",)

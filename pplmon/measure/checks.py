@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,11 @@ def check_logits(logits: Tensor, targets: Tensor, is_shard: bool) -> None:
         raise ValueError(f"logits must be [B, T, V] or [N, V], got shape {tuple(logits.shape)}")
     if logits.shape[-1] == 0 and not is_shard:  # more ranks than ids leave some with none
         raise ValueError(f"logits have an empty vocabulary: shape {tuple(logits.shape)}; the last dimension is V")
-    fix = _line(logits.shape, targets.shape) if isinstance(targets, Tensor) else ""
-    check_targets(targets, tuple(logits.shape[:-1]), f"logits {tuple(logits.shape)} without V", fix)
+    check_ids(targets)
+    if targets.shape != logits.shape[:-1]:
+        _refuse(
+            targets, logits.shape[:-1], f"logits {tuple(logits.shape)} without V", _line(logits.shape, targets.shape)
+        )
 
 
 def _line(logits: torch.Size, targets: torch.Size) -> str:
@@ -37,16 +42,25 @@ def _line(logits: torch.Size, targets: torch.Size) -> str:
     return "pass logits [B, T, V] with targets [B, T], or [N, V] with [N]"
 
 
-def check_targets(targets: Tensor, shape: tuple[int, ...], of: str, fix: str) -> None:
-    """Check ids against the shape that they must have."""
+def check_targets(targets: Tensor, nll: Tensor) -> None:
+    """Check ids against the losses that belong to them."""
+    check_ids(targets)
+    if targets.shape != nll.shape:
+        _refuse(targets, nll.shape, "nll", 'give one loss for each token: reduction="none"')
+
+
+def check_ids(targets: Tensor) -> None:
+    """Check that targets are an integer tensor."""
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets must be an integer tensor, got {type(targets).__name__}")
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
         raise TypeError(
             f"targets must be integer token ids, got {targets.dtype}; were logits and targets passed in the wrong order?"
         )
-    if tuple(targets.shape) != shape:
-        raise ValueError(f"targets must have the shape of {of}, {shape}, got {tuple(targets.shape)}; {fix}")
+
+
+def _refuse(targets: Tensor, shape: torch.Size, of: str, fix: str) -> NoReturn:
+    raise ValueError(f"targets must have the shape of {of}, {tuple(shape)}, got {tuple(targets.shape)}; {fix}")
 
 
 _KNOWN = {

@@ -93,7 +93,8 @@ def _of_chunk(chunk: Tensor, scratch: Sequence[Tensor]) -> tuple[Tensor, ...]:
     count, vocab = chunk.numel(), chunk.shape[-1]
     if count == vocab:  # torch sums a lone row over several threads, which gives other bits
         return tuple(part[:1] for part in _of_chunk(chunk.reshape(1, vocab).expand(2, vocab), scratch))
-    flat, terms = (buffer[: whole_vectors(count)] for buffer in (scratch[0], scratch[-1]))
+    size = whole_vectors(count)
+    flat, terms = scratch[0][:size], scratch[-1][:size]
     x = flat[:count].view(count // vocab, vocab)
     wide = chunk
     if chunk.dim() == 3 or chunk.dtype != x.dtype:

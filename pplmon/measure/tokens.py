@@ -81,7 +81,7 @@ class TokenStats:
         need_float("nll", nll, "−ln p(target) of each token")
         if nll.dim() not in (1, 2):
             raise ValueError(f"nll must be [B, T] or [N], one loss for each token, got shape {tuple(nll.shape)}")
-        check_targets(targets, tuple(nll.shape), "nll", 'give one loss for each token: reduction="none"')
+        check_targets(targets, nll)
         known = {"correct": correct, "top_probability": top_probability, "predicted": predicted, "entropy": entropy}
         for name, value in known.items():
             check_known(name, value, nll)

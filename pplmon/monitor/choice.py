@@ -14,6 +14,7 @@ from pplmon.monitor.heard import Heard, observations
 from pplmon.tally import TokenTally, Votes
 
 Trial = dict[bool, TokenTally]
+_NONE, _DEPARTS, _KEEPS = Votes(), Votes(departs=1), Votes(keeps=1)
 
 
 class Choice:
@@ -70,8 +71,9 @@ class Choice:
     def votes(self, ranks: int, final: bool = False) -> Votes:
         """Return what this rank says now; ``final``: there are no more batches, and it may wait for the device."""
         if self.shift is not None or not self._began:
-            counted = self.counts if self.shift is not None or self._plain else None
-            return Votes(departs=int(counted is (not self.default)), keeps=int(counted is self.default))
+            if self.shift is None and not self._plain:
+                return _NONE
+            return _KEEPS if self.counts == self.default else _DEPARTS
         if self._votes is None or final:
             self._votes = self._vote(ranks, final)
         return self._votes

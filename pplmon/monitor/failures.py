@@ -66,15 +66,14 @@ class Guard:
         begun = time.monotonic()
         result = self.contained(who, what, call, *args)
         taken = time.monotonic() - begun
-        if taken > SLOW_S and id(who) not in self._named_slow:
-            self._named_slow.add(id(who))
-            _warn(f"{_name(who)} took {taken:.1f} s at {what!r}; the training step waited for it.")
+        if taken > SLOW_S:
+            self._tell_slow(who, what, taken)
         return result
 
     def contained(self, who: object, what: str, call: Callable[..., object], *args: object) -> Any:
         """Call, however long it takes, and turn an exception into a warning."""
         tries = self._tries[id(who), what]
-        if not tries.due():
+        if tries.failures and not tries.due():
             return None
         try:
             result = call(*args)
@@ -87,6 +86,11 @@ class Guard:
                 _warn(f"{_name(who)} works again at {what!r}; it lacks {tries.lost} calls.")
             tries.worked()
         return result
+
+    def _tell_slow(self, who: object, what: str, taken: float) -> None:
+        if id(who) not in self._named_slow:
+            self._named_slow.add(id(who))
+            _warn(f"{_name(who)} took {taken:.1f} s at {what!r}; the training step waited for it.")
 
     def _tell(self, who: object, what: str, tries: Tries, error: str) -> None:
         """Warn of the first failure of its kind, and where a kind of call begins to be left out."""

@@ -62,13 +62,14 @@ class Judge:
             totals, gathered = self._link.gather(totals), True
         report = report_of(totals, self._reads_rows)
         alerts = self._check_targets(totals, report)
-        if self._link.writes:
+        writes = self._link.writes
+        if writes:
             self._delivery.judged(report)  # not before: a replay assumes that the rules saw this row
         if self._against is not None:
             told = self._against.begin(report)
-            if told is not None and self._link.writes:
+            if told is not None and writes:
                 self._tell(f"step {report.step}: {told}", self._against.matches)
-        raised = [self._delivery.guard(rule, "judging", self._ask, rule, report) for rule in self.rules]
+        raised = self._ask(report)
         alerts += [checked(rule, alert) for rule, alert in zip(self.rules, raised) if alert is not None]
         usual = self._usual.mean.middle if report.stage == "train" else None
         moved = self._usual.moved(report) if alerts else {}
@@ -78,7 +79,7 @@ class Judge:
             evidence = report_of(totals if gathered else self._link.gather(totals), True)
             for alert in alerts:
                 self._raise(replace(alert, **moved), evidence, usual)
-        if self._link.writes:
+        if writes:
             self._delivery.remember(report.step, self.memory)
 
     def without_raising(self, totals: Totals, report_of: Callable[[Totals, bool], Report]) -> None:
@@ -116,10 +117,11 @@ class Judge:
         else:
             warnings.warn(f"pplmon: {text}", RuntimeWarning, stacklevel=2)
 
-    def _ask(self, rule: Rule, report: Report) -> Alert | None:
-        if self._against is None:
-            return rule(report)
-        return self._against.judge(rule, report)
+    def _ask(self, report: Report) -> list[Alert | None]:
+        guard, against = self._delivery.guard, self._against
+        if against is None:
+            return [guard(rule, "judging", rule, report) for rule in self.rules]
+        return [guard(rule, "judging", against.judge, rule, report) for rule in self.rules]
 
     def _raise(self, alert: Alert, evidence: Report, usual: float | None) -> None:
         missing = evidence.ranks_missing

@@ -21,7 +21,7 @@ from pplmon.monitor.probes.base import Probe, Ranks
 from pplmon.monitor.repeated_rows import RepeatedRows
 from pplmon.monitor.saves import Saves
 from pplmon.report.report import Report
-from pplmon.tally import Doing, UnlikeRanks
+from pplmon.tally import UnlikeRanks
 
 
 class Monitor(Observes, Logs, Saves):
@@ -57,7 +57,7 @@ class Monitor(Observes, Logs, Saves):
     def _close_step(self, step: int) -> None:
         try:
             if self.cadence.reads_out(step):
-                self._launch(Doing("step", step=step))
+                self._launch("step", step)
             else:
                 self._link.connect()  # ranks of unlike cadences would wait for each other's first read-out
         finally:
@@ -207,7 +207,7 @@ class Monitor(Observes, Logs, Saves):
                 # Work that handlers put off may use collectives: all ranks do it at the same point.
                 if due != self._step:
                     self._delivery.settle()
-                self._launch(Doing("step", step=due, leaves=True), final=True)
+                self._launch("step", due, final=True, leaves=True)
                 self._delivery.settle()
                 self.collect()
             if self._link.severed:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pplmon.measure.called import called
+from pplmon.measure.called import name_call
 from pplmon.measure.tokens import TokenStats, VocabShard
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.readouts import Engine
@@ -53,9 +53,13 @@ class Observes(Engine):
         """
         if not self._link.takes_part:
             return
-        with self._one_thread, called("monitor.observe(logits, targets) in the loop"):
-            data = {"mask": mask, "document_ids": document_ids, "sample_ids": sample_ids, **batch_data}
-            self._count(logits, targets, data, vocab_shard, shift, loss)
+        data = {"mask": mask, "document_ids": document_ids, "sample_ids": sample_ids, **batch_data}
+        with self._one_thread:
+            try:
+                self._count(logits, targets, data, vocab_shard, shift, loss)
+            except (TypeError, ValueError) as error:
+                name_call(error, "monitor.observe(logits, targets) in the loop")
+                raise
 
     def _count(
         self,

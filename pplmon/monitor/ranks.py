@@ -62,7 +62,7 @@ class Link(Standing):
         if self._stopped or not self.takes_part:
             return
         number = self.patience.begin()
-        own = self.numbers.take(doing.step, self.tally.sums.device)
+        own = self.numbers.take(doing.step, self.tally.device)
         try:
             pending = Pending(self.tally.read_out(doing, own), closes_step, number)
         except RuntimeError as error:  # some backends say at once that a rank is gone
@@ -118,7 +118,7 @@ class Link(Standing):
         """
         if not pending.read_out.wants_slots:
             return totals
-        device = self.tally.sums.device
+        device = self.tally.device
         try:
             found = self.numbers.settle(self.tally.group, device, self._wait)
         except RuntimeError as error:
@@ -139,7 +139,7 @@ class Link(Standing):
         number = self.patience.begin()
         try:
             tally.process_group = self.pattern.process_group
-            device = tally.sums.device
+            device = tally.device
             tally.compare(self._wait)  # a probe's: the others may be lost
             # A state that is saved holds what was not read out yet; it stays where it is.
             own = self.numbers.look(device) if doing.what == "checkpoint" else self.numbers.empty(device)
@@ -172,7 +172,7 @@ class Link(Standing):
         if self.severed:
             return payload
         try:
-            return self.pattern.group.from_first(payload, self.tally.sums.device, self._wait)
+            return self.pattern.group.from_first(payload, self.tally.device, self._wait)
         except RuntimeError as error:
             self._lose(error)
             return payload

@@ -57,16 +57,20 @@ class Engine(Survives):
             self._closed = self._log_window(step)
 
     def _leave_together(self, totals: Totals) -> bool:
-        return totals["leaving"] == self._link.ranks and not self._alone
+        leaving = totals["leaving"]
+        return leaving > 0 and leaving == self._link.ranks and not self._alone
 
-    def _launch(self, doing: Doing, closes_step: bool = True, final: bool = False) -> None:
+    def _launch(
+        self, what: str, step: int, closes_step: bool = True, final: bool = False, leaves: bool = False
+    ) -> None:
         """Start a read-out of training; ``final``: what it counts is chosen by what there is."""
-        self._link.launch(doing._replace(votes=self._shifts.launching(final)), closes_step)
+        doing = Doing(what, step=step, leaves=leaves, votes=self._shifts.launching(final))
+        self._link.launch(doing, closes_step)
 
     def flush(self) -> None:
         """Read out everything up to now, and wait for it. Every rank calls it."""
         self.collect()
-        self._launch(Doing("flush", step=self.last_step), closes_step=False, final=True)
+        self._launch("flush", self.last_step, closes_step=False, final=True)
         self.collect()
 
     def log_window(self) -> Report | None:

@@ -7,7 +7,7 @@ import warnings
 
 from pplmon.alerts.earlier import Earlier
 from pplmon.monitor.ranks import Link
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks import read_journal
 
 
 def earlier_run(path: str | os.PathLike[str], prefix: str, link: Link) -> Earlier | None:

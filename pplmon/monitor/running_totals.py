@@ -8,13 +8,15 @@ from typing import Any
 
 from pplmon.report.totals import Totals
 
+AT_ONCE = 16  # read-outs that are added up together
+
 
 class Windows:
     """Totals over ranks, added up as they are read out. Their rows are this rank's own until a window is logged."""
 
     def __init__(self) -> None:
         self._window, self._epoch = Totals(), Totals()
-        self._recent = Totals()  # of both: a step adds once, not twice
+        self._recent: list[Totals] = []  # of both
         self.tokens_seen = 0
         self.worst = Totals()  # the run's worst rows, of all ranks; no numbers
         self.passes: dict[
@@ -34,8 +36,10 @@ class Windows:
 
     def add(self, totals: Totals) -> None:
         """Add one read-out."""
-        self._recent = self._recent + totals
+        self._recent.append(totals)
         self.tokens_seen += totals["tokens"]
+        if len(self._recent) == AT_ONCE:
+            self._fold()
 
     def end_window(self) -> Totals:
         """Return the window, and open the next."""
@@ -60,16 +64,16 @@ class Windows:
         return epoch
 
     def _fold(self) -> None:
-        recent, self._recent = self._recent, Totals()
-        self._window, self._epoch = self._window + recent, self._epoch + recent
+        recent, self._recent = Totals.sum(self._recent), []
+        without_rows = replace(recent, token_rows=(), sequence_rows=())  # an epoch's numbers have no evidence
+        self._window, self._epoch = self._window + recent, self._epoch + without_rows
 
     def state_dict(self, window: Totals) -> dict[str, Any]:
         """Return everything as plain values; ``window`` is the open one with the rows of all ranks."""
         self._fold()
-        epoch = replace(self._epoch, token_rows=(), sequence_rows=())  # an epoch's numbers have no evidence
         return {
             "window": window.state_dict(),
-            "epoch": epoch.state_dict(),
+            "epoch": self._epoch.state_dict(),
             "worst": self.worst.state_dict(),
             "tokens_seen": self.tokens_seen,
             "passes": {stage: totals.integers() for stage, totals in self.passes.items()},
@@ -87,7 +91,7 @@ class Windows:
         ``totals_of`` reads saved totals for the settings of this run, ``passed`` those of its passes.
         """
         window = totals_of(state["window"])
-        self._recent = Totals()
+        self._recent = []
         self._window = window if first else replace(window, token_rows=(), sequence_rows=())
         self._epoch = totals_of(state["epoch"])
         self.worst = replace(totals_of(state["worst"]), extra_sums=(), extra_maxima=(), extras=())

@@ -111,7 +111,7 @@ class Shifts:
     def launching(self, final: bool = False) -> Votes:
         """Return the votes that go with a read-out of training, and keep what is held back of it."""
         choice = self.of("train").choice
-        votes = self.votes("train", final)
+        votes = choice.votes(self._link.ranks, final)
         if votes.held and (self._link.ranks == 1 or self._link.severed):
             shift = choice.decided(votes)  # nobody else has a say: there is no need to wait
             if shift is not None:
@@ -206,7 +206,7 @@ class Shifts:
         else:
             self._says.chosen(stage, shift, choice.default, fit, told)
         if fit is None and told:
-            self._says.findings(stage, judge(told, self._ignored), stated=False)
+            self._says.findings(stage, judge(told, self._link.pattern.ignore_index), stated=False)
 
     # The guard.
 
@@ -222,9 +222,4 @@ class Shifts:
 
     def look(self, stage: str, wait: bool = False) -> None:
         """Tell of a loss that stopped to agree, and look closer at the next micro-batch; judge the last one looked at."""
-        link = self._link
-        self.of(stage).look(stage, self._says if link.writes else None, link.ranks, self._ignored, wait)
-
-    @property
-    def _ignored(self) -> int | None:
-        return self._link.pattern.ignore_index
+        self.of(stage).look(stage, self._says, self._link, wait)

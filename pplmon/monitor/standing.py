@@ -6,6 +6,7 @@ import warnings
 from typing import NamedTuple
 from weakref import WeakSet
 
+from pplmon.measure.vocab_parallel.shard import running
 from pplmon.monitor.patience import Patience
 from pplmon.report.totals import Totals
 from pplmon.tally import OwnNumbers, ReadOut, TokenTally, Votes
@@ -144,9 +145,8 @@ class Standing:
         elif self.severed:
             return
         elif self._home.world is None:
-            found = self.pattern.group.home
-            if found.world is not None:
-                self._home = found
+            if running():
+                self._home = self.pattern.group.home
                 self.sever(
                     "torch.distributed was initialised after this monitor had begun to count, so it does not join the group: "
                     "make the monitor after init_process_group"

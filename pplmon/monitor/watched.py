@@ -12,6 +12,7 @@ from pplmon.doctor.loss_agrees import LossGuard
 from pplmon.measure.tokens import TokenStats
 from pplmon.monitor.choice import Choice, count_under
 from pplmon.monitor.heard import Heard, hear
+from pplmon.monitor.ranks import Link
 from pplmon.monitor.said import Saying
 from pplmon.tally import TokenTally
 
@@ -46,25 +47,25 @@ class Watched:
         if heard is not None:
             self.looked, self.looks = heard, False
 
-    def look(self, stage: str, says: Saying | None, ranks: int, ignore_index: int | None, wait: bool) -> None:
+    def look(self, stage: str, says: Saying, link: Link, wait: bool) -> None:
         """Tell of a loss that stopped to agree, and look closer at the next micro-batch; judge the last one looked at."""
         gap = self.guard.gap(wait)
         if gap is not None:
             self.looks = True
-            if says is not None:
+            if link.writes:
                 says.gap(stage, gap)
         if self.looked is not None and (wait or self.looked.arrived):
-            seen, self.looked = self.looked.observation(ranks), None
-            self._judge(stage, says, seen, ranks, ignore_index)
+            seen, self.looked = self.looked.observation(link.ranks), None
+            self._judge(stage, says, link, seen)
 
-    def _judge(self, stage: str, says: Saying | None, seen: Observation, ranks: int, ignore_index: int | None) -> None:
+    def _judge(self, stage: str, says: Saying, link: Link, seen: Observation) -> None:
         choice = self.choice
         # Other ranks would go on as before.
-        undecided = choice.shift is not None and not choice.is_sure and not self.stated and ranks == 1
+        undecided = choice.shift is not None and not choice.is_sure and not self.stated and link.ranks == 1
         fit = choice.fits_again([seen]) if undecided else None
-        if says is None:
+        if not link.writes:
             return
         if fit is not None:
             says.chosen(stage, fit.shift, not fit.shift, fit, [seen])
         else:
-            says.findings(stage, judge([seen], ignore_index), self.stated)
+            says.findings(stage, judge([seen], link.pattern.ignore_index), self.stated)

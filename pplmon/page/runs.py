@@ -18,8 +18,9 @@ from pplmon.page.table import Table
 from pplmon.replay.read.sources import given, locate
 from pplmon.report.declared import is_drawn
 from pplmon.report.numbers import CATALOGUE, Value
+from pplmon.sinks import read_journal
 from pplmon.sinks.dashboards import CHARTS
-from pplmon.sinks.journal import FILE_NAME, read_journal
+from pplmon.sinks.journal import FILE_NAME
 
 STAGES = ("train", "val", "test")
 LOADER = re.compile(r"dataloader_idx_\d+")

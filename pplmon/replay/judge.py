@@ -160,7 +160,7 @@ class _Process:
         """Judge rows in their order; return each alert with its rule's text."""
         alerts: list[tuple[str, Alert]] = []
         plain = all(getattr(rule, "numbers_only", False) for _, rule in self._rules)
-        grouped = bool(rows and read_for_blame(rows[-1].numbers))
+        grouped = bool(rows and read_for_blame(rows[-1]))
         for row in rows:
             moved = self._usual.moved(row) if grouped else {}
             if self._targets is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -49,14 +49,25 @@ class Histogram:
         return (numbers[0] if numbers else 0), counts
 
     def __add__(self, other: Histogram) -> Histogram:
-        if not self.counts or not other.counts:
-            return self if self.counts else other
-        low = min(self.first, other.first)
-        end = max(self.first + len(self.counts), other.first + len(other.counts))
-        return Histogram(low, tuple(map(add, self._spread(low, end), other._spread(low, end))))
+        return Histogram.sum((self, other))
+
+    @classmethod
+    def sum(cls, parts: Iterable[Histogram]) -> Histogram:
+        """Return a histogram that counts the tokens of all parts."""
+        parts = [part for part in parts if part.counts]
+        if len(parts) < 2:
+            return parts[0] if parts else cls()
+        low = min(part.first for part in parts)
+        end = max(part.first + len(part.counts) for part in parts)
+        return cls(low, added([part._spread(low, end) for part in parts]))
 
     def _spread(self, low: int, end: int) -> tuple[int, ...]:
         return (0,) * (self.first - low) + self.counts + (0,) * (end - self.first - len(self.counts))
+
+
+def added(parts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Return the sums, place by place, of parts of one length."""
+    return tuple(map(add, *parts) if len(parts) == 2 else map(sum, zip(*parts)))  # of two the former takes a third
 
 
 def eighth_edge(number: int) -> float:

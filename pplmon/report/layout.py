@@ -42,6 +42,7 @@ SUMS: tuple[str, ...] = (
     *(f"{what}_unknown" for what in KNOWABLE),
     *SIGNALS,
 )
+SUM_PLACES = {name: place for place, name in enumerate(SUMS)}
 WHOLES, FRACTIONS = slice(0, len(PAIRS)), slice(len(PAIRS), 2 * len(PAIRS))  # slices, which are views: an index copies
 
 # Maxima; -1 where there was nothing. ``vocab_complement`` is VOCAB_LIMIT − V, so that its maximum gives the smallest V.
@@ -54,6 +55,7 @@ MAXIMA: tuple[str, ...] = (
     # 1 where some batch lacked the thing. It decides between None and NaN in a window without any valid token.
     *(f"{what}_missing" for what in KNOWABLE),
 )
+MAXIMUM_PLACES = {name: place for place, name in enumerate(MAXIMA)}
 
 # A program on a GPU holds all sums, and all maxima, in one block of registers of this size.
 MOST_SUMS, MOST_MAXIMA = 32, 16
@@ -90,9 +92,9 @@ NO_LOSS = 0xFFFFFFFF  # the low half of a neighbour's cell where it has an id bu
 
 def place(name: str) -> int:
     """Return the index of a sum or a maximum in the list that it stands in."""
-    for names in (SUMS, MAXIMA):
-        if name in names:
-            return names.index(name)
+    for places in (SUM_PLACES, MAXIMUM_PLACES):
+        if name in places:
+            return places[name]
     raise ValueError(f"no sum and no maximum is named {name!r}; there are {', '.join((*SUMS, *MAXIMA))}")
 
 

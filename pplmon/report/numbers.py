@@ -6,7 +6,7 @@ A derived number is one entry of ``BuiltInNumbers``: it is then logged, judged, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast, overload
 
@@ -183,31 +183,11 @@ class BuiltInNumbers:
 
 
 _ALL: dict[str, BuiltIn[Any]] = {n: b for n, b in vars(BuiltInNumbers).items() if isinstance(b, BuiltIn)}
-_FORMULAS = {name: built_in.formula for name, built_in in _ALL.items() if built_in.formula is not None}
+FORMULAS: dict[str, Callable[[Window], Value]] = {
+    name: built_in.formula for name, built_in in _ALL.items() if built_in.formula is not None
+}
 CATALOGUE: dict[str, Number] = {name: built_in.number for name, built_in in _ALL.items()}
 CORE = tuple(name for name, number in CATALOGUE.items() if number.core)
-
-
-class Derived(Mapping[str, Value]):
-    """Every number that has a formula, from one window's totals. A formula is computed when its number is first asked for."""
-
-    def __init__(self, window: Window) -> None:
-        self._window = window
-        self._known: dict[str, Value] = {}
-
-    def __getitem__(self, name: str) -> Value:
-        if name not in self._known:
-            self._known[name] = _FORMULAS[name](self._window)
-        return self._known[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in _FORMULAS
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_FORMULAS)
-
-    def __len__(self) -> int:
-        return len(_FORMULAS)
 
 
 def numbers_as_attributes() -> str:

@@ -8,47 +8,65 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pplmon.report.declared import find
+from pplmon.report.formulas import Window
 from pplmon.report.histogram import Histogram
-from pplmon.report.numbers import CATALOGUE, BuiltInNumbers, Value, numbers_as_attributes
+from pplmon.report.numbers import CATALOGUE, FORMULAS, BuiltInNumbers, Value, numbers_as_attributes
 from pplmon.report.texts import Texts
 from pplmon.report.worst import WorstSequence, WorstToken
 
 
 class Numbers(Mapping[str, Value]):
-    """The numbers of a report by name. A known name that was not given reads ``None``, and ``in`` is False for it."""
+    """The numbers of a report by name. A known name that was not given reads ``None``, and ``in`` is False for it.
 
-    def __init__(self, given: Mapping[str, Value], derived: Mapping[str, Value] | None = None) -> None:
-        """Take numbers, and others that are computed once they are asked for and come first; of equal names the given one."""
-        self._given: Mapping[str, Value] = dict(given)
-        self._derived: Mapping[str, Value] = {} if derived is None else derived
+    Attributes:
+        given: the names of the numbers that were given, not computed.
+    """
+
+    def __init__(self, given: Mapping[str, Value], window: Window | None = None) -> None:
+        """Take numbers. Of a window each formula is computed when its number is first asked for, unless that was given."""
+        self.given = tuple(given)
+        self._known = dict(given)
+        self._window = window
 
     def __getitem__(self, name: str) -> Value:
-        if name in self._given:
-            return self._given[name]
-        if name in self._derived:
-            return self._derived[name]
+        if name in self._known:
+            return self._known[name]
+        if self._window is not None and name in FORMULAS:
+            value = self._known[name] = FORMULAS[name](self._window)
+            return value
         if find(name) is None:
             raise KeyError(name)
         return None
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a number as ``[]`` does, and ``default`` for an unknown name."""
+        if name in self._known:  # most are read many times in a step
+            return self._known[name]
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
     def __contains__(self, name: object) -> bool:
-        return name in self._given or name in self._derived
+        return name in self._known or (self._window is not None and name in FORMULAS)
 
     def __hash__(self) -> int:
         return hash(frozenset(self.items()))
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._derived
-        yield from (name for name in self._given if name not in self._derived)
+        return iter(self._names())
 
     def __len__(self) -> int:
-        return len({*self._derived, *self._given})
+        return len(self._names())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Numbers, (dict(self),)
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+    def _names(self) -> dict[str, None]:
+        return dict.fromkeys((*(() if self._window is None else FORMULAS), *self.given))
 
 
 @dataclass(frozen=True)
@@ -96,6 +114,11 @@ class Report(BuiltInNumbers):
                     pass
             names = dict.fromkeys((*CATALOGUE, *(numbers or ())))
             raise AttributeError(f"a Report has no {name!r}; its numbers are {', '.join(names)}")
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Return the names of the numbers that no formula of pplmon's own gave: among them all of extras and of the user's."""
+        return self.numbers.given if isinstance(self.numbers, Numbers) else tuple(self.numbers)
 
     def as_dict(self) -> dict[str, float | int]:
         """Return every number that is not ``None``, by name."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import add
+from functools import reduce
 from typing import Any, Protocol
 
 from pplmon.report import layout, saved
 from pplmon.report.formulas import Window
-from pplmon.report.histogram import Histogram
-from pplmon.report.numbers import Derived, Value
+from pplmon.report.histogram import Histogram, added
+from pplmon.report.numbers import Value
 from pplmon.report.own import larger
 from pplmon.report.report import Numbers, Report
-from pplmon.report.worst import Row, merge_rows, with_context, worst_sequence, worst_token
+from pplmon.report.rows import Rows
+from pplmon.report.worst import Row, with_context, worst_sequence, worst_token
 
 
 class Derives(Protocol):
@@ -34,8 +35,8 @@ class Totals:
     sums: tuple[int, ...] = (0,) * len(layout.SUMS)
     maxima: tuple[int, ...] = (-1,) * len(layout.MAXIMA)
     histogram: Histogram = Histogram()  # noqa: RUF009  # it is frozen
-    token_rows: tuple[Row, ...] = ()
-    sequence_rows: tuple[Row, ...] = ()
+    token_rows: tuple[Row, ...] | Rows = ()
+    sequence_rows: tuple[Row, ...] | Rows = ()
     keep: int = 0  # rows of each kind
     extra_sums: tuple[int, ...] = ()
     extra_maxima: tuple[int, ...] = ()
@@ -44,32 +45,39 @@ class Totals:
     own: Mapping[str, float] = field(default_factory=dict)  # numbers that the user logged: the largest of each
 
     def __add__(self, other: Totals) -> Totals:
-        for one, two in ((self, other), (other, self)):
-            if not one.keep and not any(one.sums) and not one.token_rows and not one.own:
-                return two
-        keep = max(self.keep, other.keep)
-        _check_alike(self, other)
-        return Totals(
-            sums=tuple(map(add, self.sums, other.sums)),
-            maxima=tuple(map(max, self.maxima, other.maxima)),
-            histogram=self.histogram + other.histogram,
-            token_rows=merge_rows(self.token_rows + other.token_rows, keep),
-            sequence_rows=merge_rows(self.sequence_rows + other.sequence_rows, keep),
+        return Totals.sum((self, other))
+
+    @classmethod
+    def sum(cls, parts: Sequence[Totals]) -> Totals:
+        """Return the totals of all parts; of many at once that takes half the time."""
+        parts = [part for part in parts if part.keep or any(part.sums) or part.token_rows or part.own] or parts[-1:]
+        if len(parts) < 2:
+            return parts[0] if parts else cls()
+        keep = max(part.keep for part in parts)
+        for part in parts[1:]:
+            _check_alike(parts[0], part)
+        return cls(
+            sums=added([part.sums for part in parts]),
+            maxima=tuple(map(max, *(part.maxima for part in parts))),
+            histogram=Histogram.sum([part.histogram for part in parts]),
+            token_rows=Rows.of(keep, [part.token_rows for part in parts]),
+            sequence_rows=Rows.of(keep, [part.sequence_rows for part in parts]),
             keep=keep,
-            extra_sums=tuple(map(add, self.extra_sums, other.extra_sums)),
-            extra_maxima=tuple(map(max, self.extra_maxima, other.extra_maxima)),
-            extras=self.extras or other.extras,
-            saturated=self.saturated or other.saturated,
-            own=larger(self.own, other.own) if self.own or other.own else {},
+            extra_sums=added([part.extra_sums for part in parts]),
+            extra_maxima=tuple(map(max, *(part.extra_maxima for part in parts))),
+            extras=next((part.extras for part in parts if part.extras), ()),
+            saturated=any(part.saturated for part in parts),
+            own=reduce(larger, (part.own for part in parts if part.own), {}),
         )
 
     def __getitem__(self, cell: str) -> int:
         """Return one sum or maximum by its name in ``report.layout``."""
-        return (self.sums if cell in layout.SUMS else self.maxima)[layout.place(cell)]
+        place = layout.SUM_PLACES.get(cell)
+        return self.maxima[layout.place(cell)] if place is None else self.sums[place]
 
     def silent(self) -> Totals:
         """Return these totals without the ranks' messages to each other: a request to stop must not outlive its run."""
-        if not any(self[name] for name in layout.SIGNALS):
+        if not any(map(self.__getitem__, layout.SIGNALS)):
             return self
         sums = tuple(0 if name in layout.SIGNALS else value for name, value in zip(layout.SUMS, self.sums))
         return replace(self, sums=sums)
@@ -133,11 +141,10 @@ class Totals:
 
     def numbers(self, before: Totals | None = None) -> dict[str, Value]:
         """Return every number that the totals give; with those of the pass before also what extras compare."""
-        return {**self._derived(), **self._of_extras(before)}
+        return dict(Numbers(self._of_extras(before), self._window()))
 
-    def _derived(self) -> Derived:
-        sums, maxima = dict(zip(layout.SUMS, self.sums)), dict(zip(layout.MAXIMA, self.maxima))
-        return Derived(Window(sums, maxima, self.histogram))
+    def _window(self) -> Window:
+        return Window(dict(zip(layout.SUMS, self.sums)), dict(zip(layout.MAXIMA, self.maxima)), self.histogram)
 
     def _of_extras(self, before: Totals | None) -> dict[str, Value]:
         given: dict[str, Value] = {}
@@ -167,7 +174,7 @@ class Totals:
         return Report(
             step=step,
             stage=stage,
-            numbers=Numbers({**self._of_extras(before), "tokens_seen": tokens_seen, **self.own}, self._derived()),
+            numbers=Numbers({**self._of_extras(before), "tokens_seen": tokens_seen, **self.own}, self._window()),
             own=tuple(self.own),
             worst=tuple(map(worst_token, self.token_rows)) if evidence else (),
             worst_sequences=tuple(map(worst_sequence, self.sequence_rows)) if evidence else (),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 from pplmon.report import layout
@@ -12,6 +13,7 @@ from pplmon.report.texts import Texts
 
 PIECE = 200  # characters of one token's own text: context_text has the whole
 Row = tuple[int, ...]
+_LOSS, _ADDRESS = itemgetter(layout.TOKEN_LOSS), itemgetter(layout.WHEN, layout.WHERE)
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,8 @@ def worst_sequence(row: Row) -> WorstSequence:
 
 def merge_rows(rows: Sequence[Row], keep: int) -> tuple[Row, ...]:
     """Return the ``keep`` worst rows: the largest loss first, then the earliest address. Empty rows are left out."""
-    filled = [row for row in rows if row[0] >= 0]
-    return tuple(sorted(filled, key=lambda row: (-row[0], row[layout.WHEN], row[layout.WHERE]))[:keep])
+    by_address = sorted([row for row in rows if row[0] >= 0], key=_ADDRESS)
+    return tuple(sorted(by_address, key=_LOSS, reverse=True)[:keep])  # of equal losses the order stays
 
 
 def with_context(row: Row, context: int) -> Row:

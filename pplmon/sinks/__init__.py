@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pplmon.report.discover import classes_in
 from pplmon.sinks.base import Sink
-from pplmon.sinks.journal import read_journal
+from pplmon.sinks.journal_reader import read_journal
 
 ALL = classes_in(__name__, Sink)  # by name
 globals().update(ALL)

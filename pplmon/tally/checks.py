@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,6 +96,29 @@ def check_documents(document_ids: Tensor | None, stats: TokenStats) -> Tensor | 
     if document_ids.is_floating_point():
         raise TypeError(f"document_ids must be integers, got {document_ids.dtype}")
     return document_ids.detach().reshape(-1, stats.batch_shape[-1]).to(stats.nll.device, torch.int64)
+
+
+_TYPES = {
+    "nll": torch.float32,
+    "correct": torch.bool,
+    "top_probability": torch.float32,
+    "predicted": torch.int64,
+    "targets": torch.int64,
+    "scored": torch.bool,
+    "invalid": torch.bool,
+}
+
+
+def check_stats(stats: TokenStats) -> None:
+    """Raise if a column of stats is not of one value for each token, or of another type than is counted."""
+    tokens = math.prod(stats.batch_shape)
+    for name, dtype in _TYPES.items():
+        column = getattr(stats, name)
+        if column is not None and (column.dtype != dtype or column.shape != (tokens,)):
+            raise ValueError(
+                f"TokenStats.{name} must be {dtype} [{tokens}], as batch_shape {stats.batch_shape} says, got {column.dtype} "
+                f"{tuple(column.shape)}; make them with token_stats or TokenStats.from_losses"
+            )
 
 
 def check_counted_once(stats: TokenStats, group: Group) -> None:

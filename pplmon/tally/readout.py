@@ -6,7 +6,7 @@ This file and its neighbours are the only users of torch.distributed (but for vo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -18,16 +18,19 @@ from torch import Tensor
 from pplmon.report import layout
 from pplmon.report.histogram import Histogram
 from pplmon.report.own import values
+from pplmon.report.rows import Rows
 from pplmon.report.totals import Derives, Totals
 from pplmon.report.worst import Row
-from pplmon.tally.cells import MAXIMA, Cells, room
+from pplmon.tally.cells import Cells, places
 from pplmon.tally.coming import Waits, comes, wait_for, within
+from pplmon.tally.count.worst import Evidence
 from pplmon.tally.doing import LEAVES, Doing, Votes, differ
 from pplmon.tally.merge import merge_rows
 from pplmon.tally.own_numbers import Block
 from pplmon.tally.ranks import Group
 from pplmon.tally.records import State
 from pplmon.tally.same_layout import Layout
+from pplmon.tally.sources import with_sequences, with_tokens
 
 
 class ReadOut:
@@ -47,28 +50,30 @@ class ReadOut:
         own_layout: Layout,
         doing: Doing,
         own: Block | None = None,
+        evidence: Sequence[Evidence] = (),
     ) -> None:
-        """Copy the cells, start their reduction (every rank of the group does) and their copy to the host. No wait."""
+        """Copy the cells, start their reduction (every rank of the group does) and their copy to the host. No wait.
+
+        ``evidence`` is of tokens whose worst rows are not in the cells.
+        """
         # A copy in the order of the step: what is counted from here on changes the states in place.
         self.doing, self.first_step, self.wants_slots = doing, doing.step, False
         self._group, self._layout, self._says = group, own_layout, doing
-        mark, word = own_layout.mark(cells.flat.device, doing.votes), doing.word
-        says = (mark.new_full((1,), word), mark.new_full((1,), -word if word != LEAVES else word))
-        none = mark.new_empty(0)
+        self._ranks = group.size
+        said = self._tell(cells.flat.device) if self._ranks > 1 else []
+        none = cells.flat.new_empty(0)
         squares, own_maxima = (none, none) if own is None else (own.squares, own.maxima)
         summed, maxima, rows = cells.pieces
-        # What is summed, then the maxima, the layout's mark and what the rank does, then rows: each reduction is over one piece.
-        self._own = torch.cat([summed, squares, maxima, own_maxima, mark, *says, rows])
-        self._mark = len(mark) + len(says)
-        self._shapes = {**cells.shapes, "squares": squares.shape, "own_maxima": own_maxima.shape}
-        self._summed = len(summed) + len(squares)
-        self._reduced = self._summed + len(maxima) + len(own_maxima) + self._mark
+        # What is summed, then the maxima and what ranks tell each other, then rows: each reduction is over one piece.
+        self._own = torch.cat([summed, squares, maxima, own_maxima, *said, rows])
+        self._places = places(cells.sizes, squares.numel(), own_maxima.numel(), sum([part.numel() for part in said]))
+        self._shapes = cells.shapes
         self._slots = [] if own is None else own.slots
-        self._extras = extras
+        self._extras, self._evidence = extras, evidence
         self._work: list[Any] = []
         self._host: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
-        self._ceiling = min(layout.CEILING, (2**63 - 1) // max(group.size, 1))
+        self._ceiling = min(layout.CEILING, (2**63 - 1) // max(self._ranks, 1))
         if self._own.is_cuda:
             self._start_beside_the_step(group)
         else:
@@ -102,8 +107,16 @@ class ReadOut:
         """Return this rank's own totals, even if other ranks are gone. No collective."""
         return self._read(self._own)[0]
 
+    def _tell(self, device: torch.device) -> list[Tensor]:
+        """Return the layout's mark and what this rank does, of which the ranks take the maximum."""
+        mark, word = self._layout.mark(device, self.doing.votes), self.doing.word
+        return [mark, mark.new_full((1,), word), mark.new_full((1,), -word if word != LEAVES else word)]
+
     def _merged(self, packed: Tensor, wait: Waits | None) -> Totals:
-        totals, (highest, lowest, *votes, word, least) = self._read(packed)
+        totals, said = self._read(packed)
+        if not said:
+            return totals
+        highest, lowest, *votes, word, least = said
         doing = (self.doing if word == LEAVES else Doing.of(word))._replace(votes=Votes(*votes))
         one_leaves_a_pass = totals["leaving"] > 0 and doing.what not in ("step", "flush", "tally")
         unlike = word != LEAVES and differ(word, -least)
@@ -114,29 +127,26 @@ class ReadOut:
         return totals
 
     def _read(self, packed: Tensor) -> tuple[Totals, tuple[int, ...]]:
-        on_host, shapes = packed.cpu().numpy(), self._shapes
-        before = room(shapes["sums"]) + room(shapes["extra_sums"])
-        after = before + room(shapes["histogram"])
-        summed, take = on_host[:before].tolist(), _Taker(on_host[after:].tolist())
-        squares = take(shapes["squares"].numel())
-        maxima, extra_maxima = (take(shapes[name].numel(), room(shapes[name])) for name in MAXIMA)
-        own_maxima = take(shapes["own_maxima"].numel())
-        said = take(self._mark)
+        cells, at = packed.cpu().numpy(), self._places
+        own_maxima = _ints(cells, at.own_maxima)
         self.wants_slots = own_maxima[-1:] == (1,)
+        keep, columns = self._shapes["token_rows"]
+        token_rows = _rows(cells[at.token_rows], columns)
+        sequence_rows = _rows(cells[at.sequence_rows], layout.SEQUENCE_COLUMNS)
         totals = Totals(
-            sums=tuple(summed[: shapes["sums"].numel()]),
-            extra_sums=_Taker(summed[room(shapes["sums"]) :])(shapes["extra_sums"].numel()),
-            histogram=_trimmed(on_host[before:after]),
-            maxima=maxima,
-            extra_maxima=extra_maxima,
-            token_rows=take.rows(shapes["token_rows"]),
-            sequence_rows=take.rows(shapes["sequence_rows"]),
-            keep=shapes["token_rows"][0],
+            sums=_ints(cells, at.sums),
+            extra_sums=_ints(cells, at.extra_sums),
+            histogram=_trimmed(cells[at.histogram]),
+            maxima=_ints(cells, at.maxima),
+            extra_maxima=_ints(cells, at.extra_maxima),
+            token_rows=with_tokens(token_rows, self._evidence, keep, columns) if self._evidence else token_rows,
+            sequence_rows=with_sequences(sequence_rows, self._evidence, keep) if self._evidence else sequence_rows,
+            keep=keep,
             extras=self._extras,
-            saturated=self._check(max(summed)),  # no bucket holds more than all tokens
-            own=values(self._slots, own_maxima, squares),
+            saturated=self._check(int(cells[: at.histogram.start].max())),  # no bucket holds more than all tokens
+            own=values(self._slots, own_maxima, _ints(cells, at.squares)),
         )
-        return totals, said
+        return totals, _ints(cells, at.said)
 
     def _check(self, largest: int) -> bool:
         """Return True, and warn, if a sum may have reached the ceiling on some rank."""
@@ -152,9 +162,9 @@ class ReadOut:
 
     def _start(self, group: Group) -> None:
         self._all = self._own
-        if group.size > 1:
+        if self._ranks > 1:
             self._all = self._own.clone()
-            sums, maxima = self._all[: self._summed], self._all[self._summed : self._reduced]
+            sums, maxima = self._all[self._places.summed], self._all[self._places.maximized]
             # SUM cannot saturate: so that W ranks at the ceiling cannot wrap, each gives at most its part.
             sums.clamp_max_(self._ceiling)
             self._work = [
@@ -193,7 +203,7 @@ def state_of(totals: Totals, like: State) -> State:
     def tensor(values: Sequence[int], old: Tensor) -> Tensor:
         return torch.tensor([min(value, layout.CEILING) for value in values], dtype=torch.int64).to(old.device)
 
-    def rows(given: Sequence[Row], old: Tensor) -> Tensor:
+    def rows(given: tuple[Row, ...] | Rows, old: Tensor) -> Tensor:
         keep, columns = old.shape
         return torch.tensor(_flat(given[:keep], keep, columns), dtype=torch.int64).view(keep, columns).to(old.device)
 
@@ -227,29 +237,20 @@ def gather_rows(totals: Totals, group: Group, device: torch.device, columns: int
     stacked, of_tokens = torch.stack(parts), keep * columns
     tokens = merge_rows(stacked[:, :of_tokens].reshape(group.size, keep, columns))
     sequences = merge_rows(stacked[:, of_tokens:].reshape(group.size, keep, layout.SEQUENCE_COLUMNS))
-    take = _Taker(torch.cat([tokens.flatten(), sequences.flatten()]).tolist())
-    return replace(totals, token_rows=take.rows(tokens.shape), sequence_rows=take.rows(sequences.shape))
+    cells, end = torch.cat([tokens.flatten(), sequences.flatten()]).cpu().numpy(), tokens.numel()
+    token_rows, sequence_rows = _rows(cells[:end], columns), _rows(cells[end:], layout.SEQUENCE_COLUMNS)
+    return replace(totals, token_rows=token_rows, sequence_rows=sequence_rows)
 
 
-class _Taker:
-    """Takes pieces off a flat list one after the other."""
+def _ints(cells: Any, place: slice) -> tuple[int, ...]:
+    return tuple(cells[place].tolist())
 
-    def __init__(self, values: list[int]) -> None:
-        self._values, self._at = values, 0
 
-    def __call__(self, count: int, of: int | None = None) -> tuple[int, ...]:
-        """Take the next values, the first of so many."""
-        begin = self._at
-        self._at += count if of is None else of
-        return tuple(self._values[begin : begin + count])
-
-    def rows(self, shape: torch.Size) -> tuple[Row, ...]:
-        """Take rows [K, C], which are sorted; those that are empty stand last and are left out."""
-        end, rows = self._at + shape.numel(), []
-        while self._at < end and self._values[self._at] >= 0:
-            rows.append(self(shape[1]))
-        self._at = end
-        return tuple(rows)
+def _rows(cells: Any, columns: int) -> tuple[Row, ...]:
+    """Return rows [K, C], which are sorted; those that are empty stand last and are left out."""
+    if not len(cells) or cells[0] < 0:
+        return ()
+    return tuple([tuple(row) for row in cells.reshape(-1, columns).tolist() if row[0] >= 0])
 
 
 def _trimmed(buckets: Any) -> Histogram:
@@ -260,6 +261,6 @@ def _trimmed(buckets: Any) -> Histogram:
     return Histogram(first, tuple(buckets[first : last + 1].tolist()))
 
 
-def _flat(rows: Sequence[Row], keep: int, columns: int) -> list[int]:
+def _flat(rows: Iterable[Row], keep: int, columns: int) -> list[int]:
     filled = [cell for row in rows for cell in row]
     return filled + [-1] * (keep * columns - len(filled))

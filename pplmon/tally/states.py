@@ -27,6 +27,7 @@ from pplmon.tally.ranks import Alone, Group
 from pplmon.tally.readout import ReadOut, gather_rows, state_of
 from pplmon.tally.records import State
 from pplmon.tally.same_layout import Layout
+from pplmon.tally.waiting import Counted, Waiting
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,19 +38,20 @@ class States(Metric):
 
     full_state_update = False
     is_differentiable = False
-    sums: Tensor
-    maxima: Tensor
-    histogram: Tensor
-    token_rows: Tensor
-    sequence_rows: Tensor
-    extra_sums: Tensor
-    extra_maxima: Tensor
+    sums = Counted()
+    maxima = Counted()
+    histogram = Counted()
+    token_rows = Counted(rows=True)
+    sequence_rows = Counted(rows=True)
+    extra_sums = Counted()
+    extra_maxima = Counted()
 
     def __init__(self, keep: int, context: int, extras: tuple[Measures, ...], **kwargs: Any) -> None:
         """Make the states, with K = ``keep``."""
         # A cached result would let a rank without news return early while the others wait for it.
         kwargs.setdefault("compute_with_cache", False)
         super().__init__(**kwargs)
+        self._waiting = Waiting()
         self.extras = extras
         self._for_numbers = False
         self._before_sync: State | None = None
@@ -66,6 +68,16 @@ class States(Metric):
         self._add("extra_maxima", (sum(size.maxima for size in sizes),), -1, merge_maxima)
         self._layout = Layout.of(self._gather_cells().state, extras)
 
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the states."""
+        return self.__dict__["sums"].device  # type: ignore[no-any-return]
+
+    def settle(self, rows: bool = True) -> None:
+        """Count the batches that wait, and unless it is said otherwise find their worst rows."""
+        if self._waiting:
+            (self._waiting.settle if rows else self._waiting.count)(self._writable().state)
+
     def read_out(self, doing: Doing | None = None, own: Block | None = None) -> ReadOut:
         """Start the reduction over ranks (every rank calls it, and does the same). Only the first waits, to compare layouts.
 
@@ -75,7 +87,7 @@ class States(Metric):
 
     def compare(self, wait: Waits | None = None) -> None:
         """Raise on every rank of the group where names, sizes or settings differ (every rank calls it)."""
-        self._layout.compare(self.group, self.sums.device, wait)
+        self._layout.compare(self.group, self.device, wait)
 
     def agree_on(self, terms: Mapping[str, object]) -> None:
         """Compare these settings, too, before this tally or a later copy is merged over ranks."""
@@ -96,7 +108,7 @@ class States(Metric):
 
     def gather(self, totals: Totals, wait: Waits | None = None) -> Totals:
         """Return totals of a read-out with the worst rows of all ranks (every rank calls it); ``wait`` may give it up."""
-        return gather_rows(totals, self.group, self.sums.device, self._columns, wait)
+        return gather_rows(totals, self.group, self.device, self._columns, wait)
 
     @property
     def synced(self) -> bool:
@@ -114,6 +126,7 @@ class States(Metric):
 
     def add_totals(self, totals: Totals) -> None:
         """Add host totals, as from a checkpoint, on one rank of a group only: on W ranks they would count W times."""
+        self.settle()
         own = self._writable().state
         for name, part in state_of(totals, own)._asdict().items():
             state: Tensor = getattr(own, name)
@@ -121,18 +134,22 @@ class States(Metric):
 
     def reset(self) -> None:
         """Begin anew, with the states where they were (``torchmetrics.Metric.reset`` makes new ones)."""
+        self._waiting.drop()
         own = self._writable().state
         super().reset()
         self._move_to(own)
 
     def clear(self) -> None:
         """Forget what was counted, and nothing else, in one copy."""
+        self._waiting.drop()
         self._writable().clear()
 
     def copy_counts(self, other: States) -> None:
         """Hold what another tally with the same settings holds, in one copy."""
         if self.device != other.device:
             self.to(other.device)
+        self._waiting.drop()
+        other.settle()
         self._writable().flat.copy_(other._cells().flat)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
@@ -143,7 +160,7 @@ class States(Metric):
             return
         self._before_sync = own
         if not self._for_numbers:
-            self._set_state(gather_rows(self.local_totals(), self.group, self.sums.device, self._columns))
+            self._set_state(gather_rows(self.local_totals(), self.group, self.device, self._columns))
 
     def unsync(self, *args: Any, **kwargs: Any) -> None:
         """Put this rank's totals back in place of the group's, where they were."""
@@ -231,14 +248,16 @@ class States(Metric):
         self._move_to(own)  # what was loaded stays as it is, also when this tally counts on
 
     def __getstate__(self) -> dict[str, Any]:
+        self.settle()
         # A ProcessGroup cannot be pickled, and a copy's states are no longer views of one tensor.
-        return {**super().__getstate__(), "process_group": None, "_held": None}
+        return {**super().__getstate__(), "process_group": None, "_held": None, "_waiting": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__({**state, "_waiting": Waiting()})
         self._gather_cells()
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self.settle()  # by what stands on the device that it waits on
         super()._apply(*args, **kwargs)
         self._gather_cells()  # now, not in the next update, which may be captured in a graph
         return self
@@ -259,8 +278,7 @@ class States(Metric):
 
     def _gather_cells(self) -> Cells:
         self._held = held = Cells.of(self._state(), self._defaults)
-        for name, view in held.state._asdict().items():
-            setattr(self, name, view)
+        self.__dict__.update(held.state._asdict())
         return held
 
     def _move_to(self, own: State) -> None:
@@ -271,11 +289,12 @@ class States(Metric):
                 setattr(self, name, tensor)
 
     def _read_out(self, group: Group, doing: Doing, own: Block | None = None) -> ReadOut:
-        self._layout.compare(group, self.sums.device)
-        return ReadOut(self._cells(), group, self.extras, self._layout, doing, own)
+        self._layout.compare(group, self.device)
+        evidence = self._waiting.count(self._writable().state) if self._waiting else ()
+        return ReadOut(self._cells(), group, self.extras, self._layout, doing, own, evidence)
 
     def _state(self) -> State:
-        return State(*(getattr(self, name) for name in State._fields))
+        return State(*(self.__dict__[name] for name in State._fields))
 
     def _set_state(self, totals: Totals) -> None:
         for name, part in state_of(totals, self._state())._asdict().items():

@@ -22,7 +22,7 @@ from pplmon.report.report import Report
 from pplmon.report.totals import Totals
 from pplmon.tally import checks
 from pplmon.tally.count.choose import add
-from pplmon.tally.records import Given, Settings
+from pplmon.tally.records import Given, Settings, State
 from pplmon.tally.states import States
 
 _ALIKE = ("ignore_index", "shift", "context", "min_sequence_tokens", "context_parallel")  # on all ranks
@@ -90,7 +90,6 @@ class TokenTally(States):
         self.add_state(self._settings(), torch.zeros(0, dtype=torch.int64), dist_reduce_fx="sum")
         self.agree_on({name: getattr(self, name) for name in _ALIKE} | {"token_bytes": _digest(self.token_bytes)})
 
-    @torch.no_grad()
     @outside_graphs
     def update(
         self,
@@ -124,8 +123,9 @@ class TokenTally(States):
                 the same tokens. TypeError: a dtype is wrong.
         """
         stats, raw = self._measure(logits, targets, mask, vocab_shard)
-        checks.check_counted_once(stats, self.group)
-        if stats.nll.device != self.sums.device:
+        group = self.group
+        checks.check_counted_once(stats, group)
+        if stats.nll.device != self.device:
             with waiting_allowed(stats.nll.device):
                 self.to(stats.nll.device)
         if not stats.nll.numel():
@@ -133,7 +133,7 @@ class TokenTally(States):
         given = Given(
             step=checks.natural("step", step, 63 - layout.MICRO_BITS),
             micro_batch=checks.natural("micro_batch", micro_batch, layout.MICRO_BITS),
-            rank=self.group.global_rank,
+            rank=group.global_rank,
             documents=checks.check_documents(document_ids, stats),
             sample_ids=checks.check_samples(sample_ids, stats),
             position_ids=checks.check_positions(position_ids, stats),
@@ -141,15 +141,14 @@ class TokenTally(States):
         settings = Settings(
             self.min_sequence_tokens, self.context, not self.context_parallel, self.token_bytes, bool(self.extras)
         )
+        if self._waiting.takes(stats, given, settings):
+            self._waiting.add(self._writable, stats, given, settings)
+            return
+        self.settle()
         state = self._writable().state
         valid = add(state, stats, given, settings)
         if self.extras:
-            data = {**batch_data, **checks.for_extras(given, stats)}
-            parts = [checks.split(extra, extra.update(stats, valid, raw, **data)) for extra in self.extras]
-            state.extra_sums.add_(torch.cat([sums for sums, _ in parts])).clamp_max_(layout.CEILING)
-            if state.extra_maxima.numel():
-                found = torch.cat([maxima for _, maxima in parts])
-                torch.maximum(state.extra_maxima, found, out=state.extra_maxima)
+            self._add_extras(state, stats, valid, raw, {**batch_data, **checks.for_extras(given, stats)})
 
     def compute(self) -> Any:
         """Return every number as a 0-dim tensor, by name, over all ranks (every rank calls it).
@@ -161,6 +160,7 @@ class TokenTally(States):
 
     def totals(self) -> Totals:
         """Return host integers, merged over ranks (every rank calls it), that add to those of other windows."""
+        self.settle()  # the rows are shown: found here, they are not looked for again in the next totals
         if self.synced:
             return self.local_totals()
         return self.gather(self.read_out().totals())
@@ -178,6 +178,16 @@ class TokenTally(States):
     def signal(self, cell: str) -> None:
         """Add 1 to "stop_votes" or "leaving": it reaches all other ranks with the next read-out."""
         self._writable().state.sums[layout.place(cell)] += 1
+
+    @torch.no_grad()
+    def _add_extras(
+        self, state: State, stats: TokenStats, valid: Tensor, raw: Tensor | None, data: dict[str, Tensor]
+    ) -> None:
+        parts = [checks.split(extra, extra.update(stats, valid, raw, **data)) for extra in self.extras]
+        state.extra_sums.add_(torch.cat([sums for sums, _ in parts])).clamp_max_(layout.CEILING)
+        if state.extra_maxima.numel():
+            found = torch.cat([maxima for _, maxima in parts])
+            torch.maximum(state.extra_maxima, found, out=state.extra_maxima)
 
     def _measure(
         self,
@@ -197,11 +207,12 @@ class TokenTally(States):
             raise TypeError(
                 "TokenStats already hold targets and mask, and are whole: give those, and vocab_shard, to token_stats"
             )
+        checks.check_stats(logits)
         return logits, None
 
     def _tensor(self, value: float) -> Tensor:
-        wide = torch.float32 if self.sums.device.type == "mps" else torch.float64
-        return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else wide, device=self.sums.device)
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else wide, device=self.device)
 
     def _settings(self) -> str:
         table = None if self.token_bytes is None else self.token_bytes.tolist()

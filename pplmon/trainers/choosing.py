@@ -13,8 +13,8 @@ from pplmon.doctor.loss_agrees import Gap
 from pplmon.monitor import Monitor
 from pplmon.report.report import Report
 from pplmon.trainers.ballot import Ballot
-from pplmon.trainers.capture import Capture
 from pplmon.trainers.capture.choose import Chosen, Trial
+from pplmon.trainers.capture.decide import Decision
 from pplmon.trainers.capture.evidence import Verdict
 from pplmon.trainers.said import Saying
 
@@ -31,9 +31,9 @@ class Choosing:
         self._open: set[str] = set()  # stages where no loss told, or it is that of several shifts
         self._said = Saying(monitor)
 
-    def listen(self, capture: Capture) -> None:
-        """Begin anew with another capture."""
-        self._capture = capture
+    def listen(self, decision: Decision) -> None:
+        """Begin anew with the decision of another capture."""
+        self._decision = decision
         self._steps, self._settled, self._others = [], set(), {}
 
     @property
@@ -43,18 +43,18 @@ class Choosing:
 
     def after_batch(self, stage: str) -> None:
         """Choose right away where nobody else has a say, and one batch is enough or three are there."""
-        if self._capture.looked:
+        if self._decision.looked:
             self._look_again(stage)
-        if not self._capture.undecided(stage) or (self._monitor.ranks > 1 and stage not in self._settled):
+        if not self._decision.undecided(stage) or (self._monitor.ranks > 1 and stage not in self._settled):
             return
-        verdict = self._capture.verdict(stage, self._monitor.ranks)
+        verdict = self._decision.verdict(stage, self._monitor.ranks)
         if verdict is not None and not (stage not in self._settled and self._needs_more(stage, verdict)):
             self._settle(stage, verdict, verdict.chosen)
 
     def step_to(self, step: int) -> Report | None:
         """Close an optimizer step, now or once it is chosen what it counts."""
-        if "train" not in self._settled and (self._monitor.ranks > 1 or self._capture.undecided("train")):
-            self._steps.append((step, self._capture.take_trials()))
+        if "train" not in self._settled and (self._monitor.ranks > 1 or self._decision.undecided("train")):
+            self._steps.append((step, self._decision.take_trials()))
             return self._decide("train", last=self._monitor.waits_at(step))
         self._settled.add("train")
         return self._monitor.step_to(step)
@@ -62,54 +62,54 @@ class Choosing:
     def finish(self, stage: str) -> None:
         """Choose by what there is: what follows needs the numbers. Every rank calls it."""
         if stage not in self._settled and (
-            self._steps or (self._capture.undecided(stage) if self._monitor.ranks == 1 else stage != "train")
+            self._steps or (self._decision.undecided(stage) if self._monitor.ranks == 1 else stage != "train")
         ):
             self._decide(stage, last=True)
 
     def give_up(self) -> None:
         """Choose alone, after an exception, so that what was measured can be shown."""
         if "train" not in self._settled:
-            verdict = self._capture.verdict("train", self._monitor.ranks)
+            verdict = self._decision.verdict("train", self._monitor.ranks)
             if verdict is not None:
                 chosen = verdict.chosen
                 for _, trials in self._steps:
-                    self._capture.settle(trials, chosen, self._monitor.tally)
-                self._capture.settle(self._capture.take_trials(), chosen, self._monitor.tally)
+                    self._decision.settle(trials, chosen, self._monitor.tally)
+                self._decision.settle(self._decision.take_trials(), chosen, self._monitor.tally)
             self._steps = []
 
     def doubt(self, stage: str, gap: Gap) -> None:
         """Tell of a loss that stopped to agree, and compare the next batch of the stage closely."""
         self._said.gap(stage, gap)
         self._gaps[stage] = gap
-        self._capture.look(stage)
+        self._decision.look(stage)
 
     def _look_again(self, stage: str) -> None:
         """Say why the loss does not agree, by the batch that was looked at; where no loss had told before, choose by it."""
-        batch, self._capture.looked = self._capture.looked, None
-        chosen = self._capture.chosen(stage)
+        batch, self._decision.looked = self._decision.looked, None
+        chosen = self._decision.chosen(stage)
         if batch is None or chosen is None:
             return
-        verdict = self._capture.verdict_of([batch], self._monitor.ranks)
+        verdict = self._decision.verdict_of([batch], self._monitor.ranks)
         if verdict is None:
             return
         shift = verdict.chosen.shift
         undecided = stage in self._open and self._monitor.ranks == 1  # other ranks would go on as before
         if shift is not None and shift != batch.heard[0].shift and undecided and verdict.equals is not None:
             self._open.discard(stage)
-            self._capture.choose(stage, replace(chosen, shift=shift))
+            self._decision.choose(stage, replace(chosen, shift=shift))
             self._said.tell(stage, verdict, replace(chosen, shift=shift))
             return
         if verdict.equals is None and not batch.heard[0].is_whole:
             self._said.gap(stage, self._gaps[stage], is_sure=True)  # its losses are only counted: no cause can be named
         if len(batch.heard) == 1:  # of several calls it is already told that they are counted
-            self._said.findings(stage, self._capture.findings([batch], self._monitor.ranks))
+            self._said.findings(stage, self._decision.findings([batch], self._monitor.ranks))
 
     def _needs_more(self, stage: str, verdict: Verdict) -> bool:
-        return verdict.departs and self._capture.batches(stage) < BATCHES
+        return verdict.departs and self._decision.batches(stage) < BATCHES
 
     def _decide(self, stage: str, last: bool) -> Report | None:
         """Choose with all ranks, unless one of them needs more batches and there may be more."""
-        verdict = self._capture.verdict(stage, self._monitor.ranks)
+        verdict = self._decision.verdict(stage, self._monitor.ranks)
         more = verdict is not None and self._needs_more(stage, verdict) and not last
         chosen = None if verdict is None else verdict.chosen
         if self._monitor.ranks > 1:
@@ -123,7 +123,7 @@ class Choosing:
 
     def _agree(self, stage: str, more: bool, verdict: Verdict | None) -> tuple[bool, Chosen | None]:
         """Return whether a rank needs more batches, and what all choose. Only ranks whose loss tells have a vote."""
-        ballot = Ballot.of(more, verdict, self._capture.rows_digest(stage))
+        ballot = Ballot.of(more, verdict, self._decision.rows_digest(stage))
         votes = Ballot(*self._monitor.sum_over_ranks(list(ballot)))
         if votes.more:
             return True, None
@@ -145,10 +145,10 @@ class Choosing:
     def _settle(self, stage: str, verdict: Verdict, chosen: Chosen) -> Report | None:
         if stage in self._others:
             chosen = self._others[stage].followed(chosen)
-        rest = self._capture.take_trials()
+        rest = self._decision.take_trials()
         report = self._close_steps(chosen)
-        self._capture.settle(rest, chosen)
-        self._capture.choose(stage, chosen)
+        self._decision.settle(rest, chosen)
+        self._decision.choose(stage, chosen)
         self._settled.add(stage)
         if not verdict.is_sure:
             self._open.add(stage)
@@ -161,6 +161,6 @@ class Choosing:
         steps, self._steps = self._steps, []
         for step, trials in steps:
             if chosen is not None:
-                self._capture.settle(trials, chosen, self._monitor.tally)
+                self._decision.settle(trials, chosen, self._monitor.tally)
             report = self._monitor.step_to(step) or report
         return report

@@ -12,20 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pplmon.doctor.first_batch import print_batch
-from pplmon.doctor.loss_agrees import LossGuard
 from pplmon.monitor import Monitor
 from pplmon.monitor.evaluation import Pass
 from pplmon.monitor.publish import Places
-from pplmon.monitor.repeated_rows import RepeatedRows
-from pplmon.report.declared import find
 from pplmon.report.report import Report
 from pplmon.report.texts import Decode
 from pplmon.sinks.base import Sink
+from pplmon.trainers.batches import Batches
 from pplmon.trainers.capture import Capture, listen_to_numbers
-from pplmon.trainers.capture.sources.hugging_face import model_in
 from pplmon.trainers.choosing import Choosing
+from pplmon.trainers.passes import PassUnderWay
 from pplmon.trainers.settings import Settings
+from pplmon.trainers.watched_window import WatchedWindow
 
 EPOCH_NUMBERS = ("cross_entropy", "perplexity", "token_accuracy", "max_token_loss")
 
@@ -58,35 +56,14 @@ class Session:
         monitor: Monitor | None = None,
     ) -> None:
         self.settings = settings
-        self.monitor = monitor or Monitor(
-            every_n_steps=(every_n_steps if settings.every_n_steps is None else settings.every_n_steps) or None,
-            judge_every_n_steps=settings.judge_every_n_steps,
-            numbers=settings.numbers,
-            prefix=settings.prefix,
-            tally=settings.pattern(device, group),
-            sinks=sinks,
-            alerts=settings.rules(),
-            on_alert=settings.on_alert,
-            min_severity=settings.min_severity,
-            grad_norm=settings.grad_norm,
-            reference=settings.reference,
-            decode=settings.decode or decode,
-            places=places,
-        )
-        more = settings.pass_pattern(self.monitor.tally) if monitor is None else None
-        if more is not None:
-            self.monitor.also_measure_in_passes(more)
-        self._guard, self._pass_guard = LossGuard(), LossGuard()
-        self._micro_batch = 0
-        self._at: int | None = None  # the step that the batch under way belongs to
-        self._pass: Pass | None = None
-        self._repeated = RepeatedRows()
-        self._loader = 0
-        self._ends_epoch = False  # the pass under way is after the last batch of an epoch
+        self.monitor = monitor or settings.monitor(sinks, every_n_steps, device, group, decode, places)
+        self.window = WatchedWindow(self.monitor)
         self._choosing = Choosing(self.monitor)
-        self.closed, self._in_batch = False, False
-        self._shown = False  # something, to callbacks that watch a window
-        self._shows = settings.show and self.monitor.writes
+        self._batches = Batches(self.monitor, self._choosing, "train", settings.show and self.monitor.writes)
+        self._micro_batch, self._in_batch = 0, False
+        self._at: int | None = None  # the step that the batch under way belongs to
+        self._pass: PassUnderWay | None = None
+        self.closed = False
         self._stop_numbers: Callable[[], None] | None = None
         self.listen_to(model)
 
@@ -98,7 +75,7 @@ class Session:
         )
         self._capture.attach(model)
         self._model = model
-        self._choosing.listen(self._capture)
+        self._choosing.listen(self._capture.decision)
         self._stop_hearing_numbers()
         self._stop_numbers = listen_to_numbers(model, self)
 
@@ -144,29 +121,6 @@ class Session:
 
     # Batches and steps.
 
-    def wait_for(self, keys: Iterable[str]) -> None:
-        """Read each logged window at its own step if one of these keys, which a callback watches, is a window's."""
-        head = f"{self.monitor.prefix}train/"
-        named = [key.removeprefix("pplmon/") for key in keys]  # so one is renamed that the module logs itself
-        ours = [key.removeprefix(head) for key in (*keys, *named) if key.startswith(head)]
-        self.monitor.wait_for_window = any(find(name) is not None for name in ours)
-
-    @property
-    def watched(self) -> bool:
-        """Return True if a callback watches the numbers of a window."""
-        return self.monitor.wait_for_window
-
-    def show_watched(self, asked: bool = True) -> None:
-        """Show callbacks the open window where they watch one: after the first step, and whenever one asks.
-
-        A callback may ask before a window closes; later it would find the last one. Every rank calls it, and waits.
-        """
-        if self.watched and (asked or not self._shown):
-            report = self.monitor.so_far()
-            if report is not None:
-                self.monitor.publisher.show(report, f"{self.monitor.prefix}train/")
-                self._shown = True
-
     def begin_batch(self, batch: Any, step: int | None = None, loader: int = 0) -> None:
         """Begin a micro-batch of the optimizer step ``step`` (0-based; ``None``: the next), or a batch of a pass.
 
@@ -174,17 +128,14 @@ class Session:
         """
         monitor = self.monitor
         if self._pass is not None:
-            self._begin_pass_batch(self._pass, batch, monitor.last_step if step is None else step, loader)
+            self._pass.begin_batch(self._capture, batch, monitor.last_step if step is None else step, loader)
             return
         self._at = step
         step = monitor.current_step if step is None else step
-        if monitor.takes_part:
-            self._capture.begin_batch("train", monitor.tally, batch, step, self._micro_batch)
         monitor.see(step, self._micro_batch, batch)
         monitor.mark_batch(empty=not self._micro_batch and monitor.cadence.reads_out(monitor.last_step))
         self._in_batch = True
-        if not self._capture.undecided("train"):
-            self._guard.before(monitor.tally)
+        self._batches.begin(self._capture, monitor.tally, batch, step, self._micro_batch)
 
     def end_batch(
         self, outputs: Any = None, divided_by: int = 1, times: int = 1, items: Tensor | float | None = None
@@ -194,34 +145,12 @@ class Session:
         The loss was divided by ``divided_by``, for accumulation, and multiplied by ``times``, for ranks. It is a sum that is
         divided by ``items``; ``None``: by the number that a model was told, else by its tokens.
         """
-        training = self._pass is None
-        loss = _loss(outputs, divided_by if training else 1, times)  # nothing is accumulated in a pass
-        self._capture.end_batch(outputs, loss, divided_by if training else 1)
-        if self._shows and training:
-            self._show_first_batch()
-        stage = "train" if self._pass is None else self._pass.stage
-        self._choosing.after_batch(stage)
-        items = self._capture.items if items is None else items
-        if items is not None and loss is not None and training and divided_by != 1:
-            loss = loss / divided_by  # they are those of all accumulated micro-batches
-        calls = self._capture.calls_in_loss(stage)
-        if loss is not None and calls > 1:
-            loss = loss / calls
         if self._pass is not None:
-            self._repeated.note(self._loader, self._capture.left_out)
-            self._pass_guard.after(self._pass.tallies[self._loader], loss, items)
+            self._pass.end_batch(self._capture, outputs, times, items)
             return
-        self._guard.after(self.monitor.tally, loss, items)
+        self._batches.end(self._capture, self.monitor.tally, outputs, divided_by, times, items)
         self._micro_batch += 1
         self._in_batch = False
-
-    def _show_first_batch(self) -> None:
-        """Print a batch once, with what is not scored in grey. Waits for the device."""
-        measured = self._capture.first_heard("train")
-        if measured is None:
-            return
-        self._shows = False
-        print_batch(measured.tokens, bool(measured.shift), self.monitor.decode)
 
     def step_to(self, step: int | None = None) -> Report | None:
         """Close an optimizer step. Returns, one step late, the report of the window that closed, else ``None``.
@@ -230,22 +159,16 @@ class Session:
         """
         self._micro_batch, self._at = 0, None
         step = self.monitor.current_step + self._choosing.held if step is None else step
-        self._doubt("train", self._guard)
+        self._batches.compare()
         report = self._choosing.step_to(step)
         if report is not None:
-            self._guard.end_window()
+            self._batches.end_window()
         return report
 
     def log_window(self) -> Report | None:
         """Log the open window now, and return its report; ``None`` where it is empty. Every rank calls it, and waits."""
         self._choosing.finish("train")
         return self.monitor.log_window()
-
-    def _doubt(self, stage: str, guard: LossGuard, wait: bool = False) -> None:
-        """Tell of a loss that does not agree, and look closer at the next batch."""
-        gap = guard.gap(wait)
-        if gap is not None:
-            self._choosing.doubt(stage, gap)
 
     def begin_epoch(self, batches: int | None) -> None:
         """Begin an epoch of so many batches; ``None`` if that is not known."""
@@ -260,7 +183,7 @@ class Session:
         numbers = {name: report.numbers[name] for name in EPOCH_NUMBERS}
         kept = Report(report.step, "train_epoch", numbers, ranks_missing=self.monitor.ranks_missing)
         self.monitor.publisher.publish(kept, f"{self.monitor.prefix}train/", "_epoch")
-        self.show_watched()
+        self.window.show()
 
     # A pass.
 
@@ -282,39 +205,24 @@ class Session:
         ``ends_epoch`` is True after this rank's last batch of an epoch. ``part`` names the data set, where each of several
         has a pass.
         """
-        self._ends_epoch = ends_epoch
         with self.monitor.at_epoch_end(ends_epoch):
             self._choosing.finish("train")
             self.monitor.catch_up()  # an alert must not wait for the pass to end, whose rows say how many tokens came before
             if self.monitor.current_step:
-                self.show_watched()
-        self._pass = opened = self.monitor.begin_pass(stage, len(loaders), part=part)
-        self._pass_guard = LossGuard()
-        self._repeated = RepeatedRows(loaders)
-        return opened
-
-    def _begin_pass_batch(self, opened: Pass, batch: Any, step: int, loader: int) -> None:
-        number, self._loader = opened.begin_batch(loader), loader
-        if self.monitor.takes_part:
-            repeated = self._repeated.in_batch(opened, loader)
-            self._capture.begin_batch(opened.stage, opened.tallies[loader], batch, step, number, repeated)
-        if not self._capture.undecided(opened.stage):
-            self._pass_guard.before(opened.tallies[loader])
+                self.window.show()
+        self._pass = PassUnderWay(self.monitor, self._choosing, stage, loaders, ends_epoch, part)
+        return self._pass.opened
 
     def end_pass(self, step: int | None = None) -> Report:
         """Publish the pass at ``step`` and return its report over all loaders. Every rank calls it."""
         if self._pass is None:
             raise RuntimeError("end_pass was called without begin_pass")
-        with self.monitor.at_epoch_end(self._ends_epoch):
-            self._choosing.finish(self._pass.stage)
-            opened, self._pass = self._pass, None
-            self._capture.conclude(opened.stage)
-            for probe in self.settings.probes:
-                self.monitor.probe(probe, model_in(self._model))
-            self._repeated.record(opened)
-            report = self.monitor.finish(opened, self.monitor.last_step if step is None else step)
-        self._pass_guard.end_window()
-        self._doubt(opened.stage, self._pass_guard, wait=True)  # the pass was waited for
+        with self.monitor.at_epoch_end(self._pass.ends_epoch):
+            self._choosing.finish(self._pass.opened.stage)
+            ended, self._pass = self._pass, None
+            at = self.monitor.last_step if step is None else step
+            report = ended.end(self._capture, self.settings.probes, self._model, at)
+        ended.compare()
         return report
 
     def give_up_pass(self) -> None:
@@ -346,9 +254,9 @@ class Session:
         self._capture.conclude("train")
         self.closed = True
         last = self.monitor.close()
-        self._doubt("train", self._guard, wait=True)
-        self._guard.end_window()
-        self._doubt("train", self._guard, wait=True)
+        self._batches.compare(wait=True)
+        self._batches.end_window()
+        self._batches.compare(wait=True)
         return last
 
     def give_up(self) -> None:
@@ -365,12 +273,3 @@ class Session:
         """Remove hooks and close files; another pass may follow."""
         self._detach()
         self.monitor.release()
-
-
-def _loss(outputs: Any, divided_by: int, times: int) -> Tensor | None:
-    """Return the loss of one micro-batch that a step returned, as it was before it was divided and multiplied."""
-    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-    if not isinstance(loss, Tensor):
-        return None
-    loss = loss.detach() if times == 1 else loss.detach() / times
-    return loss * divided_by if divided_by != 1 else loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -13,12 +13,14 @@ import torch
 
 from pplmon import extras
 from pplmon.alerts import MetricRule, Rule, check_severity
+from pplmon.monitor import Monitor
 from pplmon.monitor.delivery import Handler
 from pplmon.monitor.judge import check_rules
 from pplmon.monitor.probes import Probe, check_probes
-from pplmon.monitor.publish import wanted
+from pplmon.monitor.publish import Places, wanted
 from pplmon.monitor.schedule import Cadence
 from pplmon.report.texts import Decode
+from pplmon.sinks.base import Sink
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture import Logits, Targets
 
@@ -90,6 +92,36 @@ class Settings:
         if pattern.process_group is None:
             pattern.process_group = group
         return pattern
+
+    def monitor(
+        self,
+        sinks: Iterable[Sink],
+        every_n_steps: int | None,
+        device: torch.device | None,
+        group: Any,
+        decode: Decode | None,
+        places: Places | None,
+    ) -> Monitor:
+        """Return the monitor of one run; see ``Session``."""
+        monitor = Monitor(
+            every_n_steps=(every_n_steps if self.every_n_steps is None else self.every_n_steps) or None,
+            judge_every_n_steps=self.judge_every_n_steps,
+            numbers=self.numbers,
+            prefix=self.prefix,
+            tally=self.pattern(device, group),
+            sinks=sinks,
+            alerts=self.rules(),
+            on_alert=self.on_alert,
+            min_severity=self.min_severity,
+            grad_norm=self.grad_norm,
+            reference=self.reference,
+            decode=self.decode or decode,
+            places=places,
+        )
+        more = self.pass_pattern(monitor.tally)
+        if more is not None:
+            monitor.also_measure_in_passes(more)
+        return monitor
 
     def pass_pattern(self, pattern: TokenTally) -> TokenTally | None:
         """Return what passes are counted with if the user gave no tally: two more extras, which cost almost nothing."""

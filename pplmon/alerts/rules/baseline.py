@@ -132,7 +132,8 @@ class Baseline:
             low, high = self.middle - CLIP * self._narrow, self.middle + CLIP * self._narrow
             if min(block) < low or max(block) > high:
                 block = [min(max(value, low), high) for value in block]
-        return sum(value / len(block) for value in block)  # a sum of perplexities may overflow
+        count = len(block)
+        return sum([value / count for value in block])  # a sum of perplexities may overflow
 
     def _remember(self) -> None:
         """Tell the memory and the long middle from block means."""

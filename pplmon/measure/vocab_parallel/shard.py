@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
+_AVAILABLE = dist.is_available()  # in this build of PyTorch
 WIDEST = 2**31 - 1  # ids travel as int32, and the last one stands for none
 
 
@@ -69,8 +70,8 @@ def check_size(size: int) -> None:
 
 
 def running() -> bool:
-    """True inside torch.distributed."""
-    return dist.is_available() and dist.is_initialized()
+    """True inside torch.distributed. Asked some times in each step: ``dist.is_initialized`` asks the same in more calls."""
+    return _AVAILABLE and dist.group.WORLD is not None
 
 
 def _check(places: list[tuple[int, int, int]], ranks: tuple[int, ...]) -> None:

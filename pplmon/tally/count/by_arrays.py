@@ -1,13 +1,17 @@
-"""Count one batch by array operations, on any device; the states are changed in place."""
+"""Count tokens by array operations, on any device; the states are changed in place."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from pplmon.measure.tokens import TokenStats
 from pplmon.tally.count import sums as count
 from pplmon.tally.count import worst
-from pplmon.tally.count.numpy_or_torch import Arrays, arrays_on
+from pplmon.tally.count.columns import Columns, columns_of
+from pplmon.tally.count.numpy_or_torch import Array, Arrays, OnNumpy, arrays_on
 from pplmon.tally.count.sequences import Sequences, packed
 from pplmon.tally.records import Given, Settings, State
 
@@ -15,41 +19,39 @@ from pplmon.tally.records import Given, Settings, State
 def add(state: State, stats: TokenStats, given: Given, settings: Settings) -> Tensor:
     """Count one batch, and return which tokens were valid, [N] bool."""
     xp = arrays_on(stats.nll.device)
-    sums, maxima, histogram, token_rows, sequence_rows = map(xp.of, state[:5])  # not what extras count
+    evidence, valid = add_numbers(xp, state, columns_of(xp.of, stats, given), settings)
+    rank(xp, state, [evidence], settings.context)
+    return xp.tensor(valid)
+
+
+def by_numpy(device: torch.device) -> bool:
+    """Return True where numpy counts."""
+    return isinstance(arrays_on(device), OnNumpy)
+
+
+def add_numbers(xp: Arrays, state: State, columns: Columns, settings: Settings) -> tuple[worst.Evidence, Array]:
+    """Count tokens, but for their worst rows; return what finds these, and which tokens were valid, [N] bool."""
     token_bytes = None if settings.token_bytes is None else xp.of(settings.token_bytes)
-    sequences = _sequences(xp, stats, given.documents) if settings.whole_sequences else None
-    batch = count.prepare(xp, _columns(xp, stats), sequences)
+    sequences = _sequences(xp, columns) if settings.whole_sequences else None
+    batch = count.prepare(xp, columns, sequences)
     per_sequence = count.count_sequences(xp, batch, settings.min_sequence_tokens)
-    count.add_sums(xp, sums, batch, per_sequence, token_bytes)
-    count.raise_maxima(xp, maxima, batch, per_sequence, token_bytes)
-    count.add_histogram(xp, histogram, batch)
-    sample_ids, position_ids = (None if x is None else xp.of(x) for x in (given.sample_ids, given.position_ids))
-    address = worst.Address(given.step, given.micro_batch, given.rank, sample_ids, position_ids)
-    worst.keep_tokens(xp, token_rows, batch, address, settings.context)
-    worst.keep_sequences(xp, sequence_rows, batch, per_sequence, address)
-    return xp.tensor(batch.valid)
+    count.add_sums(xp, xp.of(state.sums), batch, per_sequence, token_bytes)
+    count.raise_maxima(xp, xp.of(state.maxima), batch, per_sequence, token_bytes)
+    count.add_histogram(xp, xp.of(state.histogram), batch)
+    return worst.evidence_of(batch, per_sequence), batch.valid
 
 
-def _sequences(xp: Arrays, stats: TokenStats, documents: Tensor | None) -> Sequences | None:
-    if documents is not None:
-        return packed(xp, xp.of(documents), stats.shift)
-    return Sequences(*stats.batch_shape) if len(stats.batch_shape) == 2 else None  # flat stats have no sequences
+def rank(xp: Arrays, state: State, evidence: Sequence[worst.Evidence], context: int) -> None:
+    """Keep the worst rows of all of this in a tally's rows."""
+    token_rows, sequence_rows = xp.of(state.token_rows), xp.of(state.sequence_rows)
+    for found in evidence:
+        worst.keep_tokens(xp, token_rows, found, context)
+        worst.keep_sequences(xp, sequence_rows, found)
 
 
-def _columns(xp: Arrays, stats: TokenStats) -> count.Columns:
-    correct, top_probability, predicted = (
-        None if x is None else xp.of(x) for x in (stats.correct, stats.top_probability, stats.predicted)
-    )
-    rows, length = stats.batch_shape if len(stats.batch_shape) == 2 else (1, *stats.batch_shape)
-    return count.Columns(
-        xp.of(stats.nll),
-        correct,
-        top_probability,
-        predicted,
-        xp.of(stats.targets),
-        xp.of(stats.scored),
-        xp.of(stats.invalid),
-        stats.vocab_size,
-        (rows, length),
-        stats.shift,
-    )
+def _sequences(xp: Arrays, columns: Columns) -> Sequences | None:
+    if columns.documents is not None:
+        return packed(xp, columns.documents, columns.alike.shift)
+    if columns.alike.flat:
+        return None  # flat stats have no sequences
+    return Sequences(sum(rows for _, rows in columns.batches), columns.alike.length)

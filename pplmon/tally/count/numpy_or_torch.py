@@ -9,7 +9,7 @@ Nothing here waits for a device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from pplmon.report import layout
 
 Array: TypeAlias = Any  # a Tensor, or the numpy array over its memory
+Order: TypeAlias = Callable[[Array], tuple[Array, Array]]  # indices -> two keys, the first of which counts more
 
 
 class OnTorch:
@@ -70,6 +71,10 @@ class OnTorch:
     def count(self, mask: Array) -> Array:
         return mask.sum()
 
+    def sum(self, values: Array) -> Array:
+        """Return the sums along the last dimension."""
+        return values.sum(-1)
+
     def largest(self, values: Array) -> Array:
         return values.amax()
 
@@ -99,14 +104,22 @@ class OnTorch:
         """Return True if none of these losses, of a batch at ``when``, can come into the rows [K, C], and the host can see it."""
         return False
 
+    def known_all(self, mask: Array) -> bool:
+        """Return True if a mask is true throughout and the host can see it without waiting for a device."""
+        return False
+
     def known_none(self, count: Array) -> bool:
         """Return True if a count is 0 and the host can see it without waiting for a device."""
         return False
 
-    def top(self, keys: Array, count: int) -> tuple[Array, Array]:
-        """Return the largest keys in falling order, and their indices."""
-        top = keys.topk(count)
-        return top.values, top.indices
+    def worst(self, losses: Array, count: int, place_bits: int, order: Order) -> Array:
+        """Return the indices of the largest losses that are not below 0, falling, of equal ones the first by ``order``.
+
+        The losses leave so many lower bits of an int64 free. Where the host cannot see them, those below 0 stand last.
+        """
+        # Of one batch, whose order is that of its places. Beyond 2**place_bits of them ties fall as topk likes.
+        places = (2**place_bits - 1 - self.arange(0, len(losses))).clamp_min(0)
+        return ((losses.to(torch.int64) << place_bits) + places).topk(min(count, len(losses))).indices
 
     def order(self, first: Array, second: Array, third: Array) -> Array:
         """Return the order by ``first`` falling, then ``second`` rising, then ``third`` rising; stable."""
@@ -130,6 +143,10 @@ class OnNumpy:
 
     def of(self, tensor: Tensor) -> Array:
         return tensor.numpy()
+
+    def copy(self, tensor: Tensor) -> Array:
+        """Return an array over memory of its own."""
+        return tensor.numpy().copy()
 
     def tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(array)
@@ -158,8 +175,11 @@ class OnNumpy:
     def count(self, mask: Array) -> Array:
         return np.count_nonzero(mask)
 
+    def sum(self, values: Array) -> Array:
+        return np.add.reduce(values, -1)  # what values.sum calls by way of Python
+
     def largest(self, values: Array) -> Array:
-        return values.max()
+        return np.maximum.reduce(values)
 
     def limit(self, values: Array, ceiling: int) -> None:
         np.minimum(values, ceiling, out=values)
@@ -185,15 +205,17 @@ class OnNumpy:
         largest = losses.max()
         return bool(largest < least or (largest == least and when > rows[-1, layout.WHEN]))
 
+    def known_all(self, mask: Array) -> bool:
+        return bool(np.logical_and.reduce(mask))
+
     def known_none(self, count: Array) -> bool:
         return not count
 
-    def top(self, keys: Array, count: int) -> tuple[Array, Array]:
-        if len(keys) <= 64:
-            order = keys.argsort()[: -count - 1 : -1]
-            return keys[order], order
-        top = torch.from_numpy(keys).topk(count)  # a third of the time of numpy's partition
-        return top.values.numpy(), top.indices.numpy()
+    def worst(self, losses: Array, count: int, place_bits: int, order: Order) -> Array:
+        least = np.partition(losses, -count)[-count] if len(losses) > count else 0
+        index = (losses >= max(least, 0)).nonzero()[0]
+        when, place = order(index)
+        return index[self.order(losses[index], when, place)[:count]]
 
     def order(self, first: Array, second: Array, third: Array) -> Array:
         return np.lexsort((third, second, ~first))  # ~x falls where x rises, and does not overflow

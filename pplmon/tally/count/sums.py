@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 from pplmon.report import layout
+from pplmon.tally.count.columns import Columns
 from pplmon.tally.count.numpy_or_torch import Array, Arrays
 from pplmon.tally.count.sequences import Sequences
 from pplmon.tally.merge import FRACTION_MASK, carry
@@ -20,23 +21,8 @@ ROUNDING = 1 + 2.0**-20  # exactly uniform logits give ln V up to a rounding, an
 NAN_BITS = 0x7F800001  # one pattern for every NaN, so that all non-finite tokens sort alike on all devices
 
 
-class Columns(NamedTuple):
-    """The columns of ``TokenStats`` that are counted, each [N]."""
-
-    nll: Array
-    correct: Array | None
-    top_probability: Array | None
-    predicted: Array | None
-    targets: Array
-    scored: Array
-    invalid: Array
-    vocab_size: int | None
-    shape: tuple[int, int]  # (R, T); flat stats are one row
-    shift: bool
-
-
 class Batch(NamedTuple):
-    """One batch, ready to be counted."""
+    """The tokens of one batch, or of several, ready to be counted."""
 
     columns: Columns
     scored: Array  # [N] bool
@@ -61,13 +47,15 @@ def prepare(xp: Arrays, columns: Columns, sequences: Sequences | None) -> Batch:
     if sequences is not None and sequences.crosses is not None:
         scored, invalid = scored & ~sequences.crosses, invalid & ~sequences.crosses
     valid = scored & (nll < math.inf)  # not NaN either
-    loss = xp.where(valid, nll, 0.0)
+    bits = nll.view(xp.int32) & 0x7FFFFFFF
+    all_valid = xp.known_all(valid)
+    loss = nll if all_valid else xp.where(valid, nll, 0.0)
     amounts = xp.stack([xp.at_most(loss, layout.CAP_NATS), xp.exp(-loss)])
-    amounts *= valid
+    if not all_valid:
+        amounts *= valid
+        bits = xp.where(scored, xp.at_most(bits, NAN_BITS), -1)
     amounts *= SCALE
-    bits = xp.at_most(nll.view(xp.int32) & 0x7FFFFFFF, NAN_BITS)
-    units = xp.integers(xp.round(amounts))
-    return Batch(columns, scored, valid, invalid, loss, units, xp.where(scored, bits, -1), sequences)
+    return Batch(columns, scored, valid, invalid, loss, xp.integers(xp.round(amounts)), bits, sequences)
 
 
 def count_sequences(xp: Arrays, batch: Batch, least: int) -> SequenceSums | None:
@@ -77,7 +65,7 @@ def count_sequences(xp: Arrays, batch: Batch, least: int) -> SequenceSums | None
         return None
     if sequences.first is None:
         shape = (sequences.rows, sequences.length)
-        tokens, total = batch.valid.reshape(shape).sum(1), batch.units[0].reshape(shape).sum(1)
+        tokens, total = xp.sum(batch.valid.reshape(shape)), xp.sum(batch.units[0].reshape(shape))
     else:
         tokens = xp.sums_by(sequences.first, xp.integers(batch.valid))
         total = xp.sums_by(sequences.first, batch.units[0])
@@ -90,7 +78,7 @@ def add_sums(
     """Add the batch to the sums of ``layout.SUMS`` [len(SUMS)], in place."""
     columns, valid = batch.columns, batch.valid
     tokens = xp.count(valid)
-    whole, fraction = (batch.units >> layout.FRACTION_BITS).sum(1), (batch.units & FRACTION_MASK).sum(1)
+    whole, fraction = xp.sum(batch.units >> layout.FRACTION_BITS), xp.sum(batch.units & FRACTION_MASK)
     parts = {
         "tokens": tokens,
         "nll_whole": whole[0],
@@ -112,17 +100,17 @@ def add_sums(
         parts["top_probability_unknown"] = tokens
     elif columns.correct is not None:
         parts["overconfident_errors"] = xp.count((columns.top_probability >= OVERCONFIDENT) & valid & ~columns.correct)
-    if columns.vocab_size is None:
+    if columns.alike.vocab_size is None:
         parts["vocab_unknown"] = tokens
     else:
-        parts["above_uniform"] = xp.count(batch.loss > math.log(columns.vocab_size) * ROUNDING)
+        parts["above_uniform"] = xp.count(batch.loss > math.log(columns.alike.vocab_size) * ROUNDING)
     if token_bytes is None:
         parts["bytes_unknown"] = tokens
     else:
         known = valid & (columns.targets < len(token_bytes))
         parts["bytes"] = xp.where(known, token_bytes[xp.where(known, columns.targets, 0)], 0).sum()
         parts["bytes_unknown"] = tokens - xp.count(known)
-    sums += xp.vector([parts.get(name, 0) for name in layout.SUMS])
+    sums += xp.vector([*(dict.fromkeys(layout.SUMS, 0) | parts).values()])
     carry(xp, sums)
 
 
@@ -130,7 +118,7 @@ def raise_maxima(
     xp: Arrays, maxima: Array, batch: Batch, per_sequence: SequenceSums | None, token_bytes: Array | None
 ) -> None:
     """Raise to the batch's maxima those of ``layout.MAXIMA`` [len(MAXIMA)], in place."""
-    columns, vocab = batch.columns, batch.columns.vocab_size
+    columns, vocab = batch.columns, batch.columns.alike.vocab_size
     parts = {
         "token_loss_bits": xp.integers(xp.largest(xp.where(batch.valid, batch.bits, -1))),
     }
@@ -150,7 +138,7 @@ def raise_maxima(
         "bytes": token_bytes,
     }
     parts |= {f"{what}_missing": 1 for what in layout.KNOWABLE if known[what] is None}
-    xp.maximum(maxima, xp.vector([parts.get(name, -1) for name in layout.MAXIMA]), out=maxima)
+    xp.maximum(maxima, xp.vector([*(dict.fromkeys(layout.MAXIMA, -1) | parts).values()]), out=maxima)
 
 
 def add_histogram(xp: Arrays, histogram: Array, batch: Batch) -> None:

@@ -51,9 +51,9 @@ def data_of(batch: Any, targets: Tensor) -> Iterator[tuple[str, Tensor, str | No
 
 def part_with(batch: Any, targets: Tensor) -> Any:
     """Return the part of a batch, put together of several loaders' batches, that holds these targets; else the batch."""
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
-    for part in parts:
-        if isinstance(part, Mapping) and any(value is targets for value in part.values()):
+    parts = batch if isinstance(batch, (list, tuple)) else batch.values() if isinstance(batch, Mapping) else ()
+    for part in parts:  # most are tensors, and asking for a Mapping takes time
+        if not isinstance(part, Tensor) and isinstance(part, Mapping) and any(v is targets for v in part.values()):
             return part
     return batch
 

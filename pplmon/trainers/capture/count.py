@@ -35,7 +35,7 @@ class Counter:
         self._leave_out: Repeated | None = None
         self._numbers: dict[tuple[Source, str], int] = {}  # of calls in this batch
         self.items: Tensor | float | None = None  # what the loss of this batch is divided by, where a model was told
-        self._looks = False  # at this batch once more
+        self.looks = False  # at this batch once more
         self.heard: list[Heard] = []  # in this batch, before the stage's choice
         self.batches: dict[str, list[Batch]] = {}  # of each stage, before its choice
         self._warned: set[str] = set()
@@ -63,7 +63,7 @@ class Counter:
         self._address = {"step": step, "micro_batch": min(micro_batch, 2**layout.MICRO_BITS - 1)}
         self.left_out = None
         self._numbers, self.heard, self.items = {}, [], None
-        self._looks = looks
+        self.looks = looks
 
     def end(self) -> None:
         """Forget the batch."""
@@ -77,7 +77,8 @@ class Counter:
         if number and source.first_only:
             return
         call, chosen = Call(source, found.call, number, found.guess), self._choice.by_stage.get(self.stage)
-        said = self.tally.shift if found.shift is None else found.shift
+        tally = self.tally
+        said = tally.shift if found.shift is None else found.shift
         self.items = found.items if found.items is not None else self.items
         if chosen is None:
             self._try(call, found, said, data, stats)
@@ -85,13 +86,13 @@ class Counter:
             shift = said if chosen.shift is None else chosen.shift
             if chosen.without is not None and stats is None:
                 data = self._left(found, shift, data, chosen.without)
-            before = self.tally.sums.clone() if self._looks else None
-            self._update(self.tally, found, shift, data, stats)
+            before = tally.sums.clone() if self.looks else None
+            self._update(tally, found, shift, data, stats)
             if before is not None:
-                counted = Counted(shift, {shift: before}, {shift: self.tally.sums.clone()})
+                counted = Counted(shift, {shift: before}, {shift: tally.sums.clone()})
                 self._hear(call, found, shift, data, stats, counted)
             if self.stage == "train" and stats is None:
-                self._overwritten.look(found.logits, found.targets, self.tally.ignore_index, shift)
+                self._overwritten.look(found.logits, found.targets, tally.ignore_index, shift)
 
     def count_stats(self, source: Source, stats: TokenStats, data: dict[str, Any], loss: Tensor | None) -> None:
         """Count losses that a module shows by itself: they are of certain targets, under one shift."""
@@ -190,16 +191,16 @@ class Counter:
         Its documents may also be in the ``keywords`` that a hooked model was called with.
         """
         found: dict[str, Any] = dict(self._address)
-        batch = part_with(self.batch, targets)
+        batch, parts_of_sequences = part_with(self.batch, targets), self.tally.context_parallel
         for name, value, complaint in data_of(batch, targets):
-            if name == "position_ids" and not self.tally.context_parallel:
+            if name == "position_ids" and not parts_of_sequences:
                 continue  # in a packed batch they begin anew with each document; the column is more useful
             if complaint is None:
                 found[name] = value
             else:
                 self.warn(name, complaint)
         assert self.stage is not None
-        if "document_ids" not in found and not self.tally.context_parallel:
+        if "document_ids" not in found and not parts_of_sequences:
             given = {**(batch if isinstance(batch, Mapping) else {}), **(keywords or {})}
             documents = self._documents.of(self.stage, given, targets)
             if documents is not None:

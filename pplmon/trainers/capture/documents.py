@@ -15,6 +15,7 @@ from torch import Tensor
 from pplmon.measure.waiting import waiting_allowed
 
 BORDERS = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens", "cu_seq_lens_k", "cu_seqlens_k")
+NAMES = frozenset(("seq_idx", *BORDERS, "attention_mask", "position_ids"))
 LOOKS = 8
 
 
@@ -27,6 +28,8 @@ class Documents:
 
     def of(self, stage: str, given: Mapping[str, Any], targets: Tensor) -> Tensor | None:
         """Return int64 like targets [B, T] or [N], equal within a document; ``None`` where nothing tells of documents."""
+        if NAMES.isdisjoint(given):
+            return None
         numbers = _fitting(given.get("seq_idx"), targets)
         if numbers is not None and not numbers.is_floating_point():
             return numbers

@@ -19,6 +19,7 @@ from pplmon.doctor import (
     decide,
     fitting,
     loss_words,
+    tells,
 )
 from pplmon.doctor.hypotheses import AS_IT_SHOULD_BE
 from pplmon.trainers.capture.choose import Call, Chosen
@@ -158,7 +159,7 @@ class Fit(NamedTuple):
 def _fit(heard: Sequence[Heard], losses: Sequence[Loss | None], ranks: int) -> Fit | None:
     """Return the shift whose tokens equal the loss in every batch; ``None`` where none does, or several others do."""
     seen = [observation(h, loss, ranks) for h, loss in zip(heard, losses)]
-    if any(b.loss is None or not math.isfinite(b.loss.value) or not b.facts.count("told") for b in seen):
+    if not all(map(tells, seen)):
         return None
     told, decided = TokenSet(int(heard[0].shift)), decide({"": seen})
     plain = {h.tokens for h in fitting(seen) if h.factor == "" and h.reduction in AS_IT_SHOULD_BE}

@@ -13,22 +13,21 @@ In a loop of one's own ``Monitor.hook`` takes the first, the fourth, and any mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pplmon.doctor import BATCHES, Finding, Loss, Measured
-from pplmon.measure.called import called
+from pplmon.doctor import BATCHES, Loss
+from pplmon.measure.called import name_call
 from pplmon.measure.tokens import TokenStats
 from pplmon.monitor.repeated_rows import Repeated
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.batch import Targets
-from pplmon.trainers.capture.choose import Call, Chosen, Trial, sources_for
-from pplmon.trainers.capture.evidence import Verdict, weigh
-from pplmon.trainers.capture.findings import findings
+from pplmon.trainers.capture.choose import sources_for
+from pplmon.trainers.capture.decide import Decision
 from pplmon.trainers.capture.heard import Batch
 from pplmon.trainers.capture.help_text import no_logits, nothing_found, observe_call
 from pplmon.trainers.capture.hooks import listen_to
@@ -58,11 +57,9 @@ class Capture(Takes):
         self._module: nn.Module | None = None
         self._hooked = False
         self._ends: list[Callable[[], None]] = []  # handles of the hooks on the module
-        self._looks: frozenset[str] = frozenset()  # stages whose next batch is to be looked at
-        self.looked: Batch | None = None  # what was then heard
         self.items: Tensor | float | None = None  # what the last batch's loss was divided by, where a model was told
         self._silent = SilentSteps()
-        self._taken: set[Call] = set()  # the calls of trials that were taken, of a stage without a choice yet
+        self.decision = Decision(self._choice, self._counter, self._sources)
 
     # A module.
 
@@ -96,8 +93,15 @@ class Capture(Takes):
         self, stage: str, tally: TokenTally, batch: Any, step: int, micro_batch: int, leave_out: Repeated | None = None
     ) -> None:
         """Count what is found from here on in ``tally``, but for the rows of ``leave_out``."""
-        self._counter.begin(stage, tally, batch, step, micro_batch, leave_out, stage in self._looks)
-        self._forget_batch()
+        if self._counter.stage is not None:
+            self._close()  # a batch that was not ended, because of an exception that somebody caught
+        self._counter.begin(stage, tally, batch, step, micro_batch, leave_out, stage in self.decision.looks)
+
+    @property
+    def compares(self) -> bool:
+        """Return True if the batch under way is to be compared with its loss."""
+        stage = self._counter.stage
+        return stage is not None and (self._counter.looks or stage not in self._choice.by_stage)
 
     def end_batch(self, outputs: Any, loss: Tensor | None = None, accumulation: int = 1) -> None:
         """Look at what the step returned, and at its ``loss``, not divided by the accumulation. Then stop listening."""
@@ -109,8 +113,7 @@ class Capture(Takes):
             if chosen is None:
                 self._note(stage, loss, outputs, accumulation)
             elif self._counter.heard:
-                self.looked = Batch(self._counter.heard, _loss(loss), accumulation)
-                self._looks = self._looks - {stage}
+                self.decision.see(stage, Batch(self._counter.heard, _loss(loss), accumulation))
         self.items = self._counter.items
         self._close()
 
@@ -129,8 +132,11 @@ class Capture(Takes):
     ) -> None:
         """Count the arguments of ``pplmon.observe``. Does nothing between batches."""
         if self._counter.stage is not None:
-            with called(observe_call(self._wire)):
+            try:
                 self._observe(logits, targets, shift, loss, data)
+            except (TypeError, ValueError) as error:
+                name_call(error, observe_call(self._wire))
+                raise
 
     def _observe(
         self,
@@ -151,82 +157,6 @@ class Capture(Takes):
         stated = self._shift if shift is None else shift
         ids = found.get("input_ids")
         counter.count(self._said, Found(logits, shown, stated, stated is not None, loss=loss, input_ids=ids), found)
-
-    # The choice.
-
-    def undecided(self, stage: str) -> bool:
-        """Tell whether something was found for a stage, and it is not yet chosen what of it counts."""
-        return stage not in self._choice.by_stage and bool(self._choice.trials)
-
-    def batches(self, stage: str) -> int:
-        """Return how many batches were compared before the choice."""
-        return len(self._counter.batches.get(stage, ()))
-
-    def first_heard(self, stage: str) -> Measured | None:
-        """Return what was measured of the first call of a stage's first batch, until it is chosen what counts."""
-        seen = self._counter.batches.get(stage)
-        measured = seen[0].heard[0].measured if seen else None
-        return measured if isinstance(measured, Measured) else None  # losses alone have no text
-
-    def verdict(self, stage: str, ranks: int) -> Verdict | None:
-        """Return what this rank would count; ``None`` where nothing was found. Waits for the device."""
-        calls = {call for call in self._taken | self._choice.calls() if not call.guess}
-        if not calls:
-            return None
-        verdict = weigh(self._counter.batches.get(stage, ()), self._sources, ranks)
-        if verdict is None:
-            first = min(calls, key=lambda call: (self._sources.index(call.source), call.number))
-            default = Chosen(first.source, first.name)
-            verdict = Verdict(default, default)
-        return verdict
-
-    def rows_digest(self, stage: str) -> int | None:
-        """Return a number that tells the rows of this rank's first batch; ``None`` without any. Waits for the device."""
-        first = next(iter(self._counter.batches.get(stage, ())), None)
-        heard = None if first is None else first.heard[0]
-        if heard is None or heard.digest is None or not heard.facts.count("told"):
-            return None
-        return int(heard.digest)
-
-    def chosen(self, stage: str) -> Chosen | None:
-        """Return what a stage counts."""
-        return self._choice.by_stage.get(stage)
-
-    def calls_in_loss(self, stage: str) -> int:
-        """Return how many calls of the last batch its loss is the sum of."""
-        chosen = self._choice.by_stage.get(stage)
-        return self._counter.calls_of(chosen.source, chosen.name) if chosen is not None and chosen.summed else 1
-
-    def look(self, stage: str) -> None:
-        """Measure the next batch of a stage under every shift, once more; ``looked`` is then what was heard."""
-        self._looks = self._looks | {stage}
-
-    def verdict_of(self, batches: Sequence[Batch], ranks: int) -> Verdict | None:
-        """Return what these batches tell."""
-        return weigh(batches, self._sources, ranks)
-
-    def findings(self, batches: Sequence[Batch], ranks: int) -> tuple[Finding, ...]:
-        """Return what does not agree in these batches."""
-        heard = [batch.heard[0] for batch in batches]
-        return findings(heard, [batch.loss for batch in batches], ranks, batches[0].accumulation)
-
-    def take_trials(self) -> list[Trial]:
-        """Return what was tried since the last call, to be settled later."""
-        self._taken |= self._choice.calls()
-        trials, self._choice.trials = self._choice.trials, []
-        return trials
-
-    def choose(self, stage: str, chosen: Chosen) -> None:
-        """Keep a stage to what was chosen. What was tried before has to be settled by then, or is lost."""
-        self._choice.by_stage[stage] = chosen
-        self._choice.forget()
-        self._taken = set()
-        self._counter.batches.pop(stage, None)
-
-    def settle(self, trials: Sequence[Trial], chosen: Chosen, into: TokenTally | None = None) -> None:
-        """Count what was chosen of what was tried, in ``into`` or in the tallies that it was tried for."""
-        for trial in trials:
-            trial.settle(chosen, self._choice.shift_of, trial.tally if into is None else into)
 
     def _note(self, stage: str, loss: Tensor | None, outputs: Any, accumulation: int) -> None:
         """Keep what was measured of a batch to compare it; complain where there was nothing."""

@@ -139,7 +139,7 @@ class PerplexityMonitor(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Find out if a scheduler or callback needs the numbers at their own step."""
-        self._running().wait_for(facts.watched_keys(trainer))
+        self._running().window.wait_for(facts.watched_keys(trainer))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Send the previous epoch to the loggers, now that the module's own keys are known."""
@@ -161,8 +161,8 @@ class PerplexityMonitor(Callback):
         session.end_batch(outputs, trainer.accumulate_grad_batches)
         if facts.optimizer_stepped(trainer):
             session.step_to(facts.step_of(trainer))
-            if session.watched:
-                session.show_watched(facts.watchers_ask(trainer, batch_idx))
+            if session.window.watched:
+                session.window.show(facts.watchers_ask(trainer, batch_idx))
             trainer.should_stop = trainer.should_stop or session.should_stop
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
