@@ -49,12 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, give its answers, and return its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     as_json = JSON in given
-    with _json_alone() if as_json else nullcontext(sys.stdout) as out:
-        try:
-            return _run(given, out if as_json else None)
-        except BrokenPipeError:  # whoever read the answers has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
-            return Exit.FINE
+    try:
+        if sys.stdout is None:
+            raise OSError("standard output is closed")
+        with _json_alone() if as_json else nullcontext(sys.stdout) as out:
+            return _run(given, out, as_json)
+    except OSError as error:  # of standard output: Python's own exit code would be 1
+        print(f"pplmon: {one_line(error)}", file=sys.stderr)
+        return Exit.FAILED
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -76,17 +78,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _run(given: Sequence[str], out: TextIO | None) -> Exit:
-    """Give every answer, as JSON where ``out`` takes it. Whatever fails is told on standard error, and there as well."""
+def _run(given: Sequence[str], out: TextIO, as_json: bool) -> Exit:
+    """Give every answer. Whatever fails is told on standard error, and as JSON as well where that was asked for."""
     code, name = Exit.FINE, ""
     try:
         options = parse(given)
         name = f" {options.command}"
-        for answer in options.answers(options):
-            _give(answer, out)
+        for answer in _answers(options):
             code = answer.code
-    except BrokenPipeError:
-        raise
+            _give(answer, out if as_json else None)
+    except BrokenPipeError:  # whoever read the answers has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        return code
     except UsageError as error:
         failed, told = one_line(error), error.usage
     except CommandError as error:
@@ -97,17 +100,28 @@ def _run(given: Sequence[str], out: TextIO | None) -> Exit:
     else:
         return code
     print(told, file=sys.stderr)
-    if out is not None:
+    if as_json:
         _print_json({"error": failed}, out)
     return Exit.FAILED
 
 
+def _answers(options: argparse.Namespace) -> Iterator[Answer]:
+    """Yield the answers of a command. A user's function or file that ends the process has no say in the exit code."""
+    try:
+        yield from options.answers(options)
+    except SystemExit as error:
+        raise CommandError(f"what was to be run ended the process by sys.exit({error.code!r})") from error
+
+
 def _give(answer: Answer, out: TextIO | None) -> None:
-    if out is None:
-        answer.show()
-        sys.stdout.flush()
-    else:
+    if out is not None:
         _print_json(answer.values(), out)
+        return
+    try:
+        answer.show()
+    except SystemExit:  # of rich, where whoever read the answers has had enough
+        raise BrokenPipeError from None
+    sys.stdout.flush()
 
 
 def _print_json(values: Mapping[str, Any], out: TextIO) -> None:

@@ -246,6 +246,37 @@ def test_whoever_reads_the_answers_may_stop(runs: Path) -> None:
     assert (done.returncode, done.stdout[:8], done.stderr) == (Exit.FINE, '{"page":', "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [("doctor nan.pt --json", Exit.FOUND), ("replay a", Exit.FINE), ("doctor nan.pt", Exit.FOUND)],
+)
+def test_who_reads_nothing_at_all_changes_no_exit_code(runs: Path, arguments: str, code: Exit) -> None:
+    """In words, too, which rich prints."""
+    command = f"{sys.executable} -m pplmon {arguments} | sleep 0; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=runs, env=fresh(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.parametrize("to", ["> /dev/full", ">&-"])
+@pytest.mark.parametrize("json_too", ["", " --json"])
+def test_an_answer_that_cannot_be_written_is_not_taken_for_a_finding(runs: Path, to: str, json_too: str) -> None:
+    """On a full disk, or where standard output is closed."""
+    command = f"{sys.executable} -m pplmon report a{json_too} {to}"
+    done = subprocess.run(["bash", "-c", command], cwd=runs, env=fresh(), capture_output=True, text=True, check=False)
+    assert done.returncode == Exit.FAILED, done.stderr
+    assert ("No space left on device" if "full" in to else "pplmon: standard output is closed\n") in done.stderr
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_function_that_ends_the_process_is_an_error(
+    code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its exit code would say that the doctor was done, and what it found."""
+    (tmp_path / "ends.py").write_text(f"import sys\ndef batches():\n    sys.exit({code})\n")
+    assert cli.main(["doctor", f"{tmp_path / 'ends.py'}:batches", "--json"]) == Exit.FAILED
+    assert strict(capsys.readouterr().out) == {"error": f"what was to be run ended the process by sys.exit({code})"}
+
+
 def test_the_page_has_every_command_and_every_code() -> None:
     """So a new one is not forgotten."""
     with pytest.raises(cli.UsageError, match="invalid choice") as wrong:
