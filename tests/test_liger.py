@@ -171,9 +171,11 @@ def test_a_head_that_fails_does_not_end_the_run(error: RuntimeError, tmp_path: P
     assert f"could not be computed again: {error}" in text and made.state.global_step == 4
 
 
+MISSING = "liger_kernel is not installed: pip install --no-deps liger_kernel"
+
+
 def check_liger_itself(where: Path) -> None:
     """Training and evaluation equal float64 and Liger's own loss; nothing is warned of."""
-    pytest.importorskip("liger_kernel", reason="liger_kernel is not installed: pip install --no-deps liger_kernel")
     from tests.liger_task import train
 
     found = interpreter.run(train, str(where))
@@ -182,13 +184,16 @@ def check_liger_itself(where: Path) -> None:
     assert found["loss"] == pytest.approx(found["train"], abs=2e-3)  # the Trainer logs a mean of micro-batches
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(interpreter.DEVICE == "cuda", reason="the next test compiles Liger's programs")
 def test_liger_itself_where_its_programs_are_interpreted(tmp_path: Path) -> None:
     """Its patch on a tiny Llama, under the Trainer."""
+    pytest.importorskip("liger_kernel", reason=MISSING)
     check_liger_itself(tmp_path)
 
 
 @pytest.mark.gpu
 def test_liger_itself_on_a_gpu(tmp_path: Path) -> None:
     """The same, compiled."""
+    pytest.importorskip("liger_kernel.transformers", reason=MISSING, exc_type=ImportError)
     check_liger_itself(tmp_path)

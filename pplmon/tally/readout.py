@@ -59,21 +59,21 @@ class ReadOut:
         # A copy in the order of the step: what is counted from here on changes the states in place.
         self.doing, self.first_step, self.wants_slots = doing, doing.step, False
         self._group, self._layout, self._says = group, own_layout, doing
-        mark, word = own_layout.mark(cells.flat.device, doing.votes), doing.word
-        says = (mark.new_full((1,), word), mark.new_full((1,), -word if word != LEAVES else word))
-        none = mark.new_empty(0)
+        self._ranks = group.size
+        said = self._tell(cells.flat.device) if self._ranks > 1 else []
+        none = cells.flat.new_empty(0)
         squares, own_maxima = (none, none) if own is None else (own.squares, own.maxima)
         summed, maxima, rows = cells.pieces
-        # What is summed, then the maxima, the layout's mark and what the rank does, then rows: each reduction is over one piece.
-        self._own = torch.cat([summed, squares, maxima, own_maxima, mark, *says, rows])
-        self._places = places(cells.sizes, squares.numel(), own_maxima.numel(), mark.numel() + len(says))
+        # What is summed, then the maxima and what ranks tell each other, then rows: each reduction is over one piece.
+        self._own = torch.cat([summed, squares, maxima, own_maxima, *said, rows])
+        self._places = places(cells.sizes, squares.numel(), own_maxima.numel(), sum([part.numel() for part in said]))
         self._shapes = cells.shapes
         self._slots = [] if own is None else own.slots
         self._extras, self._evidence = extras, evidence
         self._work: list[Any] = []
         self._host: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
-        self._ceiling = min(layout.CEILING, (2**63 - 1) // max(group.size, 1))
+        self._ceiling = min(layout.CEILING, (2**63 - 1) // max(self._ranks, 1))
         if self._own.is_cuda:
             self._start_beside_the_step(group)
         else:
@@ -107,8 +107,16 @@ class ReadOut:
         """Return this rank's own totals, even if other ranks are gone. No collective."""
         return self._read(self._own)[0]
 
+    def _tell(self, device: torch.device) -> list[Tensor]:
+        """Return the layout's mark and what this rank does, of which the ranks take the maximum."""
+        mark, word = self._layout.mark(device, self.doing.votes), self.doing.word
+        return [mark, mark.new_full((1,), word), mark.new_full((1,), -word if word != LEAVES else word)]
+
     def _merged(self, packed: Tensor, wait: Waits | None) -> Totals:
-        totals, (highest, lowest, *votes, word, least) = self._read(packed)
+        totals, said = self._read(packed)
+        if not said:
+            return totals
+        highest, lowest, *votes, word, least = said
         doing = (self.doing if word == LEAVES else Doing.of(word))._replace(votes=Votes(*votes))
         one_leaves_a_pass = totals["leaving"] > 0 and doing.what not in ("step", "flush", "tally")
         unlike = word != LEAVES and differ(word, -least)
@@ -136,7 +144,7 @@ class ReadOut:
             keep=keep,
             extras=self._extras,
             saturated=self._check(int(cells[: at.histogram.start].max())),  # no bucket holds more than all tokens
-            own=values(self._slots, own_maxima, _ints(cells, at.squares)) if self._slots else {},
+            own=values(self._slots, own_maxima, _ints(cells, at.squares)),
         )
         return totals, _ints(cells, at.said)
 
@@ -154,7 +162,7 @@ class ReadOut:
 
     def _start(self, group: Group) -> None:
         self._all = self._own
-        if group.size > 1:
+        if self._ranks > 1:
             self._all = self._own.clone()
             sums, maxima = self._all[self._places.summed], self._all[self._places.maximized]
             # SUM cannot saturate: so that W ranks at the ceiling cannot wrap, each gives at most its part.

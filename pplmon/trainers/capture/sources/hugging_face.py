@@ -55,14 +55,13 @@ class HuggingFace(Source):
         moved, labels = given.get("shift_labels"), given.get("labels")
         own = labels if moved is None else moved
         fused = losses_in(called.module, called.output)
+        losses: Losses | Recomputed | None = fused
         logits = logits_in(called.output) if fused is None else fused.log_probs
         again = None if self._states is None else self._states.take(called.module)
         if logits is None and own is not None and loss_in(called.output) is not None:
-            self.without_logits = type(unwrapped(called.module)).__name__
-            logits = None if again is None else again.states
-            losses: Losses | Recomputed | None = again
-        else:
-            losses = fused
+            losses, logits = again, None if again is None else again.states
+            if self._states is None:
+                self.without_logits = type(unwrapped(called.module)).__name__
         if logits is None or (own is None and self._targets is None):
             return None  # called for something else, or for its logits alone
         learns = logits.requires_grad or not called.training
