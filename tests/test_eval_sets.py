@@ -15,6 +15,7 @@ from pplmon.page.build import page
 from pplmon.page.charts import drawings
 from pplmon.page.headline import headline
 from pplmon.page.runs import read_runs
+from pplmon.page.summary import summary
 from pplmon.sinks import Journal, TensorBoard, read_journal
 from tests.test_sinks_tensorboard import charts, read
 
@@ -120,3 +121,28 @@ def test_a_pass_of_one_rank_bears_its_name(tmp_path: Path) -> None:
     with Monitor(sinks=[Journal(tmp_path)], alerts=[]) as monitor, monitor.stage("val", local=True, part="wiki"):
         monitor.observe(stats(1.0))
     assert [row["stage"] for row in read_journal(tmp_path) if row["kind"] == "report"] == ["val/wiki"]
+
+
+def test_the_summary_has_them_by_log_key(tmp_path: Path) -> None:
+    """As loggers do: the name of the set stands last."""
+    with Monitor(sinks=[Journal(tmp_path)], alerts=[]) as monitor:
+        validate(monitor, 0)
+    numbers = summary(read_runs([tmp_path]))["runs"][0]["numbers"]
+    assert numbers["val/cross_entropy/wiki"] == pytest.approx(1.0, abs=1e-5)
+    assert not [key for key in numbers if key.startswith(("val/wiki", "val/<b>code"))]
+
+
+WRONG_PART = 'part is the name of a data set, such as "wiki", or None where there is only one; got '
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [("", "''"), (3, "3"), ("dataloader_idx_0", "'dataloader_idx_0', which names a loader of a pass")],
+)
+@pytest.mark.parametrize("hooks", [False, True])
+def test_a_part_that_is_no_name(part: Any, told: str, hooks: bool) -> None:
+    """Its keys would be broken, or those of a loader, which the page leaves out."""
+    monitor = pplmon.Monitor(alerts=[])
+    monitor = monitor.hook(torch.nn.Linear(2, 2)) if hooks else monitor
+    with pytest.raises(ValueError, match=f"^{re.escape(WRONG_PART + told)}$"), monitor.stage("val", part=part):
+        pass

@@ -13,12 +13,15 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 import pplmon
+from pplmon.trainers.capture.sources.after_head import AfterHead
 from tests import interpreter
+from tests.ranks import Ranks
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 pl = pytest.importorskip("pytorch_lightning")
 
+from tests import recompute_tasks  # noqa: E402
 from tests.hf_kit import SMALL, VOCAB, Sums, build, collate, logged, mean, rows, told_of, trainer  # noqa: E402
 
 LINE = r"gave a loss and no logits in the first train batch.*Write pplmon.watch\(trainer, recompute_logits=True\)"
@@ -58,6 +61,18 @@ def gemma2() -> Any:
     torch.manual_seed(0)
     config = transformers.Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=0.5, query_pre_attn_scalar=8)
     return transformers.Gemma2ForCausalLM(config)
+
+
+def hides_logits(model: Any) -> Any:
+    """Make a model of any family give its own loss, and no logits."""
+    plain = model.forward
+
+    def forward(self: Any, *args: Any, **given: Any) -> Any:
+        loss = plain(*args, **given).loss
+        return transformers.modeling_outputs.CausalLMOutputWithPast(loss=loss, logits=None)
+
+    model.forward = MethodType(forward, model)
+    return model
 
 
 def expected(model: Any, data: list[Tensor]) -> Sums:
@@ -155,6 +170,102 @@ def test_a_hooked_model_of_a_loop() -> None:
     assert report is not None
     assert report.cross_entropy == pytest.approx(mean([expected(build(), rows(16))]), abs=1e-6)
     assert sum(sizes) == batch["labels"].numel() * VOCAB and max(sizes) <= sum(sizes) / 4
+
+
+class Chance(torch.nn.Linear):
+    """A head with dropout, as LoRA's."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return super().forward(torch.nn.functional.dropout(states, 0.5, self.training))
+
+
+def test_the_training_goes_on_with_the_random_numbers_that_it_would_have() -> None:
+    """The head is called without its dropout, which would draw some."""
+    drawn = []
+    for hooks in (False, True):
+        model = build()
+        model.lm_head = Chance(32, VOCAB, bias=False)
+        monitor = pplmon.Monitor(every_n_steps=1, alerts=[])
+        torch.manual_seed(3)
+        with monitor.hook(hides_logits(model), recompute_logits=True) if hooks else monitor:
+            model(**collate(rows(4))).loss.backward()
+            monitor.step()
+            drawn.append(torch.rand(1))
+            assert model.lm_head.training
+    assert drawn[0] == drawn[1]
+
+
+LLAMA_LIKE = {name: size for name, size in SMALL.items() if name != "max_position_embeddings"}
+SCALED: list[tuple[str, dict[str, Any]]] = [
+    ("Gemma2", {"final_logit_softcapping": 0.5, "head_dim": 8}),
+    ("RecurrentGemma", {"logits_soft_cap": 0.5, "lru_width": 32, "attention_window_size": 8, "num_hidden_layers": 3}),
+    ("Cohere2", {}),
+    ("GraniteMoe", {"logits_scaling": 8.0}),
+    ("HyperCLOVAX", {"logits_scaling": 3.0}),
+    ("FalconH1", {"lm_head_multiplier": 0.25, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}),
+]
+
+
+@pytest.mark.parametrize(("family", "own"), SCALED)
+def test_logits_are_scaled_and_capped_as_the_model_does(family: str, own: dict[str, Any]) -> None:
+    """The families that do so, and what they would give without."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**{**LLAMA_LIKE, **own})
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        ids = collate(rows(2))["input_ids"]
+        logits, plain = model(ids).logits, model.get_output_embeddings()(model.base_model(ids)[0])
+    assert not torch.allclose(plain, logits, atol=1e-2)
+    assert torch.equal(AfterHead.of(config)(plain), logits)
+
+
+def test_a_scaled_and_capped_text_model_inside_another() -> None:
+    """Its settings are in a config of its own."""
+    after = AfterHead.of(transformers.MuseGlimmerConfig())
+    assert after == (pytest.approx(26**-0.5), pytest.approx(20.0)) and after.cap is not None
+
+
+def test_logits_that_are_changed_otherwise_show_in_the_comparison_with_the_loss(tmp_path: Path) -> None:
+    """A family that nobody knows: its loss is another number, and one warning has both."""
+    model = hides_logits(build())
+    forward = model.forward
+    model.forward = lambda **given: transformers.modeling_outputs.CausalLMOutputWithPast(
+        loss=forward(**given).loss * 0.9
+    )
+    made = trainer(tmp_path, model)
+    pplmon.watch(made, recompute_logits=True)
+    (text,) = told_of(made.train)
+    assert "the measured cross-entropy is 4.1" in text and "a loss of 3.7" in text
+
+
+@pytest.mark.parametrize("name", ["t5", "opt"])
+def test_a_model_without_hidden_states_of_that_size_is_told(name: str, tmp_path: Path) -> None:
+    """The line that is there already is not advised."""
+    sizes = {**SMALL, "word_embed_proj_dim": 16, "ffn_dim": 32}
+    model = build("t5") if name == "t5" else transformers.OPTForCausalLM(transformers.OPTConfig(**sizes))
+    made = trainer(tmp_path, hides_logits(model), max_steps=1)
+    pplmon.watch(made, recompute_logits=True)
+    (text,) = told_of(made.train)
+    assert "recompute_logits=True cannot help: no hidden states [B, T, H] that go into its head were seen" in text
+    assert "Give the losses of its tokens: pplmon.observe(model, pplmon.TokenStats.from_losses(nll, targets))" in text
+
+
+def test_it_is_one_source_of_logits_and_not_two() -> None:
+    """A name given for another is an error."""
+    with pytest.raises(
+        ValueError, match=r"recompute_logits=True .* logits='head' names another source of them: leave one"
+    ):
+        pplmon.PerplexityMonitor(logits="head", recompute_logits=True)
+
+
+@pytest.mark.ranks
+def test_a_head_that_is_cut_over_ranks_is_gathered_equally_often(tmp_path: Path) -> None:
+    """Rows of unlike lengths under FSDP2, whose head is a group of its own: nobody waits for another, and the numbers are the same."""
+    with Ranks(2, tmp_path) as ranks:
+        found = ranks.run(recompute_tasks.sharded_head, [7, 8])
+    assert found[0] == found[1]
+    assert found[0]["tokens"] == 2 * (6 + 7)
+    assert found[0]["cross_entropy"] == pytest.approx(found[0]["float64"], abs=1e-6)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the head is in pieces"), torch.OutOfMemoryError("no room")])

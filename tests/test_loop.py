@@ -235,3 +235,21 @@ def test_what_cannot_be_is_told() -> None:
         UserWarning, match=r"(?s)no logits and targets in the first train batch.*monitor.observe\(logits, targets\)"
     ):
         monitor.close()
+
+
+class Fused(Model):
+    """A model that gives its loss alone."""
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Any:
+        return super().forward(idx, targets)[1]
+
+
+def test_logits_of_a_named_submodule() -> None:
+    """Where the model does not return them."""
+    model, data = Fused(), batches(2)
+    with pplmon.Monitor(every_n_steps=2, alerts=[]).hook(model, logits="head") as monitor:
+        for x, y in data:
+            model(x, y).backward()
+            monitor.step()
+        report = monitor.close()
+    assert report is not None and report.cross_entropy == pytest.approx(true(data), abs=1e-6)

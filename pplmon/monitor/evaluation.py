@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from pplmon.report.numbers import CATALOGUE, Value
 from pplmon.report.report import Report
 from pplmon.report.totals import Totals
 from pplmon.tally import TokenTally
+
+_OF_A_LOADER = re.compile(r"dataloader_idx_\d+")
+
+
+def check_part(part: str | None) -> None:
+    """Raise for what cannot name a data set in a log key."""
+    if part is not None and (not isinstance(part, str) or not part or _OF_A_LOADER.fullmatch(part)):
+        raise ValueError(
+            f'part is the name of a data set, such as "wiki", or None where there is only one; got {part!r}'
+            f"{', which names a loader of a pass' if isinstance(part, str) and part else ''}"
+        )
 
 
 class Pass:

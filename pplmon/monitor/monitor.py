@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from pplmon.monitor.evaluation import Pass
+from pplmon.monitor.evaluation import Pass, check_part
 from pplmon.monitor.observes import Observes
 from pplmon.monitor.own_numbers import Logs
 from pplmon.monitor.probes.base import Probe, Ranks
@@ -84,6 +84,7 @@ class Monitor(Observes, Logs, Saves):
         ``part`` names the data set, where each of several has a pass: its numbers are ``val/perplexity/wiki``, and a rule on
         ``stage="val"`` judges each data set by itself.
         """
+        check_part(part)
         opened = self.begin_pass(stage, local=local, part=part)
         self._repeated = repeated = RepeatedRows((loader,))
         try:

@@ -41,13 +41,19 @@ def _run(run: Run, place: int) -> dict[str, Any]:
         "alerts_total": len(run.alerts) - notices,
         "notices_total": notices,
         "numbers": {
-            f"{stage}/{name}": value
+            _log_key(stage, name): value
             for stage, rows in run.windows.items()
             for name, value in rows[-1]["numbers"].items()
             if not is_drawn(name)
         },
         "events": [_event(event) for event in events(run, place)],
     }
+
+
+def _log_key(stage: str, name: str) -> str:
+    """Return the key of a number without its prefix: that of one of several data sets ("val/wiki") ends in its name."""
+    stage, slash, part = stage.partition("/")
+    return f"{stage}/{name}{slash}{part}"
 
 
 def _event(event: Event) -> dict[str, Any]:

@@ -56,6 +56,11 @@ class Settings:
             check_rules(self.alerts)
         check_severity(self.min_severity, "min_severity")
         check_probes(self.probes)
+        if self.recompute_logits and self.logits is not None:
+            raise ValueError(
+                f"recompute_logits=True computes the logits of a Hugging Face model from its hidden states, and logits={self.logits!r} "
+                "names another source of them: leave one of the two out"
+            )
 
     @classmethod
     def of(cls, wire: str, given: Mapping[str, Any]) -> Settings:

@@ -28,10 +28,10 @@ def sources_for(
     recompute: bool = False,
 ) -> tuple[Source, ...]:
     """Return the sources that these settings allow, in the order in which they are preferred."""
-    if wire == "hook":
-        return Said(), HuggingFace(targets, shift, recompute=recompute), Arguments(targets, shift)
     if logits is not None:
         return Said(), Configured(logits, targets, shift)
+    if wire == "hook":
+        return Said(), HuggingFace(targets, shift, recompute=recompute), Arguments(targets, shift)
     return Said(), Returned(targets, shift), HuggingFace(targets, shift, first_only, recompute)
 
 

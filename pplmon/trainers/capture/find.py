@@ -52,7 +52,7 @@ class Capture(Takes):
         recompute: bool = False,
     ) -> None:
         super().__init__(sources_for(logits, targets, shift, wire, first_only, recompute), wire)
-        self._logits, self._shift = logits, shift
+        self._logits, self._shift, self._recompute = logits, shift, recompute
         self._said = self._sources[0]
         self._module: nn.Module | None = None
         self._hooked = False
@@ -208,7 +208,7 @@ class Capture(Takes):
         """Return what to write where nothing was found."""
         fused = next((source.without_logits for source in self._sources if source.without_logits is not None), None)
         if fused is not None:
-            return no_logits(stage, fused, self._wire)
+            return no_logits(stage, fused, self._wire, self._recompute)
         return nothing_found(stage, self._module, self._logits, self._hooked, self._wire)
 
 

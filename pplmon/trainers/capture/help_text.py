@@ -57,11 +57,20 @@ def nothing_found(stage: str, module: nn.Module | None, logits: Any, hooked: boo
     return SOURCES.format(stage=stage, where=where, owner=owner, call=call, back=back, give=give, hint=hint)
 
 
-def no_logits(stage: str, model: str, wire: str) -> str:
-    """Say that a model's fused loss made no logits, and the line to write."""
-    return (
+def no_logits(stage: str, model: str, wire: str, recompute: bool) -> str:
+    """Say that a model's fused loss made no logits, and the line to write; ``recompute`` if that line is there already."""
+    _, owner, call, *_ = WIRES[wire]
+    told = (
         f"{model} gave a loss and no logits in the first {stage} batch, as with a fused loss (such as Liger's): nothing of "
-        f"{stage} is measured. Write {WIRES[wire][2]}recompute_logits=True): they are then computed again from its hidden states, a "
+        f"{stage} is measured. "
+    )
+    if recompute:
+        return (
+            f"{told}recompute_logits=True cannot help: no hidden states [B, T, H] that go into its head were seen. Give the losses of "
+            f"its tokens: pplmon.observe({owner}, pplmon.TokenStats.from_losses(nll, targets))"
+        )
+    return (
+        f"{told}Write {call}recompute_logits=True): they are then computed again from its hidden states, a "
         "few columns at a time, by one more product with its head"
     )
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from pplmon.measure.outside_graphs import outside_graphs
 from pplmon.measure.private_names import graph_task
-from pplmon.monitor.evaluation import Pass
+from pplmon.monitor.evaluation import Pass, check_part
 from pplmon.trainers.capture import Targets
 from pplmon.trainers.capture.hooks import listen_to
 from pplmon.trainers.capture.modules import arguments
@@ -60,6 +60,7 @@ class Hook:
     @contextmanager
     def stage(self, stage: str, loader: Any, part: str | None) -> Iterator[Pass]:
         """Count the calls within as a pass."""
+        check_part(part)
         opened = self.session.begin_pass(stage, (loader,), part=part)
         try:
             yield opened

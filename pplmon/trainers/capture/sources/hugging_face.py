@@ -64,7 +64,7 @@ class HuggingFace(Source):
                 self.without_logits = type(unwrapped(called.module)).__name__
         if logits is None or (own is None and self._targets is None):
             return None  # called for something else, or for its logits alone
-        learns = logits.requires_grad or not called.training
+        learns = (losses.learns if isinstance(losses, Recomputed) else logits.requires_grad) or not called.training
         frozen = not called.training and not any(p.requires_grad for p in called.module.parameters())
         if own is None and not learns:
             return None  # a teacher, a reference, or generation

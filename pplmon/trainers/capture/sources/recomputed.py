@@ -5,6 +5,9 @@ It takes one more product with the head, and is done only where the user asked f
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +16,9 @@ from torch import Tensor, nn
 from pplmon.measure.tokens import TokenStats, shifted, token_stats
 from pplmon.tally import TokenTally
 from pplmon.trainers.capture.modules import unwrapped
+from pplmon.trainers.capture.sources.after_head import AfterHead
 
-LEAST_CHUNKS = 4  # of a batch, so that no tensor is of the size of its logits
+LEAST_PIECES = 4  # of a batch, so that no tensor is of the size of its logits
 
 
 class Recomputed(NamedTuple):
@@ -23,8 +27,10 @@ class Recomputed(NamedTuple):
     states: Tensor
     head: nn.Module
     precision: torch.dtype | None  # that autocast had in the model's own call; None without it
-    softcap: float | None
+    after: AfterHead
+    learns: bool  # through the states
 
+    @torch.no_grad()
     def stats(self, targets: Tensor, mask: Tensor | None, tally: TokenTally, shift: bool) -> TokenStats:
         """Return the measurements of targets [B, T], as the tally measures."""
         if self.states.shape[:-1] != targets.shape:
@@ -34,33 +40,46 @@ class Recomputed(NamedTuple):
             )
         if shift:
             targets, mask = shifted(targets, mask)
-        wide = self._columns()
         how = (tally.needs_entropy, tally.kernel)
-        pieces = []
+        pieces, start = [], 0
         try:
-            for start in range(0, targets.shape[1], wide):
-                part = slice(start, start + wide)
-                seen = None if mask is None else mask[:, part]
-                logits = self._logits(self.states[:, part])
-                pieces.append(token_stats(logits, targets[:, part], tally.ignore_index, seen, False, *how))
+            with _without_chance(self.head):
+                for states in self.states.tensor_split(self._pieces(), 1):
+                    logits, part = self._logits(states), slice(start, start := start + states.shape[1])
+                    seen = None if mask is None else mask[:, part]
+                    if states.shape[1]:
+                        pieces.append(token_stats(logits, targets[:, part], tally.ignore_index, seen, False, *how))
         except RuntimeError as error:  # a head that is cut over ranks, or too little memory: the step goes on
             raise ValueError(f"the logits could not be computed again: {error}") from error
         return TokenStats.join(pieces, shift=shift)
 
-    @torch.no_grad()
     def _logits(self, states: Tensor) -> Tensor:
         # The cache of an autocast around us would keep weights that nothing is learnt through.
         kind = states.device.type
-        on = torch.autocast(kind, self.precision, enabled=self.precision is not None, cache_enabled=False)
-        with on:
-            logits: Tensor = self.head(states.detach())
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+        with torch.autocast(kind, self.precision, enabled=self.precision is not None, cache_enabled=False):
+            return self.after(self.head(states))
 
-    def _columns(self) -> int:
-        """Return how many columns at a time have logits no larger than the hidden states."""
-        length, width = self.states.shape[1:]
-        size = getattr(self.head, "out_features", width * LEAST_CHUNKS)
-        return max(1, min(length * width // size, length // LEAST_CHUNKS))
+    def _pieces(self) -> int:
+        """Return into how many pieces to cut the columns: then the logits of one are no larger than the hidden states.
+
+        It is the same for every batch. Each call of a head that is cut over ranks gathers it, and all ranks have to call it equally
+        often, however long their rows are.
+        """
+        width = self.states.shape[2]
+        return max(LEAST_PIECES, math.ceil(getattr(self.head, "out_features", 0) / width))
+
+
+@contextmanager
+def _without_chance(head: nn.Module) -> Iterator[None]:
+    """Leave out dropout: one more draw of random numbers would change what the training goes on with."""
+    training = [module for module in head.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class States:
@@ -68,7 +87,7 @@ class States:
 
     def __init__(self) -> None:
         self._models: dict[nn.Module, nn.Module] = {}  # by their inner one, which gives the states
-        self._states: dict[nn.Module, tuple[Tensor, torch.dtype | None]] = {}
+        self._states: dict[nn.Module, tuple[Tensor, torch.dtype | None, bool]] = {}
 
     def inner(self, model: nn.Module) -> nn.Module | None:
         """Return the module inside a model with a head that gives its hidden states."""
@@ -86,19 +105,19 @@ class States:
         if model is not None and states is not None:
             kind = states.device.type
             precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-            self._states[model] = states, precision
+            # Detached: a call that fails between the two would leave its graph here.
+            self._states[model] = states.detach(), precision, states.requires_grad
         return model is not None
 
     def take(self, model: nn.Module) -> Recomputed | None:
         """Return, and forget, what a model's head was to be given."""
         whole = unwrapped(model)
-        states, precision = self._states.pop(whole, (None, None))
-        head = whole.get_output_embeddings() if states is not None else None  # type: ignore[operator]
-        if states is None or not isinstance(head, nn.Module):
+        found = self._states.pop(whole, None)
+        head = None if found is None else whole.get_output_embeddings()  # type: ignore[operator]
+        if found is None or not isinstance(head, nn.Module):
             return None
-        config: Any = whole.config
-        cap = getattr(getattr(config, "text_config", config), "final_logit_softcapping", None)
-        return Recomputed(states, head, precision, cap)
+        states, precision, learns = found
+        return Recomputed(states, head, precision, AfterHead.of(whole.config), learns)
 
 
 def _first(output: Any) -> Tensor | None:
