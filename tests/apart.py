@@ -25,6 +25,11 @@ from tests.launch import start_server, unhurried
 TOKENS = (10, 100, 1000)  # a step gives on each rank, so that a sum tells whose tokens are in it
 
 
+def busy() -> float:
+    """Return how many times as long a call may take as on idle cores: by how many processes wait for each."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 class Outcome(NamedTuple):
     """What became of one rank."""
 

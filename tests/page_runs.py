@@ -32,9 +32,10 @@ def write_run(
 ) -> Path:
     """Write a run's journal: exponential losses, at step ``spike`` one row of ``planted`` with 12 nats a token."""
     words = [*WORDS, planted]
+    journal = pplmon.sinks.Journal(directory, prefix=prefix)
     monitor = pplmon.Monitor(
         every_n_steps=10,
-        sinks=[pplmon.sinks.Journal(directory, prefix=prefix)],
+        sinks=[journal],
         tally=pplmon.TokenTally(top_k=4, context=3),
         alerts=[pplmon.Above(*RULE), *more_alerts],
         on_alert=on_alert,
@@ -50,6 +51,8 @@ def write_run(
                 monitor.observe(*batch(random, level, False))
     if close:
         monitor.close()
+    else:
+        journal.flush()  # else it would be written whenever the monitor is collected
     return directory / "pplmon.jsonl"
 
 

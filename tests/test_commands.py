@@ -20,6 +20,7 @@ from pplmon import cli
 from pplmon.report.answer import Exit
 from tests.launch import fresh, run_script
 from tests.page_runs import write_run
+from tests.test_faults import wait_for
 
 PAGE = (Path(__file__).parents[1] / "docs" / "agents.md").read_text(encoding="utf-8")
 COMMANDS = ("demo", "report", "view", "replay", "doctor", "dashboard wandb")
@@ -152,6 +153,9 @@ def test_a_view(runs: Path) -> None:
     found = strict(view.stdout.readline())
     assert set(leaves(found, set())) == described("view")
     assert found["curves"].startswith(found["url"] + "/")
+    wait_for(
+        lambda: Path(f"/proc/{view.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "S"
+    )  # it has printed, and waits
     view.send_signal(signal.SIGINT)
     out, err = view.communicate(timeout=60)
     assert (view.returncode, out) == (Exit.FINE, ""), err

@@ -76,7 +76,7 @@ def test_numbers_are_what_their_definition_gives(name: str) -> None:
     assert_same(tally.report(), expected)
 
 
-@settings(max_examples=30)
+@settings(max_examples=settings.default.max_examples // 3)
 @given(seed=st.integers(0, 99), data=st.data())
 def test_any_cut_gives_the_same_integers(seed: int, data: st.DataObject) -> None:
     """From logits, in any order, cut between sequences into batches, tallies, windows, and across a resume."""

@@ -22,6 +22,9 @@ from tests.interpreter import DEVICE, run
 pytest.importorskip("triton", reason="there is no Triton for this platform")
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MOSTLY = [  # make test leaves the one of 16 bits out that few train in; what is drawn at random has it
+    pytest.param(dtype, marks=[pytest.mark.slow] * (dtype == torch.float16)) for dtype in DTYPES
+]
 # 1: the least row, all of it head. 7: no whole chunk. 1000: less than one block; a multiple of 8, so all rows start on a
 # boundary. 4099: prime, so that rows start at every offset from a boundary; 3 blocks or more and a ragged one. 32000, 50257,
 # 128256, 152064: the tokenizers of Llama 2, GPT-2, Llama 3 and Qwen 2; 50257 is the odd one among real vocabularies.
@@ -85,7 +88,7 @@ def check_as_reference(logits: Tensor, targets: Tensor, **how: Any) -> TokenStat
     return got
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", MOSTLY, ids=str)
 @pytest.mark.parametrize("vocab", VOCABULARIES)
 def test_agrees_with_float64(vocab: int, dtype: torch.dtype) -> None:
     check(*batch(vocab, dtype, 1, 3), entropy=vocab < 50000)
@@ -103,7 +106,7 @@ def test_no_rows() -> None:
     assert stats.nll.shape == stats.predicted.shape == stats.entropy.shape == (0,)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", MOSTLY, ids=str)
 def test_the_lowest_index_wins_a_tie(dtype: torch.dtype) -> None:
     """Within a thread's chunk, across threads, warps and blocks, at the first and last column, and everywhere at once."""
     vocab, size = 4099, torch.finfo(dtype).bits // 8
@@ -134,7 +137,7 @@ def test_the_lowest_index_wins_a_tie(dtype: torch.dtype) -> None:
     assert stats.correct.tolist() == [row % 2 == 0 for row in range(len(pairs))] + [True, True]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", MOSTLY, ids=str)
 @pytest.mark.parametrize("vocab", [9, 1000, 4099])
 def test_small_losses_are_relatively_right(vocab: int, dtype: torch.dtype) -> None:
     """Down to e^-80, wherever the target stands: lse − x would give 0 below 1e-7."""
@@ -255,7 +258,7 @@ def test_targets_of_any_int(dtype: torch.dtype) -> None:
 LOGITS = st.sampled_from([0.0, 1.0, -1.5, 3.0, 3.0, 80.0, -80.0, 1e4, -torch.inf, -torch.inf, torch.inf, torch.nan])
 
 
-@settings(max_examples=40)
+@settings(max_examples=settings.default.max_examples * 2 // 5)
 @given(st.data())
 def test_equals_the_reference(data: st.DataObject) -> None:
     """Whatever the logits, dtype, shape, mask and targets."""

@@ -39,7 +39,7 @@ def alike(parts: list[tuple[TokenStats, dict[str, Any]]], **how: Any) -> None:
             assert by_kernels[name] == by_arrays[name], name
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(data=st.data())
 def test_the_kernels_count_what_the_arrays_count(data: st.DataObject) -> None:
     """For any stats, packed or not, shifted or not, whatever is missing of them, over two updates."""

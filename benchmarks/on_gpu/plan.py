@@ -34,8 +34,8 @@ PARTS = (
     Part("speed", "speed.run", 125, "from logits to per-token numbers, beside one read and all peers", alone=True),
     Part("tuning", "tuning.run", 40, "the few constants of the kernels: the best, and the gain", ("triton",), alone=True),
     Part("counting", "counting.run", 30, "from per-token numbers to the tally: kernels, arrays, torchmetrics", alone=True),
-    Part("training", "training.run", 75, "a whole training step of 1.5 B parameters, with and without", alone=True),
-    Part("training-8b", "training.run_8b", 100, "the same of 8 B parameters, on a card that holds them", alone=True),
+    Part("training", "training.run", 70, "a whole training step of 1.5 B parameters, with and without", alone=True),
+    Part("training-8b", "training.run_8b", 95, "the same of 8 B parameters, on a card that holds them", alone=True),
 )  # fmt: skip
 # In a dry run Triton interprets what these measure and count. The others compile, or need no program of Triton's.
 INTERPRETED = ("exactness", "compiling", "speed", "tuning")
