@@ -60,7 +60,7 @@ class HuggingFace(Source):
         again = None if self._states is None else self._states.take(called.module)
         if logits is None and own is not None and loss_in(called.output) is not None:
             losses, logits = again, None if again is None else again.states
-            if self._states is None:
+            if again is None:
                 self.without_logits = type(unwrapped(called.module)).__name__
         if logits is None or (own is None and self._targets is None):
             return None  # called for something else, or for its logits alone
