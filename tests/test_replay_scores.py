@@ -103,6 +103,18 @@ def test_rows_further_apart(every: int) -> None:
     assert (marked.caught, marked.delays, marked.quiet_values) == (1, (100 * every,), 1000 - 211)
 
 
+def test_a_rate_is_by_the_values_that_the_rule_judged() -> None:
+    """A rule on val has one value a pass, also of each of several data sets: the rows of training are none of its."""
+    rows = [Row(step, "train", Given({"cross_entropy": 2.0})) for step in range(20)]
+    passes = [Row(step, part, Given({"cross_entropy": 9.0})) for step in (9, 19) for part in ("val/a", "val/b")]
+    series = Series(Path("a"), "csv", [Segment(sorted([*rows, *passes], key=lambda row: row.step))])
+    texts = ["Above('cross_entropy', 5, stage='val')", "Above('cross_entropy', 8)"]
+    val, train, both = replay.scores(Watch(series), replay.run(series, replay.Rules(texts, series)))
+    assert [score.quiet_values for score in (val, train, both)] == [4, 20, 24]
+    assert val.false_events == both.false_events == 1 and train.false_events == 0
+    assert val.false_per_100k_values == 25_000
+
+
 def test_a_repeated_step_counts_once() -> None:
     """An alert that a resumed run repeated is no second event, and of several runs each has its own steps."""
     first = [

@@ -101,5 +101,5 @@ def _replay(options: argparse.Namespace) -> Iterator[Answer]:
         suggestions = [suggest(rule, options.wanted_rate, series, watch) for rule in tunable]
     except (ReplayError, OSError) as error:
         raise CommandError(str(error)) from error
-    scored = scores(watch, result.rules, result.fired)
+    scored = scores(watch, result)
     yield Answer(lambda: values(series, result, scored, suggestions), lambda: show(series, result, scored, suggestions))

@@ -39,7 +39,7 @@ class Result:
     """The result of a replay."""
 
     fired: list[Fired] = field(default_factory=list)
-    rules: list[str] = field(default_factory=list)  # every rule's text, once
+    stages: dict[str, str] = field(default_factory=dict)  # every rule's text, and the stage whose reports it judges
     notes: list[str] = field(default_factory=list)
     differs: tuple[int, int] | None = None  # alerts only in the journal, and only in the replay, of its own rules
 
@@ -54,9 +54,9 @@ def run(series: Series, rules: Rules, earlier: Earlier | None = None) -> Result:
         replay.live(rules)
     replay.given(rules)
     differs = _differences(series.live, replay.fired) if rules.has_live and not rules.given() else None
-    none = [] if replay.labels else ["There was no rule: the run had none (alerts=[]). Give some with --rule."]
+    none = [] if replay.stages else ["There was no rule: the run had none (alerts=[]). Give some with --rule."]
     notes = dict.fromkeys([*none, *series.notes, *rules.notes, *replay.told()])
-    return Result(replay.fired, replay.labels, [*notes], differs)
+    return Result(replay.fired, replay.stages, [*notes], differs)
 
 
 class Replay:
@@ -65,7 +65,7 @@ class Replay:
     def __init__(self, series: Series, earlier: Earlier | None = None) -> None:
         self._earlier = earlier
         self.fired: list[Fired] = []
-        self.labels: list[str] = []
+        self.stages: dict[str, str] = {}
         self._series = series
         self._notes: list[str] = []
         self._missed: dict[str, set[str]] = {}
@@ -101,7 +101,7 @@ class Replay:
 
     def _judge(self, process: _Process, rows: Sequence[Row], number: int) -> None:
         self.fired += [Fired(label, alert, number) for label, alert in process.judge(rows)]
-        self.labels += [label for label in process.labels if label not in self.labels]
+        self.stages.update(process.stages)
         self._notes += process.notes
 
     def _process(self, rules: Rules, segment: Segment) -> _Process:
@@ -153,7 +153,7 @@ class _Process:
         self._usual = Usual()
         self._tries = [Tries() for _ in rules]
         self._noted: dict[bool, set[str]] = {False: set(), True: set()}  # rules that failed, and that were left out
-        self.labels = [label for label, _ in rules]
+        self.stages = {label: getattr(rule, "stage", "train") for label, rule in rules}
         self.notes: list[str] = []
 
     def judge(self, rows: Sequence[Row]) -> list[tuple[str, Alert]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from pplmon.replay.judge import Fired
+from pplmon.replay.judge import Fired, Result
 from pplmon.replay.read.series import ReplayError, Series
 
 WITHIN = 200  # judged values: alarms that close together are one event, and an incident is over so long after its end
@@ -84,9 +85,13 @@ class Watch:
             if not any(incident.start <= end and incident.end >= start for start, end in self.spans):
                 raise ReplayError(f"--incident {incident.start}: the run has steps {self.spans[0][0]} to {last} only")
         self.quiet_steps = sum(self._quiet(*span) for span in self.spans)
-        rows = [row for run in series.runs for row in run]
-        steps = [row.step for row in rows if row.stage == "train"] or [row.step for row in rows]
-        self.quiet_values = sum(not self.in_incident(step) for step in steps)
+        self._quiet_rows = Counter(row.stage for run in series.runs for row in run if not self.in_incident(row.step))
+
+    def quiet_values(self, stages: Collection[str] = ("train",)) -> int:
+        """Return how many values rules of these stages judged outside incidents; of all stages where there are no such rows."""
+        heads = tuple(f"{stage}/" for stage in stages)  # of each of several data sets
+        judged = [n for stage, n in self._quiet_rows.items() if stage in stages or stage.startswith(heads)]
+        return sum(judged) or self._quiet_rows.total()
 
     def in_incident(self, step: int) -> bool:
         """Return True from an incident's start until it is over."""
@@ -106,8 +111,8 @@ class Watch:
         """Count the events that do not begin in an incident: an alarm just before an incident is false, too."""
         return sum(not self.in_incident(steps[0]) for steps in self.events(alarms))
 
-    def score(self, rule: str, fired: Sequence[Fired]) -> Score:
-        """Score one rule's alerts."""
+    def score(self, rule: str, fired: Sequence[Fired], stages: Collection[str] = ("train",)) -> Score:
+        """Score one rule's alerts; ``stages`` are those that it judges."""
         counted = [(f.run, f.alert.step, f) for f in fired if not f.repeated and f.alert.step is not None]
         pages = [(run, step) for run, step, f in counted if f.page]
         delays = self._delays(step for _, step in pages)
@@ -121,7 +126,7 @@ class Watch:
             noticed=len(self._delays(step for _, step, _ in counted)),
             delays=tuple(delays),
             false_events=self.false_events(pages),
-            quiet_values=self.quiet_values,
+            quiet_values=self.quiet_values(stages),
             quiet_steps=self.quiet_steps,
         )
 
@@ -142,8 +147,9 @@ class Watch:
         return quiet + max(0, end + 1 - at)
 
 
-def scores(watch: Watch, rules: Sequence[str], fired: Sequence[Fired]) -> list[Score]:
+def scores(watch: Watch, result: Result) -> list[Score]:
     """Score each rule alone, and if there are several all of them together, last."""
-    labels = list(dict.fromkeys([*rules, *(f.rule for f in fired)]))
-    each = [watch.score(label, [f for f in fired if f.rule == label]) for label in labels]
-    return [*each, watch.score("any of them", fired)] if len(each) > 1 else each
+    stages = {**result.stages, **{f.rule: result.stages.get(f.rule, "train") for f in result.fired}}
+    each = [watch.score(rule, [f for f in result.fired if f.rule == rule], [at]) for rule, at in stages.items()]
+    together = watch.score("any of them", result.fired, {*stages.values()})
+    return [*each, together] if len(each) > 1 else each

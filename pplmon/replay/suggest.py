@@ -49,7 +49,8 @@ def suggest(rule: MetricRule, rate: float, series: Series, watch: Watch) -> Sugg
         watch: its incidents, whose values are left out.
     """
     check_rate(rate)
-    allowed = rate * watch.quiet_values / PER
+    quiet = watch.quiet_values([rule.stage])
+    allowed = rate * quiet / PER
     runs = [[row for row in rows if rule.judges(row.stage)] for rows in series.runs]
     option = rule.tuned_by
     if option is None:
@@ -65,7 +66,7 @@ def suggest(rule: MetricRule, rate: float, series: Series, watch: Watch) -> Sugg
     except ValueError as error:
         return Suggestion(repr(rule), None, note=str(error))
     events = watch.false_events(_alarms(new, runs))
-    per = events * PER / watch.quiet_values if watch.quiet_values else None
+    per = events * PER / quiet if quiet else None
     return Suggestion(repr(rule), repr(new), events, per, note)
 
 
@@ -108,15 +109,15 @@ def _limit(
     while high / low > CLOSE_ENOUGH and low > LOWEST_LIMIT:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if too_many(middle) else (low, middle)
-    return _rounded(high, up=True), _resolution(allowed, watch)
+    return _rounded(high, up=True), _resolution(allowed, watch.quiet_values([rule.stage]))
 
 
-def _resolution(allowed: float, watch: Watch) -> str:
+def _resolution(allowed: float, quiet: int) -> str:
     if allowed >= 1:
         return ""
-    least = PER / watch.quiet_values if watch.quiet_values else math.inf
+    least = PER / quiet if quiet else math.inf
     return (
-        f"{watch.quiet_values:,} quiet values show no rate below {least:.3g} per 100k: this is the least limit without a false "
+        f"{quiet:,} quiet values show no rate below {least:.3g} per 100k: this is the least limit without a false "
         "alarm in them; a longer run tells more"
     )
 
@@ -140,7 +141,7 @@ def _threshold(
     count = int(TAIL * len(values))
     edge = values[count]
     fall = sum(value - edge for value in values[:count]) / count  # the mean excess: 1/slope of an exponential tail
-    note = f"beyond what {watch.quiet_values:,} quiet values show: extrapolated from how the worst {TAIL:.0%} fall off"
+    note = f"beyond what {watch.quiet_values([rule.stage]):,} quiet values show: extrapolated from how the worst {TAIL:.0%} fall off"
     return _rounded(sign * (edge + fall * math.log(count / allowed)), up=sign > 0), note
 
 
