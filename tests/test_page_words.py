@@ -48,7 +48,11 @@ def spike(step: int, value: float = 9.0, severity: str = "warning", **more: Any)
             "good",
             "Healthy, 1 spike at step 60: one sequence explains 94 % of the jump.",
         ),
-        (a_run([spike(60, blame_token=0.7)]), "good", "Healthy, 1 spike at step 60: one token explains 70 % of the jump."),
+        (
+            a_run([spike(60, blame_token=0.7)]),
+            "good",
+            "Healthy, 1 spike at step 60: one token explains 70 % of the jump.",
+        ),
         (a_run([spike(20), spike(25), spike(60)]), "good", "Healthy, 2 spikes, at steps 20 and 60."),
         (
             a_run([spike(step, 6.0 + (step == 50)) for step in (10, 30, 50, 70)]),
