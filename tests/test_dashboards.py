@@ -52,13 +52,22 @@ def test_the_list_needs_nothing() -> None:
 
 def test_charts_of_extras_are_of_numbers_that_an_extra_declares() -> None:
     """A misspelt pattern would match nothing, on any dashboard."""
-    declare_all([pplmon.Groups(["a"]), pplmon.Positions(), pplmon.Calibration(), pplmon.TokenClasses([0], ["a"])])
+    used = [pplmon.Groups(["a"]), pplmon.Positions(), pplmon.Calibration(), pplmon.TokenClasses([0], ["a"])]
+    declare_all([*used, pplmon.Novelty(), pplmon.Rollouts()])
     declared = {number.name for number in FreeRunningProbe.declares}
     for chart in EXTRAS:
         numbers = [find(name) for name in chart.names]
         assert all(number is not None or name in declared for number, name in zip(numbers, chart.names))
         assert {number.unit.replace(" per token", "") for number in numbers if number is not None} <= {chart.unit}
         assert chart.meaning.endswith(".")
+
+
+def test_what_passes_measure_without_being_asked_has_charts_of_the_list() -> None:
+    """Their numbers are on every page, so each has a title and a sentence, and horizons are lines of one chart."""
+    found = extra_charts([number.name for extra in (pplmon.Rollouts, pplmon.Novelty) for number in extra.declares])
+    assert all(chart.meaning for chart in found)
+    (rollouts,) = [chart for chart in found if chart.key == "rollouts-val"]
+    assert [label(name) for name in rollouts.names] == [f"{2**i} token{'s' if i else ''}" for i in range(5)]
 
 
 def test_parts_of_the_tokens_are_lines_of_one_chart_by_their_names() -> None:

@@ -105,7 +105,7 @@ def test_a_function_is_called_and_its_first_batches_are_looked_at(run: Callable[
 
 
 BAD = {
-    "nothing.pt": "No such file",
+    "nothing.pt": "nothing.pt does not exist; write it by torch.save; a batch is a dict",
     "broken.pt": "broken.pt is no file of plain tensors",
     "what": "'what' is neither a file (.pt, .pth, .npz, .safetensors) nor a function, as package.module:function",
     "math:nope": "math has no 'nope'; name a function that returns or yields batches",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,22 @@ def test_what_agrees_is_said_once_for_each_stage(
             f"pplmon: {stage} counts {name}, with shift={shift}: its cross-entropy equals the loss, "
         )
         assert 0 < float(line.split()[-4]) < 100 and line.endswith(" nats per token")
+
+
+def test_a_divisor_that_is_not_the_tokens_is_said_with_both_values(tmp_path: Path, capsys: Any) -> None:
+    """As transformers divides GPT-2's: by all labels, the first of each row among them, so the loss is not the number."""
+
+    def step(self: Any, batch: Any) -> Any:
+        return self.model(**batch, num_items_in_batch=2 * batch["labels"][:, 1:].ne(-100).sum()).loss
+
+    lines = shown(Module(step, model=llama()), tmp_path, "32-true", capsys)
+    for line, stage in zip(lines, ("train", "val"), strict=True):
+        said = re.fullmatch(
+            f"pplmon: {stage} counts model, with shift=True: its cross-entropy of (.+) nats per token is the loss of (.+), "
+            "but for its divisor: num_items_in_batch is not the number of these tokens",
+            line,
+        )
+        assert said is not None and float(said[1]) == pytest.approx(2 * float(said[2]), rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:pplmon.* over .* the measured cross-entropy")

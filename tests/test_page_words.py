@@ -46,9 +46,13 @@ def spike(step: int, value: float = 9.0, severity: str = "warning", **more: Any)
         (
             a_run([spike(60, blame_sequence=0.94, blame_token=0.02), spike(60)]),
             "good",
-            "Healthy, 1 spike at step 60: one sequence explains 94 % of it.",
+            "Healthy, 1 spike at step 60: one sequence explains 94 % of the jump.",
         ),
-        (a_run([spike(60, blame_token=0.7)]), "good", "Healthy, 1 spike at step 60: one token explains 70 % of it."),
+        (
+            a_run([spike(60, blame_token=0.7)]),
+            "good",
+            "Healthy, 1 spike at step 60: one token explains 70 % of the jump.",
+        ),
         (a_run([spike(20), spike(25), spike(60)]), "good", "Healthy, 2 spikes, at steps 20 and 60."),
         (
             a_run([spike(step, 6.0 + (step == 50)) for step in (10, 30, 50, 70)]),
@@ -64,7 +68,7 @@ def spike(step: int, value: float = 9.0, severity: str = "warning", **more: Any)
         (
             a_run([spike(20, severity="info", blame_token=0.7), spike(60)]),
             "good",
-            "Healthy, 1 spike at step 60; 1 notice at step 20: one token explains 70 % of it.",
+            "Healthy, 1 spike at step 60; 1 notice at step 20: one token explains 70 % of the jump.",
         ),
         (
             a_run([spike(20, severity="info"), spike(21)]),
@@ -267,7 +271,8 @@ def test_runs_are_compared_number_by_number(tmp_path: Path) -> None:
     assert lines["steps"].best == [False, False]
     assert lines["val/perplexity, last"].best == [True, False]
     assert lines["train/token_accuracy, last"].best == [True, False]
-    assert lines["alerts"].values == ["0", "1"]
+    assert lines["alerts"].values == ["0", "1"] and lines["notices"].values == ["0", "0"]
+    assert "–" not in lines["train/worst_1pct_loss, highest"].values  # known of a run that no alert was about it, too
     assert differing(runs) == {}
     changed = Run(**{**vars(runs[1]), "settings": {**runs[1].settings, "every_n_steps": 20, "note": "x" * 5000}})
     found = differing([runs[0], changed])

@@ -235,7 +235,7 @@ def test_the_command(journal: Path) -> None:
     assert lines[1].endswith("(a notice)") and not lines[2].endswith("(a notice)")
     columns = "rule pages notices events caught noticed delay false false per 100k values false per 100k steps"
     assert lines[3].split() == columns.split()
-    rates = ["0", "(<", "1.1e+02)"] * 2
+    rates = ["0", "(<", "110)"] * 2
     assert lines[4].split() == ["Spike('cross_entropy')", "0", "1", "0", "0/1", "1/1", "0", *rates]
     assert lines[5].split() == ["Above('cross_entropy',", "6.5)", "1", "0", "1", "1/1", "1/1", "1", "0", *rates]
     assert lines[6].startswith("any of them")

@@ -30,6 +30,8 @@ def batches_of(source: str, most: int) -> list[Batch]:
         ValueError: there are none, or they have no targets. OSError, ImportError: it cannot be read, or made.
     """
     place = Path(source)
+    if place.suffix in FILES and not place.is_file():
+        raise ValueError(f"{source} does not exist; write it by torch.save; {HINT}")
     given = _from_file(place) if place.suffix in FILES else _from_function(source)
     found = [_named(source, batch) for batch in islice(_each(source, given), most)]
     if not found:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pplmon.alerts.words import SENTENCE, number, shown
-from pplmon.page.runs import Run
+from pplmon.page.runs import HIGHEST, Run
 from pplmon.report.numbers import CATALOGUE
 
 Reading = Callable[[Run], float | None]
@@ -86,8 +86,9 @@ def _readings(runs: Sequence[Run]) -> list[tuple[str, Reading, Callable[[Sequenc
             rows.append((f"{shown(part)}/{name}, last", _last(part, name), better))
             if stage == "val":
                 rows.append((f"{shown(part)}/{name}, best", _extreme(part, name, better), better))
-    for name in ("max_sequence_loss", "max_token_loss", "worst_1pct_loss"):
+    for name in HIGHEST:
         rows.append((f"train/{name}, highest", _extreme("train", name, max), min))
     rows.append(("train/nonfinite_tokens, in all", lambda run: sum(_points(run, "train", "nonfinite_tokens")), min))
     rows.append(("alerts", lambda run: sum(alert.severity != "info" for alert in run.alerts), min))
+    rows.append(("notices", lambda run: sum(alert.severity == "info" for alert in run.alerts), min))
     return rows

@@ -25,7 +25,8 @@ from pplmon.sinks.journal import FILE_NAME
 STAGES = ("train", "val", "test")
 LOADER = re.compile(r"dataloader_idx_\d+")
 MOST_RUNS = 16  # lines beyond that cannot be told apart
-_DRAWN = tuple(dict.fromkeys((*(name for chart in CHARTS for name in chart.names), "tokens_seen")))
+HIGHEST = ("max_sequence_loss", "max_token_loss", "worst_1pct_loss")  # numbers whose highest values are compared
+_DRAWN = tuple(dict.fromkeys((*(name for chart in CHARTS for name in chart.names), *HIGHEST, "tokens_seen")))
 
 Row = Mapping[str, Any]  # of a journal
 

@@ -51,9 +51,9 @@ class Incident:
         for what in ("sequence", "token"):
             share = max(getattr(alert, f"blame_{what}") or 0.0 for alert in self.alerts)
             if share >= 0.5:
-                return f"one {what} explains {percent(share)} of it"
+                return f"one {what} explains {percent(share)} of the jump"
         share, group = max((alert.blame_group_share or 0.0, alert.blame_group or "") for alert in self.alerts)
-        return f"the group {shown(group)} explains {percent(share)} of it" if share >= 0.5 else ""
+        return f"the group {shown(group)} explains {percent(share)} of the jump" if share >= 0.5 else ""
 
 
 def verdict(run: Run) -> Verdict:

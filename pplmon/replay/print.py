@@ -116,8 +116,8 @@ def _steps(delay: float | None) -> str:
 def _rate(score: Score, rate: float | None, quiet: int) -> str:
     if rate is None:
         return ""
-    # None seen in n: up to 3/n is likely (95 %) to show none.
-    return f"{rate:.3g}" if score.false_events else f"0 (< {3e5 / quiet:.2g})"
+    limit = float(f"{3e5 / quiet:.2g}")  # none seen in n: up to 3/n is likely (95 %) to show none
+    return f"{rate:.3g}" if score.false_events else f"0 (< {limit:,g})"
 
 
 def _suggestion(found: Suggestion) -> str:

@@ -53,10 +53,13 @@ class Saying:
             else:
                 self._warn(f"{stage} counts {counts}: the input ids show that the targets are shifted so")
         elif verdict.equals is not None:
-            self._monitor.agreed(
-                f"{stage} counts {self.words(chosen, verdict.shift)}: its cross-entropy equals the loss, "
-                f"{verdict.equals:.5g} nats per token"
-            )
+            equal = f"equals the loss, {verdict.equals:.5g} nats per token"
+            if verdict.divides:  # by all labels, or by those of the whole step: the two numbers are not the same
+                equal = (
+                    f"of {verdict.shown:.5g} nats per token is the loss of {verdict.equals:.5g}, but for its divisor: "
+                    "num_items_in_batch is not the number of these tokens"
+                )
+            self._monitor.agreed(f"{stage} counts {self.words(chosen, verdict.shift)}: its cross-entropy {equal}")
         if verdict.others and verdict.chosen == verdict.default:
             both = (
                 "all of them count"

@@ -41,6 +41,7 @@ class Verdict:
     others: tuple[str, ...] = ()  # calls of the same batch that could as well be meant
     is_sure: bool = False  # no other shift gives the loss
     shift: bool | None = None  # that of the calls, where no other is chosen
+    divides: bool = False  # the loss is divided by another number of items than the tokens that are chosen
 
     @property
     def departs(self) -> bool:
@@ -207,7 +208,14 @@ def _verdict(
         chosen = replace(chosen, without=fit.without)
     equals = None if losses is None else sum(loss.value for loss in losses if loss is not None) / len(losses)
     shown, shift = _mean(heard, fit.shift, fit.without), heard[0].shift
-    return Verdict(chosen, default, equals, shown, others=others, is_sure=fit.is_sure, shift=shift)
+    divides = equals is not None and _divides(heard, fit) and not math.isclose(equals, shown, rel_tol=1e-4)
+    return Verdict(chosen, default, equals, shown, (), others, fit.is_sure, shift, divides)
+
+
+def _divides(heard: Sequence[Heard], fit: Fit) -> bool:
+    """Tell whether the model was told to divide by another number than the tokens that are chosen."""
+    counts = [(h.items, h.facts.sums[TokenSet(int(fit.shift))].tokens) for h in heard]
+    return fit.without is None and any(items is not None and float(items) != tokens for items, tokens in counts)
 
 
 def _mean(heard: Sequence[Heard], shift: bool, without: int | None = None) -> float:
