@@ -47,20 +47,27 @@ def small(seed: int = 0, rows: int = 2, length: int = 8, vocab: int = 11) -> tup
     )
 
 
+Kind = tuple[str | None, bool, bool, bool, bool]
+kinds: st.SearchStrategy[Kind] = st.tuples(
+    st.sampled_from([None, None, "correct", "top_probability", "predicted", "vocab_size"]),  # what is lacking
+    *(st.booleans(), st.booleans(), st.booleans()),  # shifted, packed, with sample ids
+    st.integers(0, 3).map(lambda number: number == 0),  # flat
+)
+
+
 @st.composite
-def updates(draw: st.DrawFn) -> Update:
-    """A batch of any losses, with many ties, of any kind, at any step."""
+def updates(draw: st.DrawFn, kind: Kind | None) -> Update:
+    """A batch of any losses, with many ties, at any step, of this kind or of any."""
+    lacking, shift, packed, sampled, flat = draw(kinds) if kind is None else kind
     batch, documents = draw(stats(draw(st.integers(1, 3))))
-    lacking = draw(st.sets(st.sampled_from(["correct", "top_probability", "predicted", "vocab_size"]), max_size=1))
-    fields = {**batch.__dict__, **dict.fromkeys(lacking), "shift": draw(st.booleans())}
+    fields = {**batch.__dict__, **({} if lacking is None else {lacking: None}), "shift": shift}
     data: dict[str, Any] = {"step": draw(st.integers(0, 2)), "micro_batch": draw(st.integers(0, 1))}
-    if draw(st.booleans()):
-        data["document_ids"] = documents
-    if draw(st.booleans()):
-        data["sample_ids"] = torch.arange(len(documents)) * 7
-    if draw(st.integers(0, 3)) == 0:
+    if packed:
+        data["document_ids"] = documents.flatten() if flat else documents
+    if flat:
         fields["batch_shape"] = (batch.nll.numel(),)
-        data = {k: v.flatten() if k == "document_ids" else v for k, v in data.items() if k != "sample_ids"}
+    elif sampled:
+        data["sample_ids"] = torch.arange(len(documents)) * 7
     return TokenStats(**fields), data
 
 
@@ -157,12 +164,24 @@ def played(parts: list[Update], between: list[Any], most: int) -> list[Any]:
 @given(data=st.data())
 def test_waiting_shows_nowhere(data: st.DataObject) -> None:
     """Any batches, of which all, some or none may wait, and whatever is done between them: the same bits at every look."""
-    parts = data.draw(st.lists(updates(), min_size=1, max_size=6), "updates")
+    kind = data.draw(st.none() | kinds, "kind of all")  # batches of one kind are joined
+    parts = data.draw(st.lists(updates(kind), min_size=1, max_size=6), "updates")
     then = st.sampled_from([None, None, None, "read out", "read out", "totals", "local", "compute", *BETWEEN])
     between = data.draw(st.lists(then, min_size=len(parts), max_size=len(parts)), "between")
     at_once = played(parts, between, 0)
     assert played(parts, between, 10**6) == at_once
     assert played(parts, between, 40) == at_once
+
+
+def test_of_equal_losses_the_earliest_are_kept_in_whatever_order_batches_came() -> None:
+    """Batches that were counted together are told apart by step, micro-batch and place, as batches counted one by one."""
+    counted = tally()
+    even = TokenStats.from_losses(torch.ones(2, 8), torch.zeros(2, 8, dtype=torch.int64), vocab_size=6)
+    for step, micro_batch in ((2, 0), (1, 1), (1, 0), (3, 0)):
+        counted.update(even, step=step, micro_batch=micro_batch)
+    report = counted.report()
+    assert [(w.step, w.micro_batch, w.sequence, w.position) for w in report.worst] == [(1, 0, 0, n) for n in range(3)]
+    assert [(s.step, s.micro_batch, s.sequence) for s in report.worst_sequences] == [(1, 0, 0), (1, 0, 1), (1, 1, 0)]
 
 
 @pytest.mark.parametrize("name", State._fields)
