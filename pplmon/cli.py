@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
@@ -84,9 +84,16 @@ def _run(given: Sequence[str], out: TextIO, as_json: bool) -> Exit:
     try:
         options = parse(given)
         name = f" {options.command}"
-        for answer in _answers(options):
+        answers = _answers(options)
+        answer = next(answers, None)
+        while answer is not None:
             code = answer.code
-            _give(answer, out if as_json else None)
+            try:
+                _give(answer, out if as_json else None)
+            except KeyboardInterrupt as interrupt:  # it is for the command to say what Ctrl-C means
+                answer = _thrown(answers, interrupt)
+            else:
+                answer = next(answers, None)
     except BrokenPipeError:  # whoever read the answers has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
         return code
@@ -105,7 +112,15 @@ def _run(given: Sequence[str], out: TextIO, as_json: bool) -> Exit:
     return Exit.FAILED
 
 
-def _answers(options: argparse.Namespace) -> Iterator[Answer]:
+def _thrown(answers: Generator[Answer], interrupt: KeyboardInterrupt) -> Answer | None:
+    """Interrupt a command that waits for its answer to be printed; return its next answer, ``None`` where that was its end."""
+    try:
+        return answers.throw(interrupt)
+    except StopIteration:
+        return None
+
+
+def _answers(options: argparse.Namespace) -> Generator[Answer]:
     """Yield the answers of a command. A user's function or file that ends the process has no say in the exit code."""
     try:
         yield from options.answers(options)

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -153,10 +152,25 @@ def test_a_view(runs: Path) -> None:
     found = strict(view.stdout.readline())
     assert set(leaves(found, set())) == described("view")
     assert found["curves"].startswith(found["url"] + "/")
-    time.sleep(1.0)  # for it to go from printing to waiting
     view.send_signal(signal.SIGINT)
     out, err = view.communicate(timeout=60)
     assert (view.returncode, out) == (Exit.FINE, ""), err
+
+
+@pytest.mark.parametrize(("command", "flag"), [("view", "--port=0"), ("report", "--follow")])
+def test_an_interrupt_while_an_answer_is_printed_is_the_usual_end(
+    command: str, flag: str, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command hears of it, though it waits for its answer to be printed: no traceback."""
+
+    def interrupted(*given: Any) -> NoReturn:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_print_json", interrupted)
+    monkeypatch.setattr("pplmon.sinks.tensorboard_view.start", lambda *given: "http://localhost:1")
+    assert cli.main([command, str(runs / "a"), flag, "--json"]) == Exit.FINE
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.skipif(find_spec("wandb_workspaces") is None, reason="wandb-workspaces is not installed")

@@ -67,9 +67,10 @@ def _report(options: argparse.Namespace) -> Iterator[Answer]:
             )
         made = page(*options.runs, follow=RELOAD if options.follow else 0, run=options.named)
         path = made.save(options.out or _place(made))
-        yield _answer(made, path)
         if options.follow:
             yield from _follow(options, made, path)
+        else:
+            yield _answer(made, path)
     except (ValueError, OSError) as error:
         raise CommandError(str(error)) from error
 
@@ -103,6 +104,7 @@ def _follow(options: argparse.Namespace, made: Page, path: Path) -> Iterator[Ans
 
     read: list[int] = []  # the sizes before the journals were read: what grows meanwhile is seen at the next look
     try:
+        yield _answer(made, path)
         while any(run.worst is None for run in made.runs):
             time.sleep(LOOK)
             if (sizes := _sizes(made)) != read:

@@ -66,16 +66,16 @@ def _view(options: argparse.Namespace) -> Iterator[Answer]:
     except ValueError as error:
         raise CommandError(str(error)) from error
     pages = {name: url + place for name, (_, place) in PAGES.items()}
-    yield Answer(lambda: {"url": url, **pages}, lambda: _say(url, arguments(options.run_dir)))
-    wait_for_the_user()
+    try:
+        yield Answer(lambda: {"url": url, **pages}, lambda: _say(url, arguments(options.run_dir)))
+        wait_for_the_user()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
 
 
 def wait_for_the_user() -> None:
     """Wait for Ctrl-C."""
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
+    threading.Event().wait()
 
 
 def _say(url: str, told: Sequence[str]) -> None:
