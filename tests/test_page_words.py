@@ -113,6 +113,24 @@ def test_a_run_that_nothing_judged_is_not_called_healthy() -> None:
     assert verdict(Run(**{**vars(unjudged), "tables": {}})).text == "No numbers yet."
 
 
+def test_a_run_too_short_for_its_rules_is_not_called_healthy() -> None:
+    """Spike knows what is usual after 64 values; a shorter one, or one that was resumed with what it knew, is judged earlier."""
+    rules = ["NonFinite()", "Unknown()", "Spike('cross_entropy')", "Spike('max_sequence_loss', window=200)"]
+
+    def judged(steps: int, rules: list[str] = rules, resumed_at: int | None = None) -> tuple[str, str]:
+        table = Table.of({step: {"max_sequence_loss": 2.0} for step in range(steps)}, ["max_sequence_loss"])
+        settings = {"alerts": rules, "resumed_at": resumed_at}
+        found = verdict(Run(**{**vars(a_run()), "tables": {"train": table}, "settings": settings}))
+        return found.state, found.text
+
+    short = "No alert in 64 steps, too few for the Spike rules: they judge from value 65 on."
+    assert judged(64) == ("look", short)
+    assert judged(65) == ("good", "Healthy: no alert in 65 steps.")
+    assert judged(64, resumed_at=10)[0] == judged(64, ["NonFinite()"])[0] == "good"
+    assert judged(20, ["Spike('cross_entropy', window=16, gap=4)"])[0] == "good"
+    assert judged(3, ["Spike('cross_entropy', stage='val')"])[0] == "good"
+
+
 def test_non_finite_losses_are_named() -> None:
     """They are not a matter of limits."""
     table = Table.of({step: {"nonfinite_tokens": step > 5} for step in range(9)}, ["nonfinite_tokens"])

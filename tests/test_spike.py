@@ -87,6 +87,14 @@ def test_what_a_notice_says() -> None:
     assert told([*flat(200), at(10)], Spike("cross_entropy", hard=9.0)) == [(200, "info")]
 
 
+@pytest.mark.parametrize(("window", "gap"), [(128, 16), (16, 4), (3, 1), (5, 0), (200, 7)])
+def test_it_says_how_many_values_it_needs(window: int, gap: int) -> None:
+    """One fewer, and the same value is not judged."""
+    rule = Spike("cross_entropy", window, gap)
+    assert told([*flat(rule.needs), 9.0], Spike("cross_entropy", window, gap)) == [(rule.needs, "info")]
+    assert told([*flat(rule.needs - 1), 9.0], rule) == []
+
+
 @pytest.mark.parametrize(("before", "armed"), [(63, False), (64, True), (65, True), (300, True)])
 def test_it_begins_after_64_values(before: int, armed: bool) -> None:
     """Sooner nothing is known to hold a value against."""

@@ -79,6 +79,11 @@ class Spike(MetricRule):
         self._judged = 0
         self._frozen: tuple[int, float, float] | None = None  # when to look again, level and scale of before
 
+    @property
+    def needs(self) -> int:
+        """Return how many values it learns from before it judges one."""
+        return self._baseline.needs
+
     def judge(self, value: float, report: Report) -> Alert | None:
         """Compare one value with earlier ones; return its gravest alert, or ``None``."""
         now = self._judged
