@@ -263,7 +263,7 @@ def test_alerts_at_one_step_share_their_evidence() -> None:
     assert (first.severity, len(first.sayings), first.blame) == (
         "critical",
         2,
-        ["The worst sequence explains 90% of the jump."],
+        ["The worst sequence explains 90% of the jump of the cross-entropy."],
     )
     assert first.address == "step 0, sequence 3"
     assert (first.open, second.open) == (True, False)
