@@ -122,7 +122,7 @@ def test_only_the_wiring_knows_a_framework(module: str) -> None:
 # Names with an underscore belong to their room. Those of a library stand in one file, and ``test_private_names`` tries each.
 LIBRARIES = {
     "torch": "pplmon.measure.private_names",
-    "torchmetrics": "pplmon.tally.states",
+    "torchmetrics": "pplmon.tally.as_metric",
     "Lightning": "pplmon.trainers.lightning.private_names",
     "wandb-workspaces": "pplmon.sinks.wandb_workspace",
 }

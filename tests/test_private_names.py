@@ -19,8 +19,8 @@ from pplmon import TokenTally
 from pplmon.alerts.actions import save_batch
 from pplmon.measure import private_names as of_torch
 from pplmon.tally import GradNorm
+from pplmon.tally.as_metric import AsMetric
 from pplmon.tally.ranks import Group
-from pplmon.tally.states import States
 from tests.models import loader, make_module
 
 TORCH, TORCHMETRICS = f"torch {torch.__version__} changed", f"torchmetrics {torchmetrics.__version__} changed"
@@ -111,7 +111,7 @@ def test_torchmetrics_still_calls_what_a_tally_replaces() -> None:
     """The base class has these methods, and takes them like this; nothing else of its own is replaced by accident."""
     base = torchmetrics.Metric
     private = {
-        name for name in {**vars(States), **vars(TokenTally)} if name.startswith("_") and not name.endswith("__")
+        name for name in {**vars(AsMetric), **vars(TokenTally)} if name.startswith("_") and not name.endswith("__")
     }
     assert {name for name in private if hasattr(base, name)} - {"_abc_impl"} == REPLACED, f"{TORCHMETRICS} its methods"
     taken = list(inspect.signature(base._sync_dist).parameters)

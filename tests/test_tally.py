@@ -269,13 +269,13 @@ def test_many_ranks_at_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     tally = TokenTally()
     tally.update(*batch())
     one = tally.totals()
-    many = ReadOut(tally._cells(), Many(), (), tally._layout, Doing()).totals()
+    many = ReadOut(tally.cells(), Many(), (), tally._layout, Doing()).totals()
     assert many["tokens"] == 64 * one["tokens"] and many["token_loss_bits"] == one["token_loss_bits"]
     tally.sums, tally.histogram = (
         torch.full_like(tally.sums, layout.CEILING),
         torch.full_like(tally.histogram, layout.CEILING),
     )
-    many = ReadOut(tally._cells(), Many(), (), tally._layout, Doing()).totals()
+    many = ReadOut(tally.cells(), Many(), (), tally._layout, Doing()).totals()
     assert min(many.sums + many.histogram.buckets()) > 2**62 and many.report().cross_entropy == pytest.approx(1)
 
 
