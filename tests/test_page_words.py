@@ -291,8 +291,19 @@ def test_runs_are_compared_number_by_number(tmp_path: Path) -> None:
     assert lines["train/token_accuracy, last"].best == [True, False]
     assert lines["alerts"].values == ["0", "1"] and lines["notices"].values == ["0", "0"]
     assert "–" not in lines["train/worst_1pct_loss, highest"].values  # known of a run that no alert was about it, too
+    assert lines["train/max_sequence_loss, highest"].best == [True, False]
     assert differing(runs) == {}
     changed = Run(**{**vars(runs[1]), "settings": {**runs[1].settings, "every_n_steps": 20, "note": "x" * 5000}})
     found = differing([runs[0], changed])
     assert found["every_n_steps"] == ["10", "20"]
     assert found["note"][0] == "–" and len(found["note"][1]) < 700
+
+
+def test_of_runs_of_unlike_length_no_highest_is_the_best(tmp_path: Path) -> None:
+    """A longer run had more steps to have a hard one in; last values are compared all the same."""
+    write_run(tmp_path / "a", steps=60, spike=None)
+    write_run(tmp_path / "b", steps=100)
+    lines = {line.title: line for line in differences(read_runs(find([tmp_path])))}
+    assert len(set(lines["train/max_sequence_loss, highest"].numbers)) == 2
+    assert lines["train/max_sequence_loss, highest"].best == [False, False]
+    assert any(lines["train/perplexity, last"].best)
