@@ -95,7 +95,11 @@ def test_slack_and_discord_have_their_own_shapes() -> None:
     assert set(slack) == {"text"}
     assert slack["text"].startswith("*critical: Spike: train/cross_entropy*\n```\nstep 7: jumped\n")
     assert "&lt;!channel&gt;" in slack["text"] and "<!" not in slack["text"] and slack["text"].count("```") == 2
-    assert "61% of the jump" in slack["text"] and "rank 1" in slack["text"] and "3 more like it" in slack["text"]
+    assert (
+        "61% of the jump of the cross-entropy" in slack["text"]
+        and "rank 1" in slack["text"]
+        and "3 more like it" in slack["text"]
+    )
     assert set(discord) == {"content", "allowed_mentions"} and discord["allowed_mentions"] == {"parse": []}
     assert discord["content"].count("```") == 2
     long = Message(pplmon.Alert("r", "x" * 9000), 0, 0)

@@ -109,7 +109,7 @@ def test_an_alert_names_the_group_that_moved_through_a_checkpoint_and_in_a_repla
     assert found[110, "Spike"] == ("code", pytest.approx(min(1.0, share), rel=1e-4))
     rows = [row for row in read_journal(tmp_path) if row["kind"] == "alert"]
     assert {(r["step"], r["rule"]): (r.get("blame_group"), r.get("blame_group_share")) for r in rows} == found
-    sentence = f"The group code explains {min(1.0, share):.0%} of the jump."
+    sentence = f"The group code explains {min(1.0, share):.0%} of the jump of the cross-entropy."
     assert sentence in pplmon.page(tmp_path).html and sentence in capsys.readouterr().out
     series = replay.read(tmp_path)
     again = [fired.alert for fired in replay.run(series, replay.Rules([], series)).fired]

@@ -1,4 +1,4 @@
-"""benchmarks/blame: the peers do what their sources say, the shipped data give the numbers of docs/alerts.md, and more can be made."""
+"""benchmarks/blame: the peers do what their sources say, the shipped data give the numbers of docs/alerts-evidence.md, and more can be made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks are no part of the package
 from benchmarks.blame import faults, peers, public, score, simulate  # noqa: E402
 from pplmon.demo.text import language_reference  # noqa: E402
 
-PAGE = (ROOT / "docs/alerts.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/alerts-evidence.md").read_text(encoding="utf-8")
 CALM = [1.9, 2.1] * 100  # mean 2, standard deviation 0.1
 
 
@@ -193,7 +193,7 @@ def pairs(run: score.Run) -> list[tuple[float, float]]:
 
 @pytest.mark.slow
 def test_scoring_gives_the_numbers_of_the_page(held_out: list[score.Run]) -> None:
-    """Both tables and the promise stand in docs/alerts.md as they are printed."""
+    """Both tables and the promise stand in docs/alerts-evidence.md as they are printed."""
     scores = {name: score.score(make, held_out) for name, make in score.all_rules().items()}
     assert score.table(held_out, scores) in PAGE
     assert score.naming(held_out, scores[score.OURS]) in PAGE

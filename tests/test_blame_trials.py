@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # benchmarks are no part of the package
 from benchmarks.blame import frozen, peers, trials  # noqa: E402
 from benchmarks.blame.faults import Model  # noqa: E402
 
-PAGE = (ROOT / "docs/alerts.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/alerts-evidence.md").read_text(encoding="utf-8")
 CALM = [1.9, 2.0, 2.1] * 20  # median 2.0, MAD 0.1
 
 
@@ -110,7 +110,7 @@ def test_a_function_of_ones_own_is_scored(bed: trials.Bed) -> None:
 
 @pytest.mark.slow
 def test_scoring_gives_the_numbers_of_the_page(bed: trials.Bed) -> None:
-    """The tables stand in docs/alerts.md as they are printed."""
+    """The tables stand in docs/alerts-evidence.md as they are printed."""
     scores = {name: trials.score(make, bed, "held-out") for name, make in trials.judges().items()}
     assert trials.table(scores) in PAGE
     assert trials.naming(scores[trials.OURS]) in PAGE

@@ -77,8 +77,8 @@ def test_what_is_said(finished: tuple[Path, str]) -> None:
     assert first.startswith(f"pplmon demo: {STEPS} steps")
     assert f"step {SETTLED} " in second and "on purpose" in second
     assert f"step {SETTLED}: now comes row" in out
-    assert re.search(rf"^corrupted step {SETTLED}: alerted by Spike\(.*\) at step {SETTLED}$", out, re.MULTILINE)
-    assert "other alerts: none" in out
+    assert re.search(rf"^corrupted step {SETTLED}: found by Spike\(.*\) at step {SETTLED}$", out, re.MULTILINE)
+    assert "other alerts and notices: none" in out
     for key in ("train/cross_entropy", "train/perplexity", "val/perplexity", "train/token_accuracy", "max_token_loss"):
         assert key in out
     assert f"{STEPS} steps in" in out
@@ -172,10 +172,16 @@ def test_the_verdict_counts_alerts_of_training_only() -> None:
     alert = {"kind": "alert", "rule": "Spike", "metric": "cross_entropy", "stage": "train", "step": 9}
     assert corruption_found([alert], 9) and not corruption_found([alert], 8)
     assert not corruption_found([alert | {"stage": "val"}], 9)
-    assert verdict([alert], 9) == ["corrupted step 9: alerted by Spike(cross_entropy) at step 9", "other alerts: none"]
-    missed = ["corrupted step 8: NOT found by any alert", "other alerts: Spike(cross_entropy) at train step 9"]
+    assert verdict([alert], 9) == [
+        "corrupted step 9: found by Spike(cross_entropy) at step 9",
+        "other alerts and notices: none",
+    ]
+    missed = [
+        "corrupted step 8: NOT found by any alert",
+        "other alerts and notices: Spike(cross_entropy) at train step 9",
+    ]
     assert verdict([alert], 8) == missed
-    assert verdict([], None) == ["other alerts: none"]
+    assert verdict([], None) == ["other alerts and notices: none"]
 
 
 def test_every_held_out_byte_is_scored_once() -> None:

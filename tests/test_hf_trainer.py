@@ -136,6 +136,22 @@ def test_several_eval_sets_have_a_pass_each(tmp_path: Path) -> None:
     assert stages == ["train", "train", "val/wiki", "val/code"]
 
 
+@pytest.mark.parametrize("given", [{}, {"numbers": ["perplexity"]}])
+def test_a_row_has_ten_keys_more_or_those_that_are_asked_for(given: dict[str, Any], tmp_path: Path) -> None:
+    """The journal has all of them in both."""
+    plain = trainer(tmp_path / "plain", max_steps=2, eval_strategy="steps", eval_steps=2)
+    made = trainer(tmp_path / "watched", max_steps=2, eval_strategy="steps", eval_steps=2)
+    pplmon.watch(made, **given)
+    for one in (plain, made):
+        one.train()
+    before, after = ([set(row) for row in one.state.log_history[:2]] for one in (plain, made))
+    more = [row - old for row, old in zip(after, before)]
+    assert {f"eval_{key}" for key in more[0]} == more[1]
+    assert more[0] == {"perplexity"} if given else len(more[0]) == 10
+    reports = [row for row in read_journal(tmp_path / "watched") if row["kind"] == "report"]
+    assert all({"perplexity", "max_sequence_loss", "worst_1pct_loss"} <= row["numbers"].keys() for row in reports)
+
+
 @pytest.mark.parametrize("prefix", ["", "my_"])
 def test_charts_find_the_curves_of_the_trainer(prefix: str, tmp_path: Path) -> None:
     """In its own event file, under its own tags: one number a chart, of each data set."""

@@ -113,6 +113,24 @@ def test_a_run_that_nothing_judged_is_not_called_healthy() -> None:
     assert verdict(Run(**{**vars(unjudged), "tables": {}})).text == "No numbers yet."
 
 
+def test_a_run_too_short_for_its_rules_is_not_called_healthy() -> None:
+    """Spike knows what is usual after 64 values; a shorter one, or one that was resumed with what it knew, is judged earlier."""
+    rules = ["NonFinite()", "Unknown()", "Spike('cross_entropy')", "Spike('max_sequence_loss', window=200)"]
+
+    def judged(steps: int, rules: list[str] = rules, resumed_at: int | None = None) -> tuple[str, str]:
+        table = Table.of({step: {"max_sequence_loss": 2.0} for step in range(steps)}, ["max_sequence_loss"])
+        settings = {"alerts": rules, "resumed_at": resumed_at}
+        found = verdict(Run(**{**vars(a_run()), "tables": {"train": table}, "settings": settings}))
+        return found.state, found.text
+
+    short = "No alert in 64 steps, too few for the Spike rules: they judge from value 65 on."
+    assert judged(64) == ("look", short)
+    assert judged(65) == ("good", "Healthy: no alert in 65 steps.")
+    assert judged(64, resumed_at=10)[0] == judged(64, ["NonFinite()"])[0] == "good"
+    assert judged(20, ["Spike('cross_entropy', window=16, gap=4)"])[0] == "good"
+    assert judged(3, ["Spike('cross_entropy', stage='val')"])[0] == "good"
+
+
 def test_non_finite_losses_are_named() -> None:
     """They are not a matter of limits."""
     table = Table.of({step: {"nonfinite_tokens": step > 5} for step in range(9)}, ["nonfinite_tokens"])
@@ -245,7 +263,7 @@ def test_alerts_at_one_step_share_their_evidence() -> None:
     assert (first.severity, len(first.sayings), first.blame) == (
         "critical",
         2,
-        ["The worst sequence explains 90% of the jump."],
+        ["The worst sequence explains 90% of the jump of the cross-entropy."],
     )
     assert first.address == "step 0, sequence 3"
     assert (first.open, second.open) == (True, False)
@@ -273,8 +291,19 @@ def test_runs_are_compared_number_by_number(tmp_path: Path) -> None:
     assert lines["train/token_accuracy, last"].best == [True, False]
     assert lines["alerts"].values == ["0", "1"] and lines["notices"].values == ["0", "0"]
     assert "–" not in lines["train/worst_1pct_loss, highest"].values  # known of a run that no alert was about it, too
+    assert lines["train/max_sequence_loss, highest"].best == [True, False]
     assert differing(runs) == {}
     changed = Run(**{**vars(runs[1]), "settings": {**runs[1].settings, "every_n_steps": 20, "note": "x" * 5000}})
     found = differing([runs[0], changed])
     assert found["every_n_steps"] == ["10", "20"]
     assert found["note"][0] == "–" and len(found["note"][1]) < 700
+
+
+def test_of_runs_of_unlike_length_no_highest_is_the_best(tmp_path: Path) -> None:
+    """A longer run had more steps to have a hard one in; last values are compared all the same."""
+    write_run(tmp_path / "a", steps=60, spike=None)
+    write_run(tmp_path / "b", steps=100)
+    lines = {line.title: line for line in differences(read_runs(find([tmp_path])))}
+    assert len(set(lines["train/max_sequence_loss, highest"].numbers)) == 2
+    assert lines["train/max_sequence_loss, highest"].best == [False, False]
+    assert any(lines["train/perplexity, last"].best)

@@ -239,11 +239,19 @@ def test_the_command(journal: Path) -> None:
     assert lines[4].split() == ["Spike('cross_entropy')", "0", "1", "0", "0/1", "1/1", "0", *rates]
     assert lines[5].split() == ["Above('cross_entropy',", "6.5)", "1", "0", "1", "1/1", "1/1", "1", "0", *rates]
     assert lines[6].startswith("any of them")
-    assert lines[7].startswith(
-        "false: events of pages outside of marked incidents (--incident), also per 100,000 judged"
-    )
-    assert lines[8].startswith("suggested for Spike('cross_entropy'): Spike('cross_entropy', limit=")
-    assert lines[9].startswith("suggested for Above('cross_entropy', 6.5): Above('cross_entropy', 2.1")
+    assert lines[7] == "pages: warnings and critical alerts. events: pages close together, counted as one."
+    assert lines[8].startswith("false: events that begin within no --incident, per 100,000 judged values and")
+    assert lines[8].endswith("0 (< 60): none was seen, so the rate is below 60, with 95 % confidence.")
+    assert lines[9].startswith("suggested for Spike('cross_entropy'): Spike('cross_entropy', limit=")
+    assert lines[10].startswith("suggested for Above('cross_entropy', 6.5): Above('cross_entropy', 2.1")
+
+
+def test_without_incidents_every_event_is_called_false(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Below the table, in words of their own."""
+    assert cli.main(["replay", str(journal), "--rule", "Above('cross_entropy', 6.5)"]) == 0
+    out = capsys.readouterr().out
+    assert "\nfalse: all events, as no --incident marks a true one, per 100,000 judged values and per 100,000" in out
+    assert "begin within no" not in out
 
 
 def test_json(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:

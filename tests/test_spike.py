@@ -80,11 +80,19 @@ def test_what_a_notice_says() -> None:
     (up,) = alerts_of([*flat(200), 9.0])
     assert (up.rule, up.value, up.step, up.severity) == ("Spike", 9.0, 200, "info")
     assert up.threshold == pytest.approx(at(12))
-    assert up.text == "step 200: train/cross_entropy jumped to 9 from a median of 2 (scale 0.002)"
+    assert up.text == "step 200: train/cross_entropy jumped to 9 from a median of 2 (usual spread 0.002)"
     (down,) = alerts_of([*flat(200), 1.0])
-    assert down.text == "step 200: train/cross_entropy fell to 1 from a median of 2 (scale 0.002)"
+    assert down.text == "step 200: train/cross_entropy fell to 1 from a median of 2 (usual spread 0.002)"
     assert down.threshold == pytest.approx(at(-12))
     assert told([*flat(200), at(10)], Spike("cross_entropy", hard=9.0)) == [(200, "info")]
+
+
+@pytest.mark.parametrize(("window", "gap"), [(128, 16), (16, 4), (3, 1), (5, 0), (200, 7)])
+def test_it_says_how_many_values_it_needs(window: int, gap: int) -> None:
+    """One fewer, and the same value is not judged."""
+    rule = Spike("cross_entropy", window, gap)
+    assert told([*flat(rule.needs), 9.0], Spike("cross_entropy", window, gap)) == [(rule.needs, "info")]
+    assert told([*flat(rule.needs - 1), 9.0], rule) == []
 
 
 @pytest.mark.parametrize(("before", "armed"), [(63, False), (64, True), (65, True), (300, True)])
@@ -130,7 +138,7 @@ def test_hard_values_that_repeat_call_a_person() -> None:
     assert told(values, Spike("cross_entropy", repeats=2)) == [(200, "info"), (281, "warning")]
     assert told(values, Spike("cross_entropy", repeats=None)) == [(200, "info"), (443, "info")]
     text = alerts_of(values)[1].text
-    assert text == "step 362: train/cross_entropy jumped again, to 2.04 from a median of 2 (scale 0.002)"
+    assert text == "step 362: train/cross_entropy jumped again, to 2.04 from a median of 2 (usual spread 0.002)"
     assert told(flat(200) + 4 * [at(20), *flat(210)]) == [(step, "info") for step in (200, 411, 622, 833)]
 
 

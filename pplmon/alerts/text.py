@@ -76,14 +76,16 @@ def markdown(table: Table) -> str:
 
 
 def blame(alert: Alert) -> list[str]:
-    """Return a sentence on the share of the jump that each explains, where known: a group, the worst sequence, the worst token."""
+    """Return a sentence on the share of the jump of the cross-entropy that each explains, where known: a group, a sequence, a token."""
     group = "The group " + visible(alert.blame_group or "").replace("\n", " ")
     shares = (
         (group, alert.blame_group_share),
         ("The worst sequence", alert.blame_sequence),
         ("The worst token", alert.blame_token),
     )
-    return [f"{what} explains {share:.0%} of the jump." for what, share in shares if share is not None]
+    return [
+        f"{what} explains {share:.0%} of the jump of the cross-entropy." for what, share in shares if share is not None
+    ]
 
 
 def title(alert: Alert) -> str:

@@ -69,7 +69,7 @@ def summary_table(rows: Sequence[Row], title: str) -> Table:
     """Return first, best, worst and last of the numbers in ``SHOWN`` over the logged windows and passes."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True, min_width=max(map(len, SHOWN)))
-    for header in ("first", "best", "worst", "in the window to", "last"):
+    for header in ("first", "best", "worst", "its window ends at", "last"):
         table.add_column(header, justify="right")
     for key, more_is_better in SHOWN.items():
         series = numbers(rows, key)
@@ -99,15 +99,15 @@ def corruption_found(rows: Sequence[Row], corrupted: int) -> bool:
 
 
 def verdict(rows: Sequence[Row], corrupted: int | None) -> list[str]:
-    """Say which alerts named the corrupted step, and which others there were."""
+    """Say which alerts and notices named the corrupted step, and which others there were."""
     alerts = [row for row in rows if row["kind"] == "alert"]
     hits = [row for row in alerts if corrupted is not None and _is_of(row, corrupted)]
     lines = []
     if corrupted is not None:
-        by = f"alerted by {', '.join(map(_rule, hits))} at step {corrupted}" if hits else "NOT found by any alert"
+        by = f"found by {', '.join(map(_rule, hits))} at step {corrupted}" if hits else "NOT found by any alert"
         lines.append(f"corrupted step {corrupted}: {by}")
     others = [f"{_rule(row)} at {row['stage']} step {row['step']}" for row in alerts if row not in hits]
-    lines.append(f"other alerts: {', '.join(others) or 'none'}")
+    lines.append(f"other alerts and notices: {', '.join(others) or 'none'}")
     return lines
 
 

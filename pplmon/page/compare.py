@@ -86,8 +86,9 @@ def _readings(runs: Sequence[Run]) -> list[tuple[str, Reading, Callable[[Sequenc
             rows.append((f"{shown(part)}/{name}, last", _last(part, name), better))
             if stage == "val":
                 rows.append((f"{shown(part)}/{name}, best", _extreme(part, name, better), better))
+    lowest = min if len({run.steps for run in runs}) == 1 else None  # the highest of fewer steps is lower anyway
     for name in HIGHEST:
-        rows.append((f"train/{name}, highest", _extreme("train", name, max), min))
+        rows.append((f"train/{name}, highest", _extreme("train", name, max), lowest))
     rows.append(("train/nonfinite_tokens, in all", lambda run: sum(_points(run, "train", "nonfinite_tokens")), min))
     rows.append(("alerts", lambda run: sum(alert.severity != "info" for alert in run.alerts), min))
     rows.append(("notices", lambda run: sum(alert.severity == "info" for alert in run.alerts), min))

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from statistics import median
 
-from pplmon.alerts import Alert
+from pplmon.alerts import Alert, Spike
 from pplmon.alerts.words import percent, plural, shown
 from pplmon.page.runs import Run
+from pplmon.replay.read.series import ReplayError
+from pplmon.replay.rules import parse_rule
 
 APART = 10  # alerts at most so many steps apart are one incident
 LATEST = 3  # read-outs whose median has to be back on the good side for an alert to be over
@@ -73,6 +75,10 @@ def verdict(run: Run) -> Verdict:
         return Verdict("good", f"Healthy{again}, {'; '.join(said)}.")
     if run.settings.get("alerts") == []:
         return Verdict("look", f"No rule judged this run ({plural(run.steps, 'step')}, alerts=[]).")
+    needed = _too_short_for(run)
+    if needed:
+        few = f"No alert in {plural(run.steps, 'step')}, too few for the Spike rules"
+        return Verdict("look", f"{few}: they judge from value {needed + 1} on.")
     return Verdict("good", f"Healthy: no alert in {plural(run.steps, 'step')}.")
 
 
@@ -86,6 +92,25 @@ def incidents(alerts: Sequence[Alert]) -> list[Incident]:
         else:
             groups.append([alert])
     return [Incident(tuple(group)) for group in groups]
+
+
+def _too_short_for(run: Run) -> int:
+    """Return how many values the run's Spike rules learn from, where none of them has judged any; else 0."""
+    if run.settings.get("resumed_at") is not None:
+        return 0  # they have what they learnt before
+    rules = [rule for text in run.settings.get("alerts") or () if (rule := _spike(text)) is not None]
+    least = min((rule.needs for rule in rules if rule.judges("train")), default=0)
+    values = len(run.tables["train"].steps) if "train" in run.tables else 0
+    return least if values <= least else 0
+
+
+def _spike(text: str) -> Spike | None:
+    """Return the rule that a journal names, if it is a Spike; a rule of the user's may not be known here."""
+    try:
+        rule = parse_rule(text)
+    except ReplayError:
+        return None
+    return rule if isinstance(rule, Spike) else None
 
 
 def _over(run: Run, alert: Alert) -> bool:

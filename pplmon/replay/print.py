@@ -13,10 +13,12 @@ from pplmon.replay.suggest import Suggestion
 from pplmon.report.visible import visible
 
 SHOWN = 50  # alerts; --json has all
-RATES = (
-    "false: events of pages outside of marked incidents (--incident), also per 100,000 judged values and optimizer steps. "
-    "0 (< 60): none was seen, and more than 60 would have shown one, with 95 % confidence."
+PAGES = "pages: warnings and critical alerts. events: pages close together, counted as one."
+FALSE = "false: events that begin within no --incident, per 100,000 judged values and per 100,000 optimizer steps."
+UNMARKED = (
+    "false: all events, as no --incident marks a true one, per 100,000 judged values and per 100,000 optimizer steps."
 )
+NONE_SEEN = "0 (< 60): none was seen, so the rate is below 60, with 95 % confidence."
 PIPE_WIDTH = 160  # columns: rich takes a pipe for 80, and would fold a rule's text
 
 
@@ -57,8 +59,9 @@ def show(series: Series, result: Result, scores: Sequence[Score], suggestions: S
     if not result.fired:
         line("No rule would have fired.")
     console.print(_table(scores, escape))
+    line(PAGES, "dim")
     if any(score.quiet_values for score in scores):
-        line(RATES, "dim")
+        line(f"{FALSE if any(score.incidents for score in scores) else UNMARKED} {NONE_SEEN}", "dim")
     for suggestion in suggestions:
         line(_suggestion(suggestion))
     if result.differs is not None:

@@ -49,6 +49,12 @@ class Baseline:
         self._new_means = 0  # since ``forget``
         self._pending = 0  # values since the last renewal
 
+    @property
+    def needs(self) -> int:
+        """Return how many values come before the first middle."""
+        least = self._gap + self._lag + self._level
+        return least + -least % self._block  # it is renewed once a block
+
     def push(self, value: float) -> None:
         """Add one finite value."""
         self._values.append(value)

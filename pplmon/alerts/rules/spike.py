@@ -79,6 +79,11 @@ class Spike(MetricRule):
         self._judged = 0
         self._frozen: tuple[int, float, float] | None = None  # when to look again, level and scale of before
 
+    @property
+    def needs(self) -> int:
+        """Return how many values it learns from before it judges one."""
+        return self._baseline.needs
+
     def judge(self, value: float, report: Report) -> Alert | None:
         """Compare one value with earlier ones; return its gravest alert, or ``None``."""
         now = self._judged
@@ -152,7 +157,7 @@ class Spike(MetricRule):
         # A second warning while we wait is judged by the level of before the first.
         if self.recovery_steps is not None and self._frozen is None:
             self._frozen = (now + self.recovery_steps, rise.middle, rise.scale)
-        text = f"{rise.what} {value:.4g} from a median of {rise.middle:.4g} (scale {rise.scale:.2g})"
+        text = f"{rise.what} {value:.4g} from a median of {rise.middle:.4g} (usual spread {rise.scale:.2g})"
         return self.alert(report, value, rise.threshold, text)
 
     def _not_recovered(self, now: int, value: float, report: Report) -> Alert | None:
@@ -175,5 +180,5 @@ class Spike(MetricRule):
         if kind == "fall":
             what, scale, edge = "fell to", base.scale_below, base.falling - hard * base.scale_below
             base.forget()  # the level of before is no longer what to expect
-        text = f"{what} {value:.4g} from a median of {base.middle:.4g} (scale {scale:.2g})"
+        text = f"{what} {value:.4g} from a median of {base.middle:.4g} (usual spread {scale:.2g})"
         return self.alert(report, value, edge, text, severity="info")
