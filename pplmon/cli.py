@@ -95,7 +95,7 @@ def _run(given: Sequence[str], out: TextIO, as_json: bool) -> Exit:
             else:
                 answer = next(answers, None)
     except BrokenPipeError:  # whoever read the answers has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        _drop(out)
         return code
     except UsageError as error:
         failed, told = one_line(error), error.usage
@@ -134,9 +134,19 @@ def _give(answer: Answer, out: TextIO | None) -> None:
         return
     try:
         answer.show()
+        sys.stdout.flush()
     except SystemExit:  # of rich, where whoever read the answers has had enough
         raise BrokenPipeError from None
-    sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop(sys.stdout)
+        raise CommandError(f"the answer cannot be written: {error}") from error
+
+
+def _drop(out: TextIO) -> None:
+    """Send what was not written yet nowhere: Python would try it once more at the end, and set an exit code of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
 def _print_json(values: Mapping[str, Any], out: TextIO) -> None:

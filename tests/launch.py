@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,25 @@ def start_server() -> Any:
     """Start the process that others are forked off, if it does not run yet; return multiprocessing's way to use it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
-    forkserver.ensure_running()
+    with _quiet():
+        forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Have processes that are started meanwhile say nothing: what ranks warn of is expected, and tests get their errors."""
+    kept = [os.dup(stream) for stream in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    try:
+        yield
+    finally:
+        for stream, before in zip((1, 2), kept):
+            os.dup2(before, stream)
+        for each in (*kept, nowhere):
+            os.close(each)
 
 
 def start_script(path: str, *args: object, out: Path, cwd: Path = ROOT, **environment: str) -> Any:
