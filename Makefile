@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
-PYTEST := -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+# One process more than cores: ranks of tests sleep while they wait for each other.
+PYTEST = -m pytest --numprocesses $$($(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 8))') --dist loadfile
 OLDEST := $(addprefix tests/test_,$(addsuffix .py,actions declared distributed laws layout lightning lightning_ranks monitor \
 	observe_loss private_names replay resume sinks_journal sinks_tensorboard sinks_wandb sizes tally tally_arrays tally_metric tokens))
 
@@ -24,7 +25,7 @@ help:
 demo: .venv/installed
 	$(BIN)/pplmon demo $(ARGS)
 
-# A process for each core, and one thread in each: -n 0 in ARGS runs them in this one.
+# One thread in each process: -n 0 in ARGS runs them in this one.
 test: export OMP_NUM_THREADS ?= 1
 test: .venv/installed
 	$(BIN)/python $(PYTEST) -m "not slow" $(ARGS)

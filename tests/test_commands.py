@@ -264,7 +264,11 @@ def test_whoever_reads_the_answers_may_stop(runs: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [("doctor nan.pt --json", Exit.FOUND), ("replay a", Exit.FINE), ("doctor nan.pt", Exit.FOUND)],
+    [
+        ("doctor nan.pt --json", Exit.FOUND),
+        pytest.param("replay a", Exit.FINE, marks=pytest.mark.slow),
+        pytest.param("doctor nan.pt", Exit.FOUND, marks=pytest.mark.slow),
+    ],
 )
 def test_who_reads_nothing_at_all_changes_no_exit_code(runs: Path, arguments: str, code: Exit) -> None:
     """In words, too, which rich prints."""
@@ -273,8 +277,15 @@ def test_who_reads_nothing_at_all_changes_no_exit_code(runs: Path, arguments: st
     assert (done.returncode, done.stderr) == (code, "")
 
 
-@pytest.mark.parametrize("to", ["> /dev/full", ">&-"])
-@pytest.mark.parametrize("json_too", ["", " --json"])
+@pytest.mark.parametrize(
+    ("to", "json_too"),
+    [
+        ("> /dev/full", ""),
+        (">&-", " --json"),
+        pytest.param("> /dev/full", " --json", marks=pytest.mark.slow),
+        pytest.param(">&-", "", marks=pytest.mark.slow),
+    ],
+)
 def test_an_answer_that_cannot_be_written_is_not_taken_for_a_finding(runs: Path, to: str, json_too: str) -> None:
     """On a full disk, or where standard output is closed."""
     command = f"{sys.executable} -m pplmon report a{json_too} {to}"

@@ -94,7 +94,7 @@ def report_of(stats: TokenStats) -> pplmon.Report:
 # What a loss knows.
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 @pytest.mark.parametrize("name", TABLE)
 def test_a_fused_loss_gives_the_numbers_of_its_logits(
     name: str, dtype: torch.dtype, request: pytest.FixtureRequest

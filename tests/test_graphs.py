@@ -61,6 +61,7 @@ def test_token_stats_in_a_compiled_step() -> None:
     assert graphs <= 4
 
 
+@pytest.mark.slow  # tests of Lightning and of the Trainer have compiled modules
 def test_a_monitor_in_a_compiled_step() -> None:
     """It reports what one outside would."""
     within, outside = (pplmon.Monitor(every_n_steps=100, alerts=[]) for _ in range(2))

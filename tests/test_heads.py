@@ -18,6 +18,7 @@ def test_every_head_that_can_be_built_shows_its_own_loss() -> None:
     assert not [row for row in built if not row.agrees and row.name not in heads.EXCEPTIONS]
 
 
+@pytest.mark.slow  # test_huggingface has families of each kind
 def test_a_few_families_of_each_kind() -> None:
     """Causal ones that shift and such that do not, a decoder of an encoder–decoder family, experts, and states in place of attention."""
     names = (
