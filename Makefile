@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 # One process more than cores: ranks of tests sleep while they wait for each other.
-PYTEST = -m pytest --numprocesses $$($(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 8))') --dist loadfile
+PYTEST = -m pytest --numprocesses $$($(PYTHON) -c 'import os; print(min(os.cpu_count() + 1, 8))') --dist loadfile
 OLDEST := $(addprefix tests/test_,$(addsuffix .py,actions declared distributed laws layout lightning lightning_ranks monitor \
 	observe_loss private_names replay resume sinks_journal sinks_tensorboard sinks_wandb sizes tally tally_arrays tally_metric tokens))
 
