@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 import pplmon
 
+FOLDER = tempfile.mkdtemp()  # of this process: two that write one journal are warned of it
 VOCAB = 37
 SMALL = {
     "vocab_size": VOCAB,
@@ -84,6 +86,7 @@ def run(
     """Return what is shown of a stage, what is true, and what pplmon said."""
     settings = {"every_n_steps": 1, "alerts": [], **settings}
     trainer = pl.Trainer(
+        default_root_dir=FOLDER,
         max_epochs=1,
         accelerator="cpu",
         devices=1,

@@ -148,7 +148,7 @@ def test_a_policy_is_counted_and_its_frozen_reference_is_not(stage: str, order: 
     shown, true, told = run(Module(body, **{name: models[name] for name in names}), stage)
     assert shown == pytest.approx(true, abs=1e-5)
     assert "policy (call 2): all of them count" in told[0] and "reference" not in told[0]
-    assert all("a loss of" in line for line in told[1:])
+    assert [line for line in told[1:] if "a loss of" not in line] == []
 
 
 @both
