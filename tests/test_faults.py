@@ -286,6 +286,7 @@ def test_no_sink_minds_a_disk_that_takes_nothing(tmp_path: Path, sink: str, disk
         where,
         sink,
         limit,
+        afresh=True,  # whose standard error is a pipe: a file of it would not grow beyond the limit either
         TMPDIR=str(tmp_path),
         WANDB_MODE="offline",
         WANDB_SILENT="true",
