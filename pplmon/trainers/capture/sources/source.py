@@ -38,9 +38,8 @@ class Found(NamedTuple):
     items: Tensor | float | None = None  # what that loss is divided by, where it is not the tokens
     input_ids: Tensor | None = None  # what a causal model read
     attention_mask: Tensor | None = None
-    losses: Losses | Recomputed | None = (
-        None  # of a head that made no logits; ``logits`` are what it has in their place
-    )
+    # Of a head that made no logits; ``logits`` are what it has in their place.
+    losses: Losses | Recomputed | None = None
 
 
 class Source:
